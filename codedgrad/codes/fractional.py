@@ -1,0 +1,49 @@
+"""Fractional repetition: groups of workers that all compute the same.
+
+R. Tandon, Q. Lei, A. Dimakis, N. Karampatziakis, "Gradient Coding: Avoiding
+Stragglers in Distributed Learning", ICML 2017, Algorithm 1.
+"""
+
+from __future__ import annotations
+
+from codedgrad.codes.code import Code
+from codedgrad.codes.rows import own_rows, positive
+from codedgrad.codes.tree import SumTree
+from codedgrad.errors import ConfigError
+
+
+def fractional(workers: int, copies: int = 2, micro: int = 1) -> Code:
+    """Group q, of `copies` workers, computes shards q * copies .. and sends their sum.
+
+    One row of any worker of each group decodes, so any copies - 1 stragglers are
+    tolerated; the price is `copies` passes by every worker in every step.
+
+    Args:
+        workers: n, also the number of shards.
+        copies: d = s + 1, size of a group; divides n.
+        micro: micro-batches of a shard (memory; they are sent as one row).
+    """
+    positive(workers=workers, copies=copies, micro=micro)
+    if workers % copies:
+        divisors = [d for d in range(1, workers + 1) if workers % d == 0]
+        raise ConfigError(
+            f"copies={copies} does not divide {workers} workers into groups; "
+            f"possible: {divisors}"
+        )
+    tree = SumTree.of_levels((micro, copies, workers // copies))
+    span = copies * micro
+    work = tuple(
+        (tree.node(j // copies * span, (j // copies + 1) * span),)
+        for j in range(workers)
+    )
+    return Code(
+        name="fractional",
+        parameters=(("copies", copies), ("micro", micro)),
+        workers=workers,
+        shards=workers,
+        micro=micro,
+        tree=tree,
+        work=work,
+        required=(1,) * workers,
+        rows=own_rows(work),
+    )

@@ -1,0 +1,55 @@
+"""Scheduled repetition: whole shards, in an order that differs by worker.
+
+M. Mohammadi Amiri and D. Gunduz, "Computation Scheduling for Distributed Machine
+Learning with Straggling Workers", IEEE Trans. Signal Processing, 2019.
+"""
+
+from __future__ import annotations
+
+from codedgrad.codes.code import Code
+from codedgrad.codes.rows import own_rows, positive
+from codedgrad.codes.tree import SumTree
+from codedgrad.errors import ConfigError
+
+ORDERS = ("cyclic", "staircase")
+
+
+def scheduled(
+    workers: int, copies: int = 2, order: str = "cyclic", micro: int = 1
+) -> Code:
+    """Worker j may compute `copies` shards, beginning with its own.
+
+    cyclic: j, j + 1, j + 2, ...; staircase: even workers j, j + 1, ..., odd workers
+    j, j - 1, ... (mod n), so that neighbours help each other first. Each finished
+    shard is a row of its own. Here only the first is computed without waiting.
+
+    Args:
+        workers: n, also the number of shards.
+        copies: r, workers that may compute a shard, its own included; at most n.
+        order: "cyclic" or "staircase".
+        micro: micro-batches of a shard (memory; they are sent as one row).
+    """
+    positive(workers=workers, copies=copies, micro=micro)
+    if order not in ORDERS:
+        raise ConfigError(f"order must be one of {ORDERS}, got {order!r}")
+    if copies > workers:
+        raise ConfigError(f"copies={copies} needs as many workers, got {workers}")
+    tree = SumTree.of_levels((micro, workers))
+
+    def item(worker: int, place: int) -> int:
+        down = order == "staircase" and worker % 2 == 1
+        shard = (worker + (-place if down else place)) % workers
+        return tree.node(shard * micro, (shard + 1) * micro)
+
+    work = tuple(tuple(item(j, i) for i in range(copies)) for j in range(workers))
+    return Code(
+        name="scheduled",
+        parameters=(("copies", copies), ("order", order), ("micro", micro)),
+        workers=workers,
+        shards=workers,
+        micro=micro,
+        tree=tree,
+        work=work,
+        required=(1,) * workers,
+        rows=own_rows(work),
+    )
