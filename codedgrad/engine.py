@@ -1,0 +1,180 @@
+"""The Python face of the engine: one exchange, in tensors and codes.
+
+Order of a step: `begin`, then `post` once for every finished item of the worker's
+work, `wait` until decoded, `take`. `done` and `has` may be asked at any time.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from codedgrad.errors import ConfigError, WorkerError
+from codedgrad.runtime import Runtime, Waiting
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from codedgrad.buckets import Payload
+    from codedgrad.codes import Code
+
+
+class RowBuffer(NamedTuple):
+    """Memory of one row. The engine shares it from `post` until all of it is sent."""
+
+    buffer: Any
+    tensor: Tensor
+
+
+class Exchange:
+    """Rows out, the decoded sum in, for one model and one code."""
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        code: Code,
+        payload: Payload,
+        *,
+        window: int,
+        first_step: int = 0,
+    ) -> None:
+        """Open a session of the engine. All workers do so in the same order.
+
+        Raises:
+            ConfigError: the engine refuses the settings (window, buckets, rows).
+        """
+        from codedgrad import _engine
+
+        self._failure = _engine.EngineFailure
+        self._runtime = runtime
+        self._code = code
+        self._dtype = payload.dtype
+        self._required = [
+            [
+                self.row_of(worker, i)
+                for i, row in enumerate(code.rows[worker])
+                if row.after < code.required[worker]
+            ]
+            for worker in range(code.workers)
+        ]
+        if code.linear:
+            plan = _engine.linear_plan(code.matrix(), code.workers - code.tolerance())
+        else:
+            tree = code.tree
+            plan = _engine.tree_plan(tree.left, tree.right, tree.parent, tree.root)
+        try:
+            self._core = _engine.Exchange(
+                runtime.engine,
+                payload.dtype == torch.float64,
+                payload.bucket_starts,
+                window,
+                first_step,
+                plan,
+            )
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+
+    def row_of(self, worker: int, row: int) -> int:
+        """The engine's number of a row: its tree node, or its place in the matrix."""
+        if self._code.linear:
+            return self._code.row_index(worker, row)
+        return self._code.row_node(worker, row)
+
+    def row_buffer(self) -> RowBuffer:
+        """Memory for one row, contents undefined."""
+        buffer = self._core.acquire()
+        return RowBuffer(buffer, torch.frombuffer(buffer, dtype=self._dtype))
+
+    def begin(self, step: int) -> float:
+        """Open `step`; wait while a worker is a whole window behind.
+
+        Returns:
+            Seconds waited for workers that lag.
+
+        Raises:
+            WorkerError: the job failed, or the wait took too long.
+        """
+        waiting = None
+        while True:
+            patience_s = 0.0 if waiting is None else 1.0
+            ok, behind = self._call(self._core.begin, step, patience_s)
+            if ok:
+                return 0.0 if waiting is None else waiting.seconds()
+            if waiting is None:
+                waiting = Waiting(self._runtime, f"to begin step {step}")
+            else:
+                waiting.tick(behind)
+
+    def post(self, step: int, row: int, data: RowBuffer) -> None:
+        """Send a row; `data` must not be written any more."""
+        self._call(self._core.post, step, row, data.buffer)
+
+    def done(self, step: int) -> bool:
+        """True when `step` is decoded (or the job failed). A few 100 ns."""
+        return bool(self._core.done(step))
+
+    def has(self, step: int, row: int) -> bool:
+        """True when `row` has arrived here or is implied by what has."""
+        return bool(self._core.has(step, row))
+
+    def wait(self, step: int, timeout_s: float) -> bool:
+        """Wait until `step` is decoded, at most `timeout_s`; False on time-out."""
+        return bool(self._call(self._core.wait, step, timeout_s))
+
+    def wait_all(self, step: int) -> None:
+        """Wait until `step` is decoded, saying for whom."""
+        waiting = Waiting(self._runtime, f"in step {step}", quiet_s=5.0)
+        while not self.wait(step, 1.0):
+            waiting.tick(self.blockers(step))
+
+    def required_rows(self) -> list[list[int]]:
+        """By worker, the rows that it sends in every step."""
+        return self._required
+
+    def blockers(self, step: int) -> list[int]:
+        """Workers whose own rows are not here; else the owners of missing slices."""
+        late = [
+            worker
+            for worker, required in enumerate(self._required)
+            if not all(self.has(step, row) for row in required)
+        ]
+        return late or list(self._core.missing(step))
+
+    def take(self, step: int) -> Tensor:
+        """The decoded sum; the caller's own, its memory is used again when dropped."""
+        return torch.frombuffer(self._core.take(step), dtype=self._dtype)
+
+    def arrivals(self) -> Iterator[tuple[int, int, int, int, float]]:
+        """New (step, worker, row, kind, monotonic seconds).
+
+        Kind 0: useful; 1: redundant; 2: late.
+        """
+        for a in self._core.drain_arrivals():
+            yield a.step, a.source, a.row, a.kind, a.time_s
+
+    def counters(self) -> dict[str, float]:
+        """Totals since the start: rows by kind, slices decoded, bytes, seconds."""
+        c = self._core.counters()
+        names = (
+            "rows_useful",
+            "rows_redundant",
+            "rows_late",
+            "slices_decoded",
+            "bytes_sent",
+            "decode_s",
+        )
+        return {name: getattr(c, name) for name in names}
+
+    def close(self) -> None:
+        """Free the session. Collective: no message of it may be under way any more."""
+        self._runtime.gather(b"", "to close an exchange")
+        self._core.close()
+        self._runtime.gather(b"", "to close an exchange")
+
+    def _call(self, call: Any, *args: Any) -> Any:
+        try:
+            return call(*args)
+        except self._failure as failure:
+            raise WorkerError(str(failure)) from None

@@ -1,0 +1,209 @@
+// The Python module codedgrad._engine. Every call that may wait releases the GIL.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "engine/engine.h"
+#include "engine/local_transport.h"
+#include "engine/mpi_transport.h"
+
+namespace py = pybind11;
+using namespace pybind11::literals;
+
+namespace codedgrad {
+namespace {
+
+// The job has failed, here or elsewhere; what() is the same on every worker.
+class EngineFailure : public std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+using Release = py::gil_scoped_release;
+template <typename T>
+using Array = py::array_t<T, py::array::c_style | py::array::forcecast>;
+
+template <typename T>
+std::vector<T> to_vector(const Array<T>& array) {
+  return std::vector<T>(array.data(), array.data() + array.size());
+}
+
+// What Python holds: one model's exchange and the engine that drives it.
+class Exchange {
+ public:
+  Exchange(std::shared_ptr<Engine> engine, SessionConfig config)
+      : engine_(std::move(engine)),
+        session_(engine_->open_session(std::move(config))) {}
+
+  void close() { engine_->close_session(session_); }
+
+  std::pair<bool, std::vector<int>> begin(std::int64_t step, double timeout_s) {
+    std::vector<int> behind;
+    const bool ok = engine_->begin(session_, step, timeout_s, &behind);
+    check();
+    return {ok, behind};
+  }
+  bool wait(std::int64_t step, double timeout_s) {
+    const bool ok = session_->wait(step, timeout_s);
+    if (!ok) check();
+    return ok;
+  }
+  // Cheap enough for every module boundary of a pass.
+  bool done(std::int64_t step) const {
+    return session_->done(step) || engine_->failed();
+  }
+  bool has(std::int64_t step, int row) const { return session_->has(step, row); }
+  std::vector<int> missing(std::int64_t step) const { return session_->missing(step); }
+  BufferRef take(std::int64_t step) { return session_->take(step); }
+  BufferRef acquire() { return engine_->acquire(session_->payload_bytes()); }
+  void post(std::int64_t step, int row, BufferRef data) {
+    check();
+    engine_->post(session_, step, row, std::move(data));
+  }
+  std::vector<Arrival> drain_arrivals() { return session_->drain_arrivals(); }
+  Counters counters() const { return session_->counters(); }
+
+ private:
+  void check() const {
+    if (engine_->failed()) throw EngineFailure(engine_->failure());
+  }
+  std::shared_ptr<Engine> engine_;
+  std::shared_ptr<Session> session_;
+};
+
+std::shared_ptr<Exchange> open_exchange(std::shared_ptr<Engine> engine, bool is_double,
+                                        std::vector<std::size_t> bucket_starts,
+                                        int window, std::int64_t first_step,
+                                        std::shared_ptr<Plan> plan) {
+  SessionConfig config;
+  config.dtype = is_double ? DType::kFloat64 : DType::kFloat32;
+  config.bucket_starts = std::move(bucket_starts);
+  config.window = window;
+  config.first_step = first_step;
+  config.plan = std::move(plan);
+  return std::make_shared<Exchange>(std::move(engine), std::move(config));
+}
+
+std::map<int, py::bytes> announced(const Engine& engine) {
+  std::map<int, py::bytes> out;
+  for (auto& [worker, blob] : engine.announced()) out.emplace(worker, blob);
+  return out;
+}
+
+using Gathered = std::pair<std::optional<std::vector<py::bytes>>, std::vector<int>>;
+
+Gathered gather(Engine& engine, double timeout_s) {
+  std::vector<int> missing;
+  std::optional<std::vector<std::string>> got;
+  {
+    Release release;
+    got = engine.gather(timeout_s, &missing);
+  }
+  if (!got) {
+    if (engine.failed()) throw EngineFailure(engine.failure());
+    return {std::nullopt, missing};
+  }
+  return {std::vector<py::bytes>(got->begin(), got->end()), missing};
+}
+
+void define_engine(py::module_& m) {
+  py::class_<LocalHub, std::shared_ptr<LocalHub>>(m, "LocalHub")
+      .def(py::init<int, int, std::uint64_t>(), "size"_a, "max_delay_us"_a = 0,
+           "seed"_a = 0);
+  py::class_<EngineStats>(m, "EngineStats")
+      .def_readonly("polls", &EngineStats::polls)
+      .def_readonly("pool_bytes", &EngineStats::pool_bytes)
+      .def_readonly("in_flight", &EngineStats::in_flight);
+  py::class_<Engine, std::shared_ptr<Engine>>(m, "Engine")
+      .def_static(
+          "over_mpi",
+          [](int comm) { return std::make_shared<Engine>(make_mpi_transport(comm)); },
+          "fortran_comm"_a)
+      .def_static(
+          "over_local",
+          [](std::shared_ptr<LocalHub> hub, int rank) {
+            return std::make_shared<Engine>(make_local_transport(hub, rank));
+          },
+          "hub"_a, "rank"_a)
+      .def_property_readonly("rank", &Engine::rank)
+      .def_property_readonly("size", &Engine::size)
+      .def(
+          "publish", [](Engine& e, const py::bytes& b) { e.publish(b); }, "data"_a)
+      .def("gather", &gather, "timeout_s"_a)
+      .def("fail", &Engine::fail, "text"_a)
+      .def_property_readonly("failed", &Engine::failed)
+      .def_property_readonly("failure", &Engine::failure)
+      .def_property_readonly("departed", &Engine::departed)
+      .def("announced", &announced)
+      .def("stop", &Engine::stop, "timeout_s"_a, py::call_guard<Release>())
+      .def("stats", &Engine::stats);
+}
+
+void define_exchange(py::module_& m) {
+  py::class_<Buffer, BufferRef>(m, "Buffer", py::buffer_protocol())
+      .def_buffer([](Buffer& b) {
+        return py::buffer_info(b.data(), 1, "B", static_cast<py::ssize_t>(b.bytes()));
+      })
+      .def_property_readonly("bytes", &Buffer::bytes);
+  py::class_<Plan, std::shared_ptr<Plan>>(m, "Plan").def_property_readonly("rows",
+                                                                           &Plan::rows);
+  m.def(
+      "tree_plan",
+      [](const Array<int>& left, const Array<int>& right, const Array<int>& parent,
+         int root) {
+        return std::const_pointer_cast<Plan>(
+            make_tree_plan(to_vector(left), to_vector(right), to_vector(parent), root));
+      },
+      "left"_a, "right"_a, "parent"_a, "root"_a);
+  m.def(
+      "linear_plan",
+      [](const Array<double>& matrix, int least) {
+        if (matrix.ndim() != 2) throw py::value_error("the matrix must be 2-D");
+        return std::const_pointer_cast<Plan>(
+            make_linear_plan(to_vector(matrix), static_cast<int>(matrix.shape(0)),
+                             static_cast<int>(matrix.shape(1)), least));
+      },
+      "matrix"_a, "least"_a);
+  py::class_<Counters>(m, "Counters")
+      .def_readonly("rows_useful", &Counters::rows_useful)
+      .def_readonly("rows_redundant", &Counters::rows_redundant)
+      .def_readonly("rows_late", &Counters::rows_late)
+      .def_readonly("slices_decoded", &Counters::slices_decoded)
+      .def_readonly("bytes_sent", &Counters::bytes_sent)
+      .def_readonly("decode_s", &Counters::decode_s);
+  py::class_<Arrival>(m, "Arrival")
+      .def_readonly("step", &Arrival::step)
+      .def_readonly("source", &Arrival::source)
+      .def_readonly("row", &Arrival::row)
+      .def_property_readonly("kind",
+                             [](const Arrival& a) { return static_cast<int>(a.kind); })
+      .def_readonly("time_s", &Arrival::time_s);
+  py::class_<Exchange, std::shared_ptr<Exchange>>(m, "Exchange")
+      .def(py::init(&open_exchange), "engine"_a, "is_double"_a, "bucket_starts"_a,
+           "window"_a, "first_step"_a, "plan"_a)
+      .def("close", &Exchange::close)
+      .def("begin", &Exchange::begin, "step"_a, "timeout_s"_a,
+           py::call_guard<Release>())
+      .def("wait", &Exchange::wait, "step"_a, "timeout_s"_a, py::call_guard<Release>())
+      .def("done", &Exchange::done, "step"_a)
+      .def("has", &Exchange::has, "step"_a, "row"_a, py::call_guard<Release>())
+      .def("missing", &Exchange::missing, "step"_a, py::call_guard<Release>())
+      .def("take", &Exchange::take, "step"_a, py::call_guard<Release>())
+      .def("acquire", &Exchange::acquire, py::call_guard<Release>())
+      .def("post", &Exchange::post, "step"_a, "row"_a, "data"_a,
+           py::call_guard<Release>())
+      .def("drain_arrivals", &Exchange::drain_arrivals)
+      .def("counters", &Exchange::counters);
+}
+
+}  // namespace
+}  // namespace codedgrad
+
+PYBIND11_MODULE(_engine, m) {
+  m.doc() = "The exchange engine of codedgrad (C++); see csrc/engine.";
+  py::register_exception<codedgrad::EngineFailure>(m, "EngineFailure");
+  m.def("mpi_build_vendor", &codedgrad::mpi_build_vendor);
+  m.def("mpi_build_version", &codedgrad::mpi_build_version);
+  m.def("mpi_library_version", &codedgrad::mpi_library_version);
+  codedgrad::define_engine(m);
+  codedgrad::define_exchange(m);
+}

@@ -1,0 +1,213 @@
+#include "engine/cover.h"
+
+#include <map>
+#include <mutex>
+#include <stdexcept>
+#include <string>
+
+#include "ops/cpu/least_squares.h"
+#include "ops/cpu/sums.h"
+
+namespace codedgrad {
+namespace {
+
+// ---- selection: rows are nodes of the summation tree ----
+
+struct Tree {
+  std::vector<int> left, right, parent;
+  int root;
+};
+
+class TreeCover final : public Cover {
+ public:
+  explicit TreeCover(std::shared_ptr<const Tree> tree)
+      : tree_(std::move(tree)),
+        arrived_(tree_->left.size()),
+        satisfied_(tree_->left.size()) {}
+
+  bool add(int row) override {
+    if (has(row)) return false;
+    arrived_[row] = satisfied_[row] = 1;
+    for (int node = tree_->parent[row]; node >= 0; node = tree_->parent[node]) {
+      if (!satisfied_[tree_->left[node]] || !satisfied_[tree_->right[node]]) break;
+      satisfied_[node] = 1;
+    }
+    return true;
+  }
+
+  bool has(int row) const override {
+    for (int node = row; node >= 0; node = tree_->parent[node]) {
+      if (satisfied_[node]) return true;
+    }
+    return false;
+  }
+
+  bool complete() const override { return satisfied_[tree_->root] != 0; }
+
+  void decode(const std::vector<const void*>& rows, void* out, void* out2,
+              std::size_t count, DType dtype) const override {
+    std::vector<int> program, inputs;
+    emit(tree_->root, &program, &inputs);
+    if (dtype == DType::kFloat32) {
+      run<float>(program, inputs, rows, out, out2, count);
+    } else {
+      run<double>(program, inputs, rows, out, out2, count);
+    }
+  }
+
+ private:
+  // A node that has arrived stands for its subtree: the same bits either way.
+  void emit(int node, std::vector<int>* program, std::vector<int>* inputs) const {
+    if (arrived_[node]) {
+      program->push_back(static_cast<int>(inputs->size()));
+      inputs->push_back(node);
+      return;
+    }
+    emit(tree_->left[node], program, inputs);
+    emit(tree_->right[node], program, inputs);
+    program->push_back(ops::kAdd);
+  }
+
+  template <typename T>
+  void run(const std::vector<int>& program, const std::vector<int>& inputs,
+           const std::vector<const void*>& rows, void* out, void* out2,
+           std::size_t count) const {
+    std::vector<const T*> data;
+    for (int row : inputs) data.push_back(static_cast<const T*>(rows[row]));
+    ops::tree_sum<T>(program, data, static_cast<T*>(out), static_cast<T*>(out2), count);
+  }
+
+  std::shared_ptr<const Tree> tree_;
+  std::vector<char> arrived_, satisfied_;
+};
+
+class TreePlan final : public Plan {
+ public:
+  explicit TreePlan(std::shared_ptr<const Tree> tree) : tree_(std::move(tree)) {}
+  int rows() const override { return static_cast<int>(tree_->left.size()); }
+  std::unique_ptr<Cover> make_cover() const override {
+    return std::make_unique<TreeCover>(tree_);
+  }
+
+ private:
+  std::shared_ptr<const Tree> tree_;
+};
+
+// ---- general combinations: weights by least squares, cached by arrival set ----
+
+constexpr double kTolerance = 1e-8;    // |1 - a^T B_S| below this is a cover
+constexpr std::size_t kCached = 1024;  // arrival sets remembered
+
+class LinearPlan;
+
+class LinearCover final : public Cover {
+ public:
+  LinearCover(const LinearPlan* plan, int rows) : plan_(plan), arrived_(rows) {}
+  bool add(int row) override;
+  bool has(int row) const override { return arrived_[row] || complete(); }
+  bool complete() const override { return !weights_.empty(); }
+  void decode(const std::vector<const void*>& rows, void* out, void* out2,
+              std::size_t count, DType dtype) const override {
+    if (dtype == DType::kFloat32) {
+      run<float>(rows, out, out2, count);
+    } else {
+      run<double>(rows, out, out2, count);
+    }
+  }
+
+ private:
+  template <typename T>
+  void run(const std::vector<const void*>& rows, void* out, void* out2,
+           std::size_t count) const {
+    std::vector<const T*> data;
+    std::vector<double> weights;
+    for (std::size_t row = 0; row < rows.size(); ++row) {
+      if (weights_[row] == 0.0) continue;
+      data.push_back(static_cast<const T*>(rows[row]));
+      weights.push_back(weights_[row]);
+    }
+    ops::weighted_sum<T>(weights, data, static_cast<T*>(out), static_cast<T*>(out2),
+                         count);
+  }
+
+  const LinearPlan* plan_;
+  std::vector<bool> arrived_;
+  int count_ = 0;
+  std::vector<double> weights_;  // by row, once they cover
+};
+
+class LinearPlan final : public Plan {
+ public:
+  LinearPlan(std::vector<double> matrix, int rows, int parts, int least)
+      : matrix_(std::move(matrix)), rows_(rows), parts_(parts), least_(least) {}
+  int rows() const override { return rows_; }
+  int least() const { return least_; }
+  std::unique_ptr<Cover> make_cover() const override {
+    return std::make_unique<LinearCover>(this, rows_);
+  }
+
+  // Weights by row for the arrival set; empty when it does not cover.
+  std::vector<double> weights(const std::vector<bool>& arrived) const {
+    auto known = cache_.find(arrived);
+    if (known != cache_.end()) return known->second;
+    std::vector<double> columns;
+    std::vector<int> which;
+    for (int row = 0; row < rows_; ++row) {
+      if (!arrived[row]) continue;
+      which.push_back(row);
+      const double* begin = matrix_.data() + static_cast<std::size_t>(row) * parts_;
+      columns.insert(columns.end(), begin, begin + parts_);
+    }
+    double residual = 0.0;
+    const auto found = ops::solve_for_ones(columns, parts_, which.size(), &residual);
+    std::vector<double> result;
+    if (residual < kTolerance) {
+      result.assign(rows_, 0.0);
+      for (std::size_t i = 0; i < which.size(); ++i) result[which[i]] = found[i];
+    }
+    if (cache_.size() >= kCached) cache_.clear();
+    cache_[arrived] = result;
+    return result;
+  }
+
+ private:
+  std::vector<double> matrix_;
+  int rows_, parts_, least_;
+  mutable std::map<std::vector<bool>, std::vector<double>> cache_;  // engine's thread
+};
+
+bool LinearCover::add(int row) {
+  if (has(row)) return false;
+  arrived_[row] = true;
+  if (++count_ >= plan_->least()) weights_ = plan_->weights(arrived_);
+  return true;
+}
+
+}  // namespace
+
+std::shared_ptr<const Plan> make_tree_plan(std::vector<int> left,
+                                           std::vector<int> right,
+                                           std::vector<int> parent, int root) {
+  const int nodes = static_cast<int>(left.size());
+  auto inside = [nodes](int node) { return node >= -1 && node < nodes; };
+  bool good = right.size() == left.size() && parent.size() == left.size() &&
+              root >= 0 && root < nodes;
+  for (int i = 0; good && i < nodes; ++i) {
+    good = inside(left[i]) && inside(right[i]) && inside(parent[i]) &&
+           (left[i] < 0) == (right[i] < 0);
+  }
+  if (!good) throw std::invalid_argument("the summation tree is not well formed");
+  return std::make_shared<TreePlan>(std::make_shared<const Tree>(
+      Tree{std::move(left), std::move(right), std::move(parent), root}));
+}
+
+std::shared_ptr<const Plan> make_linear_plan(std::vector<double> matrix, int rows,
+                                             int parts, int least) {
+  if (rows <= 0 || parts <= 0 ||
+      matrix.size() != static_cast<std::size_t>(rows) * parts) {
+    throw std::invalid_argument("the code's matrix must be rows x parts");
+  }
+  return std::make_shared<LinearPlan>(std::move(matrix), rows, parts, least);
+}
+
+}  // namespace codedgrad

@@ -1,0 +1,355 @@
+#include "engine/engine.h"
+
+#include <sys/prctl.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstring>
+#include <stdexcept>
+
+namespace codedgrad {
+namespace {
+
+constexpr int kMessagesPerTurn = 64;
+constexpr double kSpinS = 30e-6;  // after an event: yield, do not sleep
+constexpr double kShortestNapS = 10e-6;
+constexpr double kLongestNapS = 1e-3;
+constexpr double kIdleNapS = 2e-3;      // when no step is open here
+constexpr double kFailureGraceS = 3.0;  // to send and hear of errors
+
+constexpr char kBlob = 'B';
+constexpr char kError = 'E';
+constexpr char kGoodbye = 'G';
+
+double now_s() {
+  return std::chrono::duration<double>(
+             std::chrono::steady_clock::now().time_since_epoch())
+      .count();
+}
+
+}  // namespace
+
+Engine::Engine(std::unique_ptr<Transport> transport)
+    : transport_(std::move(transport)),
+      rank_(transport_->rank()),
+      size_(transport_->size()),
+      max_tag_(transport_->max_tag()),
+      goodbye_(size_, false),
+      heard_(size_, 0) {
+  goodbye_[rank_] = true;
+  last_event_s_ = now_s();
+  thread_ = std::thread([this] { run(); });
+}
+
+Engine::~Engine() { stop(0.0); }
+
+// ---- training thread ----
+
+std::shared_ptr<Session> Engine::open_session(SessionConfig config) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  for (int id = 0; id < kSessions; ++id) {
+    if (sessions_[id]) continue;
+    config.id = id;
+    sessions_[id] = std::make_shared<Session>(config, rank_, size_, max_tag_, pool_,
+                                              failure_, static_cast<Outbox*>(this));
+    return sessions_[id];
+  }
+  throw std::invalid_argument("at most " + std::to_string(kSessions) +
+                              " models can be exchanged at once; close one");
+}
+
+void Engine::close_session(const std::shared_ptr<Session>& session) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  for (auto& s : sessions_) {
+    if (s == session) s.reset();
+  }
+}
+
+bool Engine::begin(const std::shared_ptr<Session>& session, std::int64_t step,
+                   double timeout_s, std::vector<int>* behind) {
+  submit({Command::What::kBegin, session, step, 0, nullptr, {}});
+  return session->begin(step, timeout_s, behind);
+}
+
+void Engine::post(const std::shared_ptr<Session>& session, std::int64_t step, int row,
+                  BufferRef data) {
+  if (data->bytes() < session->payload_bytes()) {
+    throw std::invalid_argument("a row must have " +
+                                std::to_string(session->payload_bytes()) +
+                                " bytes, got " + std::to_string(data->bytes()));
+  }
+  submit({Command::What::kPost, session, step, row, std::move(data), {}});
+}
+
+void Engine::publish(std::string bytes) {
+  submit({Command::What::kPublish, nullptr, 0, 0, nullptr, std::move(bytes)});
+}
+
+std::optional<std::vector<std::string>> Engine::gather(double timeout_s,
+                                                       std::vector<int>* missing) {
+  std::unique_lock<std::mutex> lock(mutex_);
+  const std::int64_t round = gathered_rounds_;
+  const auto all = [&] {
+    return failure_->failed() || ended_ ||
+           static_cast<int>(rounds_[round].size()) == size_;
+  };
+  gathered_.wait_for(lock, std::chrono::duration<double>(timeout_s), all);
+  missing->clear();
+  auto& got = rounds_[round];
+  if (static_cast<int>(got.size()) < size_) {
+    for (int w = 0; w < size_; ++w) {
+      if (got.count(w) == 0) missing->push_back(w);
+    }
+    return std::nullopt;
+  }
+  std::vector<std::string> out;
+  for (int w = 0; w < size_; ++w) out.push_back(std::move(got[w]));
+  rounds_.erase(round);
+  ++gathered_rounds_;
+  return out;
+}
+
+void Engine::fail(const std::string& text) {
+  submit({Command::What::kFail, nullptr, 0, 0, nullptr, text});
+}
+
+std::vector<int> Engine::departed() const {
+  std::lock_guard<std::mutex> lock(mutex_);
+  std::vector<int> workers;
+  for (int w = 0; w < size_; ++w) {
+    if (w != rank_ && goodbye_[w]) workers.push_back(w);
+  }
+  return workers;
+}
+
+std::map<int, std::string> Engine::announced() const {
+  std::lock_guard<std::mutex> lock(mutex_);
+  const auto found = rounds_.find(gathered_rounds_);
+  if (found == rounds_.end()) return {};
+  return {found->second.begin(), found->second.end()};
+}
+
+bool Engine::stop(double timeout_s) {
+  if (!thread_.joinable()) return pending_.empty();
+  stop_timeout_s_.store(timeout_s);
+  submit({Command::What::kStop, nullptr, 0, 0, nullptr, {}});
+  thread_.join();
+  if (pending_.empty()) return true;
+  // MPI may still read or write these: they outlive the engine.
+  new std::unordered_map<std::uint64_t, Pending>(std::move(pending_));
+  transport_.release();
+  pending_.clear();
+  return false;
+}
+
+EngineStats Engine::stats() const {
+  return {polls_.load(), pool_->bytes(), in_flight_.load()};
+}
+
+void Engine::submit(Command command) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  commands_.push_back(std::move(command));
+  commanded_.notify_one();
+}
+
+// ---- engine's thread ----
+
+void Engine::run() {
+  prctl(PR_SET_NAME, "codedgrad");
+  prctl(PR_SET_TIMERSLACK, 1000UL);  // short naps are short
+  try {
+    loop();
+  } catch (const std::exception& error) {
+    set_failure("the engine of worker " + std::to_string(rank_) +
+                " failed: " + error.what());
+  }
+  std::lock_guard<std::mutex> lock(mutex_);
+  ended_ = true;
+  gathered_.notify_all();
+}
+
+void Engine::loop() {
+  while (true) {
+    if (turn()) {
+      last_event_s_ = now_s();
+    } else if (finished()) {
+      return;
+    } else {
+      back_off();
+    }
+    polls_.fetch_add(1, std::memory_order_relaxed);
+  }
+}
+
+bool Engine::turn() {
+  bool busy = false;
+  std::deque<Command> commands;
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    commands.swap(commands_);
+  }
+  for (Command& command : commands) {
+    execute(command);
+    busy = true;
+  }
+  Envelope envelope;
+  for (int i = 0; i < kMessagesPerTurn && transport_->probe(&envelope); ++i) {
+    take_message(envelope);
+    busy = true;
+  }
+  done_.clear();
+  transport_->poll(&done_);
+  in_flight_.store(transport_->pending());
+  for (std::uint64_t id : done_) {
+    complete(id);
+    busy = true;
+  }
+  return busy;
+}
+
+void Engine::execute(Command& command) {
+  switch (command.what) {
+    case Command::What::kBegin:
+      command.session->tell_progress(command.step);
+      break;
+    case Command::What::kPost:
+      command.session->post(command.step, command.row, command.data);
+      break;
+    case Command::What::kPublish: {
+      send_control(kBlob, command.bytes);
+      std::lock_guard<std::mutex> lock(mutex_);
+      rounds_[published_++][rank_] = std::move(command.bytes);
+      gathered_.notify_all();
+      break;
+    }
+    case Command::What::kFail:
+      if (failure_->failed()) break;
+      send_control(kError, command.bytes);
+      set_failure(command.bytes);
+      break;
+    case Command::What::kStop:
+      send_control(kGoodbye, "");
+      stopping_ = true;
+      stop_by_s_ = now_s() + stop_timeout_s_.load();
+      break;
+  }
+}
+
+void Engine::send(int dest, int tag, const void* data, std::size_t bytes,
+                  BufferRef keep) {
+  const std::uint64_t id = next_id_++;
+  transport_->send(dest, tag, data, bytes, id);
+  Pending pending;
+  pending.keep = std::move(keep);
+  pending_.emplace(id, std::move(pending));
+}
+
+void Engine::send_control(char type, const std::string& text) {
+  const BufferRef data = pool_->get(text.size() + 1);
+  data->data()[0] = type;
+  std::memcpy(data->data() + 1, text.data(), text.size());
+  for (int i = 1; i < size_; ++i) {
+    send((rank_ + i) % size_, static_cast<int>(Kind::kControl), data->data(),
+         text.size() + 1, data);
+  }
+}
+
+void Engine::take_message(const Envelope& envelope) {
+  Pending pending;
+  pending.receive = true;
+  pending.source = envelope.source;
+  pending.bytes = envelope.bytes;
+  const Kind kind = TagCodec::kind_of(envelope.tag);
+  char* into = nullptr;
+  if (kind != Kind::kControl && !failure_->failed()) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    pending.session = sessions_[TagCodec::session_of(envelope.tag)];
+  }
+  if (pending.session) {
+    pending.fields = pending.session->fields(envelope.tag);
+    into = pending.session->place(pending.fields, envelope.source, envelope.bytes,
+                                  &pending.keep);
+  } else {
+    pending.fields.kind = kind;
+    pending.keep = pool_->get(envelope.bytes);
+    into = pending.keep->data();
+  }
+  const std::uint64_t id = next_id_++;
+  pending_.emplace(id, std::move(pending));
+  transport_->receive(into, id);
+}
+
+void Engine::complete(std::uint64_t id) {
+  auto found = pending_.find(id);
+  Pending pending = std::move(found->second);
+  pending_.erase(found);
+  if (!pending.receive) return;
+  if (pending.session) {
+    pending.session->received(pending.fields, pending.source, pending.keep);
+  } else if (pending.fields.kind == Kind::kControl) {
+    control(pending.source, pending.keep->data(), pending.bytes);
+  }  // else: a message of a closed session, or after a failure
+}
+
+void Engine::control(int source, const char* data, std::size_t bytes) {
+  const std::string text(data + 1, bytes - 1);
+  if (data[0] == kBlob) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    rounds_[heard_[source]++][source] = text;
+    gathered_.notify_all();
+  } else if (data[0] == kError) {
+    set_failure(text);
+  } else {
+    std::lock_guard<std::mutex> lock(mutex_);
+    goodbye_[source] = true;
+  }
+}
+
+void Engine::set_failure(const std::string& text) {
+  failure_->set(text);
+  std::lock_guard<std::mutex> lock(mutex_);
+  gathered_.notify_all();
+  for (auto& session : sessions_) {
+    if (session) session->wake();
+  }
+}
+
+bool Engine::finished() const {
+  if (!stopping_) return false;
+  const bool all =
+      std::all_of(goodbye_.begin(), goodbye_.end(), [](bool said) { return said; });
+  if (all && transport_->pending() == 0) return true;
+  const double grace = stop_timeout_s_.load();
+  const double limit = failure_->failed()
+                           ? stop_by_s_ - grace + std::min(grace, kFailureGraceS)
+                           : stop_by_s_;
+  return now_s() > limit;
+}
+
+// The longer nothing has happened, the longer the nap: an eighth of the silence while
+// something is open, so that what comes is late by an eighth at most. Else half of it:
+// every look costs the passes that compute meanwhile some time on their core.
+void Engine::back_off() {
+  const double silent = now_s() - last_event_s_;
+  if (silent < kSpinS) {
+    std::this_thread::yield();
+    return;
+  }
+  double longest = kIdleNapS, share = 0.5;
+  if (transport_->pending() > 0) {
+    longest = 50e-6;  // the other side copies now
+  } else {
+    std::lock_guard<std::mutex> lock(mutex_);
+    for (const auto& session : sessions_) {
+      if (!session || !session->open_work()) continue;
+      longest = kLongestNapS;
+      share = 0.125;
+    }
+  }
+  const double nap = std::clamp(share * silent, kShortestNapS, longest);
+  std::unique_lock<std::mutex> lock(mutex_);
+  commanded_.wait_for(lock, std::chrono::duration<double>(nap),
+                      [this] { return !commands_.empty(); });
+}
+
+}  // namespace codedgrad

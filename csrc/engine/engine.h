@@ -1,0 +1,132 @@
+// One engine per worker: a thread that drives all communication without Python's
+// GIL. It takes commands from the training thread, messages from the transport, and
+// hands both to the sessions; it owns every buffer that is in flight.
+//
+// Control messages (start-up comparison, barrier, errors, goodbye) travel beside the
+// gradients in the same order, so a worker that fails is heard by all who wait.
+#pragma once
+
+#include <array>
+#include <condition_variable>
+#include <deque>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <thread>
+#include <unordered_map>
+#include <vector>
+
+#include "engine/session.h"
+#include "engine/transport.h"
+
+namespace codedgrad {
+
+struct EngineStats {
+  std::int64_t polls = 0;      // rounds of the loop
+  std::size_t pool_bytes = 0;  // memory held
+  std::size_t in_flight = 0;   // sends and receives not completed
+};
+
+class Engine final : private Outbox {
+ public:
+  explicit Engine(std::unique_ptr<Transport> transport);
+  ~Engine() override;
+
+  int rank() const { return rank_; }
+  int size() const { return size_; }
+
+  // Sessions must be opened in the same order everywhere, and a publish/gather must
+  // follow before the first post. Throws std::invalid_argument on bad settings.
+  std::shared_ptr<Session> open_session(SessionConfig config);
+  void close_session(const std::shared_ptr<Session>& session);
+
+  BufferRef acquire(std::size_t bytes) { return pool_->get(bytes); }
+  // Announces the step to the engine, then waits as Session::begin.
+  bool begin(const std::shared_ptr<Session>& session, std::int64_t step,
+             double timeout_s, std::vector<int>* behind);
+  // Sends the row; the engine shares the buffer until all of it is sent and decoded.
+  void post(const std::shared_ptr<Session>& session, std::int64_t step, int row,
+            BufferRef data);
+
+  // All-gather of small byte strings, round by round: publish() the own one, then
+  // gather() until everybody's is there; on time-out: empty, and who is missing.
+  void publish(std::string bytes);
+  std::optional<std::vector<std::string>> gather(double timeout_s,
+                                                 std::vector<int>* missing);
+
+  void fail(const std::string& text);  // ends the job on every worker
+  std::vector<int> departed() const;   // workers that have said goodbye
+  // What workers have published in the round to come: where they wait.
+  std::map<int, std::string> announced() const;
+  bool failed() const { return failure_->failed(); }
+  std::string failure() const { return failure_->text(); }
+
+  // Says goodbye and ends the thread when all have said it and all is sent; after a
+  // failure, or when `timeout_s` has passed, regardless. True when it ended cleanly.
+  bool stop(double timeout_s);
+  EngineStats stats() const;
+
+ private:
+  struct Command {
+    enum class What { kBegin, kPost, kPublish, kFail, kStop } what;
+    std::shared_ptr<Session> session;
+    std::int64_t step = 0;
+    int row = 0;
+    BufferRef data;
+    std::string bytes;
+  };
+  struct Pending {
+    bool receive = false;
+    int source = 0;
+    std::shared_ptr<Session> session;  // null for control messages
+    TagFields fields;
+    BufferRef keep;
+    std::size_t bytes = 0;
+  };
+
+  void send(int dest, int tag, const void* data, std::size_t bytes,
+            BufferRef keep) override;
+  void send_control(char type, const std::string& text);
+  void submit(Command command);
+  void run();
+  void loop();
+  bool turn();  // one round; true when something happened
+  void execute(Command& command);
+  void take_message(const Envelope& envelope);
+  void complete(std::uint64_t id);
+  void control(int source, const char* data, std::size_t bytes);
+  void set_failure(const std::string& text);
+  bool finished() const;
+  void back_off();
+
+  std::unique_ptr<Transport> transport_;
+  const int rank_, size_, max_tag_;
+  const std::shared_ptr<BufferPool> pool_ = std::make_shared<BufferPool>();
+  const std::shared_ptr<Failure> failure_ = std::make_shared<Failure>();
+
+  mutable std::mutex mutex_;  // guards what follows, up to the thread's own
+  std::condition_variable commanded_, gathered_;
+  std::deque<Command> commands_;
+  std::array<std::shared_ptr<Session>, kSessions> sessions_;
+  std::map<std::int64_t, std::map<int, std::string>> rounds_;  // round -> by worker
+  std::int64_t published_ = 0, gathered_rounds_ = 0;
+  bool ended_ = false;
+  std::vector<bool> goodbye_;  // by worker; the own entry is always set
+
+  // The engine's thread only.
+  std::unordered_map<std::uint64_t, Pending> pending_;
+  std::uint64_t next_id_ = 0;
+  std::vector<std::uint64_t> done_;
+  std::vector<std::int64_t> heard_;  // control rounds received, by worker
+  bool stopping_ = false;
+  double last_event_s_ = 0.0, stop_by_s_ = 0.0;
+  std::atomic<std::int64_t> polls_{0};
+  std::atomic<std::size_t> in_flight_{0};
+
+  std::atomic<double> stop_timeout_s_{0.0};
+  std::thread thread_;
+};
+
+}  // namespace codedgrad

@@ -1,0 +1,326 @@
+#include "engine/session.h"
+
+#include <algorithm>
+#include <chrono>
+#include <stdexcept>
+
+namespace codedgrad {
+namespace {
+
+constexpr std::size_t kArrivalsKept = 1 << 16;
+
+double now_s() {
+  return std::chrono::duration<double>(
+             std::chrono::steady_clock::now().time_since_epoch())
+      .count();
+}
+
+std::chrono::duration<double> seconds(double s) {
+  return std::chrono::duration<double>(s);
+}
+
+}  // namespace
+
+bool Failure::set(const std::string& text) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  if (failed_.load()) return false;
+  text_ = text;
+  failed_.store(true, std::memory_order_release);
+  return true;
+}
+
+std::string Failure::text() const {
+  std::lock_guard<std::mutex> lock(mutex_);
+  return text_;
+}
+
+Session::Session(const SessionConfig& config, int rank, int size, int max_tag,
+                 std::shared_ptr<BufferPool> pool, std::shared_ptr<Failure> failure,
+                 Outbox* outbox)
+    : id_(config.id),
+      rank_(rank),
+      size_(size),
+      window_(config.window),
+      dtype_(config.dtype),
+      layout_(config.bucket_starts, size),
+      codec_(config.window, layout_.buckets(), config.plan->rows(), max_tag),
+      plan_(config.plan),
+      pool_(std::move(pool)),
+      failure_(std::move(failure)),
+      outbox_(outbox),
+      floor_(config.first_step),
+      applied_(size, config.first_step - 1),
+      done_through_(config.first_step - 1),
+      near_(config.first_step),
+      told_(size, config.first_step - 1) {
+  if (window_ < 2) throw std::invalid_argument("the window must be at least 2 steps");
+}
+
+// ---- training thread ----
+
+bool Session::begin(std::int64_t step, double timeout_s, std::vector<int>* behind) {
+  std::unique_lock<std::mutex> lock(mutex_);
+  near_.store(step);
+  applied_[rank_] = step - 1;
+  const auto free = [&] {
+    return failure_->failed() ||
+           *std::min_element(applied_.begin(), applied_.end()) >= step - window_;
+  };
+  const bool ok = changed_.wait_for(lock, seconds(timeout_s), free);
+  behind->clear();
+  for (int w = 0; !ok && w < size_; ++w) {
+    if (applied_[w] < step - window_) behind->push_back(w);
+  }
+  return ok;
+}
+
+bool Session::wait(std::int64_t step, double timeout_s) {
+  if (done(step)) return true;
+  std::unique_lock<std::mutex> lock(mutex_);
+  return changed_.wait_for(lock, seconds(timeout_s), [&] {
+    return failure_->failed() || done(step);
+  }) && done(step);
+}
+
+bool Session::has(std::int64_t step, int row) const {
+  std::lock_guard<std::mutex> lock(mutex_);
+  if (step < floor_) return true;
+  const auto found = steps_.find(step);
+  if (found == steps_.end()) return false;
+  const auto& buckets = found->second.buckets;
+  return std::all_of(buckets.begin(), buckets.end(), [row](const Bucket& b) {
+    return !b.cover || b.decoded || b.cover->has(row);
+  });
+}
+
+std::vector<int> Session::missing(std::int64_t step) const {
+  std::lock_guard<std::mutex> lock(mutex_);
+  std::vector<int> owners;
+  const auto found = steps_.find(step);
+  for (int w = 0; found != steps_.end() && w < size_; ++w) {
+    if (found->second.slices_missing[w] > 0) owners.push_back(w);
+  }
+  return owners;
+}
+
+BufferRef Session::take(std::int64_t step) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  const auto found = steps_.find(step);
+  if (found == steps_.end() || !done(step)) {
+    throw std::logic_error("step " + std::to_string(step) + " is not decoded");
+  }
+  BufferRef result = std::move(found->second.result);
+  steps_.erase(found);
+  floor_ = std::max(floor_, step + 1);
+  return result;
+}
+
+std::vector<Arrival> Session::drain_arrivals() {
+  std::lock_guard<std::mutex> lock(mutex_);
+  std::vector<Arrival> out(arrivals_.begin(), arrivals_.end());
+  arrivals_.clear();
+  return out;
+}
+
+Counters Session::counters() const {
+  std::lock_guard<std::mutex> lock(mutex_);
+  return counters_;
+}
+
+// ---- engine's thread ----
+
+void Session::wake() {
+  std::lock_guard<std::mutex> lock(mutex_);
+  changed_.notify_all();
+}
+
+bool Session::open_work() const {
+  std::lock_guard<std::mutex> lock(mutex_);
+  return std::any_of(steps_.begin(), steps_.end(),
+                     [](const auto& item) { return item.second.missing > 0; });
+}
+
+// Rows tell it too: a row of step t says that all steps below t are applied.
+void Session::tell_progress(std::int64_t step) {
+  const std::int64_t slack = window_ / 8;
+  for (int i = 1; i < size_; ++i) {
+    const int dest = (rank_ + i) % size_;
+    if (told_[dest] + 1 + slack >= step - 1) continue;
+    told_[dest] = step - 1;
+    const int tag = codec_.encode({Kind::kProgress, id_, step, 0, 0});
+    outbox_->send(dest, tag, nullptr, 0, nullptr);
+  }
+}
+
+void Session::post(std::int64_t step, int row, const BufferRef& data) {
+  if (done(step)) return;  // every owner has decoded it
+  const std::size_t element = bytes_of(dtype_);
+  std::int64_t sent = 0;
+  for (int bucket = 0; bucket < layout_.buckets(); ++bucket) {
+    const int tag = codec_.encode({Kind::kRow, id_, step, bucket, row});
+    for (int i = 1; i < size_; ++i) {
+      const int dest = (rank_ + i) % size_;
+      const Slice slice = layout_.slice(bucket, dest);
+      if (slice.count == 0) continue;
+      outbox_->send(dest, tag, data->data() + slice.offset * element,
+                    slice.count * element, data);
+      told_[dest] = std::max(told_[dest], step - 1);
+      sent += slice.count * element;
+    }
+    const Slice mine = layout_.slice(bucket, rank_);
+    if (mine.count == 0) continue;
+    arrive(step, bucket, row, rank_, data->data() + mine.offset * element, data);
+  }
+  std::lock_guard<std::mutex> lock(mutex_);
+  counters_.bytes_sent += sent;
+}
+
+char* Session::place(const TagFields& f, int source, std::size_t bytes,
+                     BufferRef* keep) {
+  if (f.kind == Kind::kProgress) return nullptr;
+  const Slice slice = layout_.slice(f.bucket, f.kind == Kind::kRow ? rank_ : source);
+  if (bytes != slice.count * bytes_of(dtype_)) {
+    throw std::runtime_error("worker " + std::to_string(source) + " sent " +
+                             std::to_string(bytes) + " bytes where " +
+                             std::to_string(slice.count * bytes_of(dtype_)) +
+                             " were expected");
+  }
+  std::lock_guard<std::mutex> lock(mutex_);
+  if (f.kind == Kind::kRow) {
+    *keep = pool_->get(bytes);
+    return (*keep)->data();
+  }
+  Step* step = open(f.step);
+  if (step == nullptr) throw std::runtime_error("a result came for a closed step");
+  char* at = result_at(step, slice);
+  *keep = step->result;
+  return at;
+}
+
+void Session::received(const TagFields& f, int source, const BufferRef& keep) {
+  if (f.kind == Kind::kProgress) {
+    applied(source, f.step - 1);
+  } else if (f.kind == Kind::kRow) {
+    applied(source, f.step - 1);
+    arrive(f.step, f.bucket, f.row, source, keep->data(), keep);
+  } else {
+    slice_in(f.step, source);
+  }
+}
+
+void Session::applied(int worker, std::int64_t step) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  if (applied_[worker] >= step) return;
+  applied_[worker] = step;
+  changed_.notify_all();
+}
+
+Session::Step* Session::open(std::int64_t number) {
+  if (number < floor_) return nullptr;
+  const auto [found, fresh] = steps_.try_emplace(number);
+  Step* step = &found->second;
+  if (!fresh) return step;
+  step->buckets.resize(layout_.buckets());
+  step->slices_missing.assign(size_, 0);
+  for (int bucket = 0; bucket < layout_.buckets(); ++bucket) {
+    for (int owner = 0; owner < size_; ++owner) {
+      if (layout_.slice(bucket, owner).count == 0) continue;
+      ++step->slices_missing[owner];
+      ++step->missing;
+    }
+    if (layout_.slice(bucket, rank_).count == 0) continue;
+    Bucket& b = step->buckets[bucket];
+    b.cover = plan_->make_cover();
+    b.rows.assign(plan_->rows(), nullptr);
+  }
+  return step;
+}
+
+char* Session::result_at(Step* step, const Slice& slice) {
+  if (!step->result) step->result = pool_->get(payload_bytes());
+  return step->result->data() + slice.offset * bytes_of(dtype_);
+}
+
+void Session::note(std::int64_t step, int bucket, int source, int row,
+                   ArrivalKind kind) {
+  if (kind == ArrivalKind::kUseful) ++counters_.rows_useful;
+  if (kind == ArrivalKind::kRedundant) ++counters_.rows_redundant;
+  if (kind == ArrivalKind::kLate) ++counters_.rows_late;
+  if (bucket != 0) return;
+  if (arrivals_.size() >= kArrivalsKept) arrivals_.pop_front();
+  arrivals_.push_back({step, source, row, kind, now_s()});
+}
+
+void Session::arrive(std::int64_t number, int bucket, int row, int source,
+                     const void* data, const BufferRef& keep) {
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    Step* step = open(number);
+    if (step == nullptr || step->buckets[bucket].decoded) {
+      return note(number, bucket, source, row, ArrivalKind::kLate);
+    }
+    Bucket& b = step->buckets[bucket];
+    if (!b.cover->add(row)) {
+      return note(number, bucket, source, row, ArrivalKind::kRedundant);
+    }
+    note(number, bucket, source, row, ArrivalKind::kUseful);
+    b.rows[row] = data;
+    b.keep.push_back(keep);
+    if (!b.cover->complete()) return;
+  }
+  decode(number, bucket);
+}
+
+// The step cannot be taken, so cannot vanish, before slice_in() below: my own slice
+// is missing until then.
+void Session::decode(std::int64_t number, int bucket) {
+  const double begin = now_s();
+  const Slice slice = layout_.slice(bucket, rank_);
+  const std::size_t bytes = slice.count * bytes_of(dtype_);
+  Bucket* b = nullptr;
+  char* result = nullptr;
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    Step* step = open(number);
+    b = &step->buckets[bucket];
+    result = result_at(step, slice);
+  }
+  if (size_ == 1) {
+    b->cover->decode(b->rows, result, nullptr, slice.count, dtype_);
+  } else {
+    const BufferRef sent = pool_->get(bytes);
+    b->cover->decode(b->rows, sent->data(), result, slice.count, dtype_);
+    const int tag = codec_.encode({Kind::kResult, id_, number, bucket, 0});
+    for (int i = 1; i < size_; ++i) {
+      outbox_->send((rank_ + i) % size_, tag, sent->data(), bytes, sent);
+    }
+  }
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    b->decoded = true;
+    b->keep.clear();
+    b->rows.clear();
+    counters_.bytes_sent += bytes * (size_ - 1);
+    ++counters_.slices_decoded;
+    counters_.decode_s += now_s() - begin;
+  }
+  slice_in(number, rank_);
+}
+
+void Session::slice_in(std::int64_t number, int owner) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  Step* step = open(number);
+  if (step == nullptr) throw std::runtime_error("a slice came for a closed step");
+  --step->slices_missing[owner];
+  if (--step->missing > 0) return;
+  std::int64_t through = done_through_.load();
+  for (auto next = steps_.find(through + 1);
+       next != steps_.end() && next->first == through + 1 && next->second.missing == 0;
+       ++next) {
+    ++through;
+  }
+  done_through_.store(through);
+  changed_.notify_all();
+}
+
+}  // namespace codedgrad

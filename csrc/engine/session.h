@@ -1,0 +1,149 @@
+// The exchange of one model: open steps, arrivals, decoded slices, the window.
+//
+// Two threads meet here. The training thread calls begin, wait, take, has, done; the
+// engine's thread calls the rest. Steps are changed by the engine's thread under
+// `mutex_` (and erased by take once nothing refers to them), so that thread may read
+// what it alone writes without the lock; decoding, the only long work, runs unlocked.
+//
+// Owners and lifetimes: a posted row belongs to its sends and to the open bucket; a
+// decoded slice is kept twice, in a buffer of its own for the sends, and in the
+// step's result, which the training thread may change once it has taken it.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <deque>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "engine/buffer_pool.h"
+#include "engine/cover.h"
+#include "engine/layout.h"
+
+namespace codedgrad {
+
+// What a session asks of the engine: send, and keep `keep` until it is sent.
+class Outbox {
+ public:
+  virtual ~Outbox() = default;
+  virtual void send(int dest, int tag, const void* data, std::size_t bytes,
+                    BufferRef keep) = 0;
+};
+
+// The first error of the job, seen by every wait.
+class Failure {
+ public:
+  bool set(const std::string& text);  // false if there was one already
+  bool failed() const { return failed_.load(std::memory_order_acquire); }
+  std::string text() const;
+
+ private:
+  mutable std::mutex mutex_;
+  std::atomic<bool> failed_{false};
+  std::string text_;
+};
+
+struct SessionConfig {
+  int id = 0;
+  DType dtype = DType::kFloat32;
+  std::vector<std::size_t> bucket_starts;  // elements; 0 first, the payload's size last
+  int window = 16;                         // open steps at most, >= 2
+  std::int64_t first_step = 0;
+  std::shared_ptr<const Plan> plan;
+};
+
+enum class ArrivalKind : int { kUseful = 0, kRedundant = 1, kLate = 2 };
+
+struct Arrival {
+  std::int64_t step;
+  int source;
+  int row;
+  ArrivalKind kind;
+  double time_s;  // of the monotonic clock
+};
+
+struct Counters {
+  std::int64_t rows_useful = 0, rows_redundant = 0, rows_late = 0;
+  std::int64_t slices_decoded = 0, bytes_sent = 0;
+  double decode_s = 0.0;
+};
+
+class Session {
+ public:
+  Session(const SessionConfig& config, int rank, int size, int max_tag,
+          std::shared_ptr<BufferPool> pool, std::shared_ptr<Failure> failure,
+          Outbox* outbox);
+
+  // ---- training thread ----
+  // Waits until no worker is `window` steps behind; else, after timeout_s, false and
+  // the workers that are.
+  bool begin(std::int64_t step, double timeout_s, std::vector<int>* behind);
+  bool wait(std::int64_t step, double timeout_s);  // true when decoded
+  bool done(std::int64_t step) const { return done_through_.load() >= step; }
+  bool has(std::int64_t step, int row) const;  // arrived in every bucket, seen here
+  std::vector<int> missing(std::int64_t step) const;  // owners not heard of
+  BufferRef take(std::int64_t step);  // the decoded sum; closes the step
+  std::vector<Arrival> drain_arrivals();
+  Counters counters() const;
+  const Layout& layout() const { return layout_; }
+  std::size_t payload_bytes() const { return layout_.count() * bytes_of(dtype_); }
+
+  // ---- engine's thread ----
+  void tell_progress(std::int64_t step);  // the training thread begins `step`
+  void post(std::int64_t step, int row, const BufferRef& data);
+  TagFields fields(int tag) const { return codec_.decode(tag, near_.load()); }
+  // Where an announced message goes; `keep` owns the place.
+  char* place(const TagFields& f, int source, std::size_t bytes, BufferRef* keep);
+  void received(const TagFields& f, int source, const BufferRef& keep);
+  void wake();
+  bool open_work() const;  // something has arrived here and is not finished
+
+ private:
+  struct Bucket {
+    std::unique_ptr<Cover> cover;
+    std::vector<const void*> rows;  // my slice, by row
+    std::vector<BufferRef> keep;
+    bool decoded = false;
+  };
+  struct Step {
+    std::vector<Bucket> buckets;
+    BufferRef result;
+    std::vector<int> slices_missing;  // by owner
+    int missing = 0;
+  };
+
+  Step* open(std::int64_t step);  // null when it is closed already; under mutex_
+  char* result_at(Step* step, const Slice& slice);
+  void arrive(std::int64_t step, int bucket, int row, int source, const void* data,
+              const BufferRef& keep);
+  void decode(std::int64_t step, int bucket);
+  void slice_in(std::int64_t step, int owner);
+  void applied(int worker, std::int64_t step);
+  void note(std::int64_t step, int bucket, int source, int row, ArrivalKind kind);
+
+  const int id_, rank_, size_, window_;
+  const DType dtype_;
+  const Layout layout_;
+  const TagCodec codec_;
+  const std::shared_ptr<const Plan> plan_;
+  const std::shared_ptr<BufferPool> pool_;
+  const std::shared_ptr<Failure> failure_;
+  Outbox* const outbox_;
+
+  mutable std::mutex mutex_;
+  std::condition_variable changed_;
+  std::map<std::int64_t, Step> steps_;
+  std::int64_t floor_;                 // steps below are closed
+  std::vector<std::int64_t> applied_;  // by worker: all steps up to here are applied
+  std::deque<Arrival> arrivals_;
+  Counters counters_;
+  std::atomic<std::int64_t> done_through_;
+  std::atomic<std::int64_t> near_;  // the training thread's step
+  std::vector<std::int64_t> told_;  // engine's thread: what each worker knows of me
+};
+
+}  // namespace codedgrad

@@ -1,0 +1,124 @@
+// Many small steps of several engines in one process, with random delays, duplicate
+// rows and workers that lag; built with -fsanitize=thread by test_stress.py.
+//
+//   stress WORKERS STEPS MAX_DELAY_US SEED
+//
+// Every sum is checked: gradients are small integers, so floats add exactly.
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <random>
+#include <thread>
+
+#include "engine/engine.h"
+#include "engine/local_transport.h"
+
+namespace {
+
+using namespace codedgrad;
+
+constexpr std::size_t kCount = 157;  // no multiple of the slices' grain
+constexpr int kMicro = 2;            // rows: a shard's own, or its micro-batches
+
+// Leaves 0 .. kMicro * n - 1, then shard nodes, then a comb over the shards.
+std::shared_ptr<const Plan> plan_of(int n) {
+  std::vector<int> left(kMicro * n, -1), right(kMicro * n, -1);
+  for (int shard = 0; shard < n; ++shard) {
+    left.push_back(kMicro * shard);
+    right.push_back(kMicro * shard + 1);
+  }
+  int root = kMicro * n;
+  for (int shard = 1; shard < n; ++shard) {
+    left.push_back(root);
+    right.push_back(kMicro * n + shard);
+    root = static_cast<int>(left.size()) - 1;
+  }
+  std::vector<int> parent(left.size(), -1);
+  for (std::size_t i = 0; i < left.size(); ++i) {
+    if (left[i] >= 0) parent[left[i]] = parent[right[i]] = static_cast<int>(i);
+  }
+  return make_tree_plan(left, right, parent, root);
+}
+
+float value(std::int64_t step, int part, std::size_t i) {
+  return static_cast<float>((step * 7 + part * 3 + i) % 64);
+}
+
+void fill(Engine* engine, const std::shared_ptr<Session>& session, std::int64_t step,
+          int row, int first, int last) {
+  BufferRef data = engine->acquire(session->payload_bytes());
+  float* out = reinterpret_cast<float*>(data->data());
+  for (std::size_t i = 0; i < kCount; ++i) {
+    out[i] = 0;
+    for (int part = first; part < last; ++part) out[i] += value(step, part, i);
+  }
+  engine->post(session, step, row, data);
+}
+
+void pause(std::mt19937_64* random, int max_us) {
+  const auto us = (*random)() % (max_us + 1);
+  std::this_thread::sleep_for(std::chrono::microseconds(us));
+}
+
+[[noreturn]] void die(const char* what, int rank, std::int64_t step) {
+  std::fprintf(stderr, "worker %d, step %lld: %s\n", rank, static_cast<long long>(step),
+               what);
+  std::exit(1);
+}
+
+void work(Engine* engine, int steps, int max_delay_us, std::uint64_t seed) {
+  const int n = engine->size(), rank = engine->rank();
+  std::mt19937_64 random(seed * 1000 + rank);
+  SessionConfig config;
+  config.bucket_starts = {0, 64, kCount};
+  config.window = 4;
+  config.plan = plan_of(n);
+  auto session = engine->open_session(config);
+  engine->publish("ready");
+  std::vector<int> who;
+  while (!engine->gather(1.0, &who)) {
+  }
+  for (std::int64_t step = 0; step < steps; ++step) {
+    if (!engine->begin(session, step, 30.0, &who)) die("no room", rank, step);
+    if (random() % 8 == 0) pause(&random, 4 * max_delay_us);  // a straggler
+    if (!session->done(step)) {
+      fill(engine, session, step, kMicro * n + rank, kMicro * rank,
+           kMicro * (rank + 1));
+    }
+    const int neighbour = (rank + 1) % n;
+    for (int micro = 0; micro < kMicro && !session->done(step); ++micro) {
+      const int part = kMicro * neighbour + micro;
+      if (random() % 2 == 0 || session->has(step, part)) continue;
+      fill(engine, session, step, part, part, part + 1);  // a back-up
+    }
+    if (!session->wait(step, 30.0)) die("not decoded", rank, step);
+    const BufferRef result = session->take(step);
+    const float* got = reinterpret_cast<const float*>(result->data());
+    for (std::size_t i = 0; i < kCount; ++i) {
+      float want = 0;
+      for (int part = 0; part < kMicro * n; ++part) want += value(step, part, i);
+      if (got[i] != want) die("wrong sum", rank, step);
+    }
+    if (step % 64 == 0) session->drain_arrivals();
+  }
+  if (!engine->stop(30.0)) die("did not end", rank, steps);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  if (argc != 5) return 2;
+  const int workers = std::atoi(argv[1]), steps = std::atoi(argv[2]);
+  const int delay = std::atoi(argv[3]);
+  const auto seed = std::strtoull(argv[4], nullptr, 10);
+  auto hub = std::make_shared<LocalHub>(workers, delay, seed);
+  std::vector<std::unique_ptr<Engine>> engines;
+  for (int rank = 0; rank < workers; ++rank) {
+    engines.push_back(std::make_unique<Engine>(make_local_transport(hub, rank)));
+  }
+  std::vector<std::thread> threads;
+  for (auto& engine : engines)
+    threads.emplace_back(work, engine.get(), steps, delay, seed);
+  for (auto& thread : threads) thread.join();
+  std::printf("ok\n");
+}
