@@ -1,0 +1,121 @@
+"""From what happened in a step to its report, the log, and the patience's lesson."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from codedgrad.reports import RunRecord, StepReport
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from codedgrad.codes import Code
+    from codedgrad.engine import Exchange
+    from codedgrad.passes import Stopwatch
+    from codedgrad.patience import Patience
+    from codedgrad.traces import Recorder
+
+
+class StepState:
+    """What happens to this worker in one step."""
+
+    def __init__(self, step: int, *, forwarded: bool) -> None:
+        """Nothing yet."""
+        self.step = step
+        self.forwarded = forwarded
+        self.abandoned = False
+        self.done = 0.0 if forwarded else 1.0  # share of the own required work
+        self.helped: list[int] = []
+        self.help_s = 0.0
+        self.send_s = 0.0
+        self.finished: dict[int, Tensor] = {}
+
+
+class Reporter:
+    """Writes the reports of one worker."""
+
+    def __init__(
+        self, code: Code, rank: int, patience: Patience, recorder: Recorder | None
+    ) -> None:
+        """For worker `rank`; `recorder` None: no log."""
+        self.record = RunRecord()
+        self._code = code
+        self._rank = rank
+        self._patience = patience
+        self._recorder = recorder
+        self._ended: float | None = None
+        self._decode_s = 0.0
+
+    def end(
+        self,
+        state: StepState,
+        clock: Stopwatch,
+        exchange: Exchange,
+        lag_s: float,
+        loss: float,
+    ) -> StepReport:
+        """Report a step that is over."""
+        arrivals = self._arrivals(state, clock, exchange)
+        total_s = clock.total()
+        decode_s = exchange.counters()["decode_s"]
+        apply_s = 0.0 if self._ended is None else clock.start - self._ended
+        self._ended = clock.start + total_s
+        report = StepReport(
+            step=state.step,
+            step_s=total_s,
+            compute_s=clock.phases["compute"],
+            wait_s=clock.phases["wait"],
+            backpressure_s=lag_s,
+            redundant_passes=len(state.helped),
+            abandoned=state.abandoned,
+            fast_forwarded=state.forwarded,
+            loss=loss,
+            arrivals_s=arrivals,
+            begin_s=time.time() - total_s,
+            help_s=state.help_s,
+            send_s=state.send_s,
+            decode_s=max(0.0, decode_s - self._decode_s),
+            apply_s=apply_s,
+        )
+        self._decode_s = decode_s
+        self.record.append(report)
+        if self._recorder is not None:
+            self._recorder.step(report, state.done)
+        return report
+
+    def close(self) -> None:
+        """Write what is left of the log."""
+        if self._recorder is not None:
+            self._recorder.close()
+
+    def _arrivals(
+        self, state: StepState, clock: Stopwatch, exchange: Exchange
+    ) -> dict[int, float]:
+        """Who arrived when; was the help of any use?"""
+        arrivals: dict[int, float] = {}
+        own_rows = set()
+        required = exchange.required_rows()
+        for step, worker, row, _, time_s in exchange.arrivals():
+            if row not in required[worker]:
+                continue
+            if step == state.step:
+                own_rows.add(row)
+                arrivals[worker] = time_s - clock.start
+            else:
+                self.record.late(worker)
+        for node in state.helped:
+            # Its own worker was not late after all, or it was.
+            if any(self._covers(row, node) for row in own_rows):
+                self._patience.useless()
+            else:
+                self._patience.useful()
+        return arrivals
+
+    def _covers(self, row: int, node: int) -> bool:
+        tree = self._code.tree
+        if self._code.linear:
+            return False
+        return bool(
+            tree.start[row] <= tree.start[node] and tree.stop[node] <= tree.stop[row]
+        )
