@@ -1,0 +1,65 @@
+"""Synchronous data-parallel training at the speed of the fastest sufficient workers.
+
+Example:
+    >>> codedgrad.init()                                        # doctest: +SKIP
+    >>> coded = codedgrad.CodedGradient(model)                  # doctest: +SKIP
+    >>> for shards in coded.steps(sampler):                     # doctest: +SKIP
+    ...     loss = coded.backward(lambda x, y: criterion(model(x), y), shards)
+    ...     optimizer.step()
+    ...     optimizer.zero_grad()
+"""
+
+from __future__ import annotations
+
+from codedgrad import codes, monitor
+from codedgrad.broadcast import broadcast_optimizer_state, broadcast_parameters
+from codedgrad.errors import (
+    CodedGradError,
+    ConfigError,
+    EnvironmentSetupError,
+    MismatchError,
+    NonFiniteError,
+    WorkerError,
+)
+from codedgrad.faults import Faults
+from codedgrad.gradient import CodedGradient
+from codedgrad.optimizer import DistributedOptimizer
+from codedgrad.runtime import (
+    barrier,
+    init,
+    is_initialized,
+    local_rank,
+    local_size,
+    rank,
+    shutdown,
+    size,
+)
+from codedgrad.shards import ShardBatchSampler, ShardSampler
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CodedGradError",
+    "CodedGradient",
+    "ConfigError",
+    "DistributedOptimizer",
+    "EnvironmentSetupError",
+    "Faults",
+    "MismatchError",
+    "NonFiniteError",
+    "ShardBatchSampler",
+    "ShardSampler",
+    "WorkerError",
+    "barrier",
+    "broadcast_optimizer_state",
+    "broadcast_parameters",
+    "codes",
+    "init",
+    "is_initialized",
+    "local_rank",
+    "local_size",
+    "monitor",
+    "rank",
+    "shutdown",
+    "size",
+]

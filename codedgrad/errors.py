@@ -1,0 +1,27 @@
+"""Errors. Each message says what was got, what was wanted and the remedy."""
+
+from __future__ import annotations
+
+
+class CodedGradError(RuntimeError):
+    """Base of all errors raised by codedgrad."""
+
+
+class ConfigError(CodedGradError, ValueError):
+    """An argument is wrong."""
+
+
+class EnvironmentSetupError(CodedGradError):
+    """MPI, the launcher or the build does not fit."""
+
+
+class MismatchError(CodedGradError):
+    """The workers disagree about what they do."""
+
+
+class WorkerError(CodedGradError):
+    """Another worker failed, or left; the message is the same on every worker."""
+
+
+class NonFiniteError(CodedGradError):
+    """A loss or gradient is NaN or infinite."""

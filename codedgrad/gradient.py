@@ -1,0 +1,355 @@
+"""The step: every stage in order, nothing computed here.
+
+    begin -> own passes -> post rows -> wait, with redundant passes past the patience
+          -> decoded sum -> p.grad
+
+A straggler leaves this path wherever it notices that the step is decoded.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from codedgrad import codes, config, runtime
+from codedgrad.boundaries import Abandoned
+from codedgrad.buckets import Payload
+from codedgrad.engine import Exchange
+from codedgrad.errors import ConfigError, WorkerError
+from codedgrad.faults import Faults, Injector
+from codedgrad.passes import Passes, Stopwatch
+from codedgrad.patience import Patience
+from codedgrad.reporting import Reporter, StepState
+from codedgrad.traces import Recorder
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from codedgrad.codes import Code
+    from codedgrad.reports import RunRecord, StepReport
+    from codedgrad.shards import ShardSampler, StepShards
+
+
+class CodedGradient:
+    """The gradient of the whole batch, without waiting for stragglers.
+
+    With c_g samples in micro-batch g and C in the step, `backward` leaves
+
+        p.grad = sum_g (c_g / C) grad_g      (summed in the order of code.tree)
+
+    in every parameter of every worker, the same bits whichever workers were slow
+    (codes with `linear=True`: to rounding). Float buffers become the same mean of
+    their values after the micro-batches, integer ones (counters) its rounding.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        code: Code | None = None,
+        *,
+        patience: float = 0.1,
+        window: int = 16,
+        seed: int = 0,
+        bucket_mb: float = 4.0,
+        on_nonfinite: str = "raise",
+        faults: Faults | str | None = None,
+        log: str | Path | None = None,
+    ) -> None:
+        """Prepare the exchange of `model`'s gradients. Collective.
+
+        Args:
+            model: same architecture and parameters on every worker (see
+                `broadcast_parameters`).
+            code: who computes what; `codes.spread(size())` if None.
+                `codes.uncoded(size())` waits for everybody.
+            patience: fraction of a pass that an idle worker waits before it helps.
+            window: steps that the slowest worker may lag before the others wait.
+            seed: of the random numbers inside the passes (dropout, augmentation).
+            bucket_mb: size of the pieces that are exchanged and decoded, in MiB.
+            on_nonfinite: "raise", or "continue" (counted in `nonfinite`).
+            faults: slowness to inject, for experiments; else CODEDGRAD_FAULTS.
+            log: folder to record this run's own seconds of compute in, one file per
+                worker; for `codedgrad plan` (see `codedgrad.traces`).
+
+        Raises:
+            ConfigError: bad arguments, or a code for another number of workers.
+            MismatchError: the workers' codes, models or settings differ.
+        """
+        self._runtime = runtime.current()
+        self._guarded_setup(
+            model, code, patience, window, seed, bucket_mb, on_nonfinite, faults, log
+        )
+
+    def _guarded_setup(self, *arguments: Any) -> None:
+        # A worker that cannot start tells the others, who wait in the comparison.
+        with self._failing_together("could not start"):
+            self._setup(*arguments)
+
+    def _setup(
+        self,
+        model: torch.nn.Module,
+        code: Code | None,
+        patience: float,
+        window: int,
+        seed: int,
+        bucket_mb: float,
+        on_nonfinite: str,
+        faults: Faults | str | None,
+        log: str | Path | None,
+    ) -> None:
+        here = self._runtime
+        self.code = code if code is not None else codes.spread(here.size)
+        if self.code.workers != here.size:
+            raise ConfigError(
+                f"the code is for {self.code.workers} workers and the job has "
+                f"{here.size}; build it with codedgrad.size()"
+            )
+        if on_nonfinite not in ("raise", "continue"):
+            raise ConfigError(
+                f'on_nonfinite must be "raise" or "continue", got {on_nonfinite!r}'
+            )
+        self.model = model
+        self.faults = _parse_faults(faults, here.size)
+        self._payload = Payload(
+            model.named_parameters(),
+            model.named_buffers(),
+            workers=here.size,
+            bucket_mb=bucket_mb,
+        )
+        injector = Injector(self.faults, here.rank) if self.faults else None
+        self._passes = Passes(
+            model,
+            self.code,
+            self._payload,
+            seed=seed,
+            injector=injector,
+            finite=on_nonfinite == "raise",
+        )
+        self._patience = Patience(patience)
+        recorder = Recorder(log, here.rank) if log is not None else None
+        self._reporter = Reporter(self.code, here.rank, self._patience, recorder)
+        self._window = window
+        self._step = 0
+        self._exchange = Exchange(here, self.code, self._payload, window=window)
+        self._rows = [
+            (row.after, self._exchange.row_of(here.rank, i), row)
+            for i, row in enumerate(self.code.rows[here.rank])
+        ]
+        self.report: StepReport | None = None
+        runtime.check_agreement(
+            "code, model or settings",
+            [
+                ("code", f"{self.code.describe()} [{self.code.fingerprint()[:12]}]"),
+                ("seed", str(seed)),
+                ("window", str(window)),
+                ("bucket_mb", str(bucket_mb)),
+                ("torch", torch.__version__),
+                *self._payload.describe(),
+            ],
+        )
+
+    @property
+    def record(self) -> RunRecord:
+        """The reports so far."""
+        return self._reporter.record
+
+    @property
+    def step(self) -> int:
+        """Number of the next step."""
+        return self._step
+
+    @property
+    def nonfinite(self) -> int:
+        """Micro-batches with NaN or Inf that were let through on this worker."""
+        return self._passes.nonfinite
+
+    def steps(self, sampler: ShardSampler) -> Iterator[StepShards]:
+        """One epoch of `sampler`, one item per step."""
+        with self._failing_together("could not read its data"):
+            yield from sampler.steps(self.code.parts)
+
+    def backward(self, loss_fn: Callable[..., Tensor], shards: StepShards) -> Tensor:
+        """Compute, exchange and decode one step; `p.grad` += the mean gradient.
+
+        Args:
+            loss_fn: called with one micro-batch's tensors; returns its mean loss.
+            shards: the step's data, from `steps`.
+
+        Returns:
+            The mean loss of the whole batch, a scalar without gradient, the same on
+            every worker.
+
+        Raises:
+            WorkerError: another worker failed; the message says which and why.
+            NonFiniteError, ConfigError: this worker's loss function is at fault; the
+                others raise WorkerError with this message.
+        """
+        step = self._step
+        clock = Stopwatch()
+        with self._failing_together(f"failed in step {step}"), self._own_gradients():
+            lag_s = self._exchange.begin(step)
+            clock.lap("lag")
+            state = StepState(step, forwarded=self._exchange.done(step))
+            self._payload.remember_buffers()
+            self._required_passes(state, loss_fn, shards)
+            clock.lap("compute")
+            self._help_until_decoded(state, loss_fn, shards)
+            clock.lap("wait")
+            self._payload.restore_buffers()
+            total = self._exchange.take(step)
+        loss = self._payload.scatter(total)
+        self._step += 1
+        self.report = self._reporter.end(
+            state, clock, self._exchange, lag_s, float(loss)
+        )
+        return loss
+
+    # ---- stages ----
+
+    def _required_passes(
+        self, state: StepState, loss_fn: Callable[..., Tensor], shards: StepShards
+    ) -> None:
+        rank, step = self._runtime.rank, state.step
+        if state.forwarded:
+            return
+        clock = Stopwatch()
+        self._passes.begin(step)
+        try:
+            for item in range(self.code.required[rank]):
+                self._compute(item, state, loss_fn, shards, lambda: self._over(step))
+        except Abandoned:
+            state.abandoned = True
+            state.done = self._passes.progress()
+        else:
+            self._passes.note_duration(clock.total())
+
+    def _help_until_decoded(
+        self, state: StepState, loss_fn: Callable[..., Tensor], shards: StepShards
+    ) -> None:
+        rank, step = self._runtime.rank, state.step
+        work = self.code.work[rank]
+        patience_s = self._patience.seconds(self._passes.usual_s)
+        item = self.code.required[rank] - 1
+        while not self._exchange.wait(step, patience_s):
+            # Patience before every item: others may be about to finish the next one.
+            item = self._next_missing(item + 1, step)
+            if item == len(work):
+                break
+            node = work[item]
+
+            def needless(node: int = node) -> bool:
+                return self._over(step) or self._exchange.has(step, node)
+
+            state.helped.append(node)
+            clock = Stopwatch()
+            try:
+                self._compute(item, state, loss_fn, shards, needless)
+            except Abandoned:
+                state.abandoned = True
+            state.help_s += clock.total()
+        self._exchange.wait_all(step)
+
+    def _next_missing(self, item: int, step: int) -> int:
+        """The first item of this worker's list, from `item` on, that is not here."""
+        work = self.code.work[self._runtime.rank]
+        while item < len(work) and self._exchange.has(step, work[item]):
+            item += 1
+        return item
+
+    def _compute(
+        self,
+        item: int,
+        state: StepState,
+        loss_fn: Callable[..., Tensor],
+        shards: StepShards,
+        needless: Callable[[], bool],
+    ) -> None:
+        """One item of this worker's work, and the rows that it completes."""
+        done = self._exchange.row_buffer()
+        node = self.code.work[self._runtime.rank][item]
+        self._passes.row(node, done.tensor, loss_fn, shards, state.step, needless)
+        if self.code.linear:
+            state.finished[item] = done.tensor
+        clock = Stopwatch()
+        for after, row_id, row in self._rows:
+            if after != item:
+                continue
+            message = done
+            if self.code.linear:
+                message = self._exchange.row_buffer()
+                first = state.finished[row.items[0]]
+                torch.mul(first, row.coefficients[0], out=message.tensor)
+                for i, c in zip(row.items[1:], row.coefficients[1:], strict=True):
+                    message.tensor.add_(state.finished[i], alpha=c)
+            self._exchange.post(state.step, row_id, message)
+        state.send_s += clock.total()
+
+    def _over(self, step: int) -> bool:
+        return self._exchange.done(step)
+
+    # ---- around a step ----
+
+    @contextmanager
+    def _failing_together(self, what: str) -> Iterator[None]:
+        """An error here ends the job everywhere, with this error as the reason."""
+        try:
+            yield
+        except (WorkerError, GeneratorExit):
+            raise
+        except BaseException as error:
+            self._runtime.fail(
+                f"worker {self._runtime.rank} {what}: {type(error).__name__}: {error}"
+            )
+            raise
+
+    @contextmanager
+    def _own_gradients(self) -> Iterator[None]:
+        """Set aside what `p.grad` holds (gradient accumulation) during the passes."""
+        before = [p.grad for p in self._payload.parameters]
+        for p in self._payload.parameters:
+            p.grad = None
+        try:
+            yield
+        finally:
+            for p, g in zip(self._payload.parameters, before, strict=True):
+                p.grad = g
+
+    # ---- checkpoints ----
+
+    def state_dict(self) -> dict[str, int]:
+        """What a checkpoint needs: the number of the next step."""
+        return {"step": self._step}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on from a checkpoint. Collective; all workers load the same step."""
+        step = int(state["step"])
+        with self._failing_together("could not load a checkpoint"):
+            runtime.check_agreement("checkpoint", [("step", str(step))])
+            self._exchange.close()
+            self._exchange = Exchange(
+                self._runtime,
+                self.code,
+                self._payload,
+                window=self._window,
+                first_step=step,
+            )
+            self._step = step
+            runtime.barrier()
+
+    def close(self) -> None:
+        """End the exchange and take the hooks off the model. Collective."""
+        self._exchange.close()
+        self._passes.close()
+        self._reporter.close()
+
+
+def _parse_faults(faults: Faults | str | None, workers: int) -> Faults | None:
+    if faults is None:
+        faults = config.faults_text()
+    if isinstance(faults, str):
+        return Faults.parse(faults, workers) if faults.strip() else None
+    return faults

