@@ -1,0 +1,157 @@
+"""A full training script, as small as it gets.
+
+    bash launch/mpirun.sh -n 4 python launch/train.py --task digits
+    bash launch/mpirun.sh -n 4 python launch/train.py --task text --steps 200
+    bash launch/horovodrun.sh -np 4 python launch/train.py --task digits
+
+Writes OUT/summary.json, OUT/arrivals.png and TensorBoard files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import tasks
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+import codedgrad
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--task", choices=tasks.TASKS, default="digits")
+    add("--data", type=Path, help="folder of the data (cifar10)")
+    add("--code", default="spread", help='e.g. "uncoded" or "spread:micro=8,copies=2"')
+    add("--epochs", type=int, help="default: the task's")
+    add("--steps", type=int, help="stop after so many steps")
+    add("--batch-size", type=int, help="of a step, over all workers")
+    add("--lr", type=float)
+    add("--seed", type=int, default=0)
+    add("--faults", help='e.g. "slow:worker=3,factor=8", see codedgrad/faults.py')
+    add("--patience", type=float, default=0.1, help="of a pass")
+    add("--log", type=Path, help="new folder for `codedgrad plan` and `report`")
+    add("--out", type=Path, default=Path("runs/train"))
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Train one task."""
+    args = arguments()
+    codedgrad.init()
+    task = tasks.make(args.task, args.data, args.seed)
+    model, rank = task.model, codedgrad.rank()
+    codedgrad.broadcast_parameters(model.state_dict())
+    sampler = codedgrad.ShardSampler(
+        task.train, args.batch_size or task.batch_size, seed=args.seed, drop_last=True
+    )
+    coded = codedgrad.CodedGradient(
+        model,
+        codedgrad.codes.parse(args.code, codedgrad.size()),
+        patience=args.patience,
+        seed=args.seed,
+        faults=args.faults,
+        log=args.log,
+    )
+    epochs = args.epochs or task.epochs
+    steps = args.steps or epochs * len(sampler)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr or task.lr)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, max_lr=args.lr or task.lr, total_steps=steps + 1
+    )
+
+    def loss_fn(x: Tensor, y: Tensor) -> Tensor:
+        return task.loss(model(task.augment(x)), y)
+
+    board = codedgrad.monitor.TensorBoardMonitor(args.out) if rank == 0 else None
+    bar = tqdm(total=steps, desc=args.code, disable=rank != 0, mininterval=0.5)
+    begin = time.perf_counter()
+    epoch = 0
+    while coded.step < steps:
+        sampler.set_epoch(epoch)
+        for shards in coded.steps(sampler):
+            loss = coded.backward(loss_fn, shards)
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            schedule.step()
+            bar.update()
+            bar.set_postfix(loss=f"{float(loss):.3f}", refresh=False)
+            if board is not None and coded.report is not None:
+                board.step(coded.report, lr=schedule.get_last_lr()[0])
+            if coded.step == steps:
+                break
+        epoch += 1
+    seconds = time.perf_counter() - begin
+    bar.close()
+    same = same_everywhere(checksum(model))
+    if rank == 0 and board is not None:
+        board.picture(coded.record, codedgrad.size())
+        board.close()
+        finish(args, task, coded, seconds, same_on_all_workers=same)
+    coded.close()
+    codedgrad.shutdown()
+
+
+def checksum(model: nn.Module) -> str:
+    """SHA-256 of every bit of the parameters and buffers."""
+    h = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        h.update(name.encode() + tensor.contiguous().numpy().tobytes())
+    return h.hexdigest()
+
+
+def same_everywhere(value: str) -> bool:
+    """Whether all workers have this value."""
+    try:
+        codedgrad.runtime.check_agreement("parameters", [("checksum", value)])
+    except codedgrad.MismatchError:
+        return False
+    return True
+
+
+def finish(
+    args: argparse.Namespace,
+    task: tasks.Task,
+    coded: codedgrad.CodedGradient,
+    seconds: float,
+    **more: Any,
+) -> None:
+    """Write and print what came of it."""
+    summary = {
+        "task": args.task,
+        "code": coded.code.describe(),
+        "workers": codedgrad.size(),
+        "faults": coded.faults.describe() if coded.faults else "none",
+        "train_s": round(seconds, 3),
+        **coded.record.summary(skip=min(5, coded.step // 2)),
+        "late_rows": coded.record.late_rows,
+        "accuracy": round(task.accuracy(), 4),
+        "checksum": checksum(task.model),
+        **more,
+    }
+    (args.out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    codedgrad.monitor.plot_arrivals(
+        coded.record,
+        codedgrad.size(),
+        args.out / "arrivals.png",
+        title=f"{coded.code.describe()}; {summary['faults']}",
+    )
+    print(
+        f"{coded.step} steps of {1e3 * summary['step_s']:.1f} ms, test accuracy "
+        f"{summary['accuracy']:.3f}; see {args.out}/"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""Under horovodrun, beside Horovod; bash launch/build_horovod.sh brings it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def run(*command: str, seconds: float = 100.0) -> tuple[int, str]:
+    env = os.environ | {"PYTHON": sys.executable}
+    done = subprocess.run(
+        ["timeout", "--kill-after=5", str(seconds), *command],
+        cwd=ROOT,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    return done.returncode, done.stdout
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_horovod_and_codedgrad_in_one_process(workers: int) -> None:
+    status, output = run(
+        "bash", "launch/horovodrun.sh", "-np", str(workers),
+        sys.executable, "tests/horovod/job.py",
+    )  # fmt: skip
+    assert status == 0, output
+    for worker in range(workers):
+        assert f"worker {worker} of {workers} is done" in output
+
+
+def test_the_same_script_under_mpirun() -> None:
+    status, output = run(
+        "bash", "launch/mpirun.sh", "-n", "2", sys.executable, "tests/horovod/job.py"
+    )
+    assert status == 0, output
+    assert "worker 1 of 2 is done" in output
+
+
+def test_gloo_is_refused_with_the_remedy() -> None:
+    begin = time.monotonic()
+    horovodrun = Path(sys.executable).parent / "horovodrun"
+    status, output = run(
+        str(horovodrun), "--gloo", "-np", "2", sys.executable, "-c",
+        "import codedgrad; codedgrad.init()",
+    )  # fmt: skip
+    assert status != 0
+    assert time.monotonic() - begin < 60
+    assert "started 2 workers, but MPI sees 1" in output
+    assert "horovodrun --mpi" in output

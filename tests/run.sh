@@ -1,0 +1,131 @@
+#!/usr/bin/env bash
+# Everything we test; installs what is missing first. CI runs exactly this.
+#
+#   bash tests/run.sh            # all of it
+#   bash tests/run.sh unit       # linters and unit tests, under a minute
+#   bash tests/run.sh slow       # sanitizers, failures, MPICH
+#   bash tests/run.sh parallel   # the multi-worker tests (WORKERS="1 2 4 5")
+#   bash tests/run.sh horovod    # Horovod and codedgrad in one process
+#   bash tests/run.sh bench      # the benchmarks at toy size
+set -uo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+bash launch/install.sh dev examples || exit 1
+# shellcheck source=launch/env.sh
+. launch/env.sh
+unset CODEDGRAD_FAULTS
+passed=0
+failed=0
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+
+# check NAME COMMAND...: one test.
+check() {
+  local name=$1
+  shift
+  if "$@" >"$log" 2>&1; then
+    passed=$((passed + 1))
+    echo "ok      $name"
+  else
+    failed=$((failed + 1))
+    echo "FAILED  $name: $*"
+    tail -n 200 "$log"
+  fi
+}
+
+# pytests NAME COMMAND...: a pytest run; its own counts are added.
+pytests() {
+  local name=$1 status good bad begin=$SECONDS
+  shift
+  "$@" >"$log" 2>&1
+  status=$?
+  good=$(grep -aoE '[0-9]+ passed' "$log" | tail -n 1 | cut -d' ' -f1)
+  bad=$(grep -aoE '[0-9]+ (failed|errors?)' "$log" | awk '{s += $1} END {print s + 0}')
+  # Ended without a report: a crash or a time-out counts as one failure.
+  if [ "$status" != 0 ] && [ "$bad" = 0 ]; then bad=1; fi
+  grep -aE '^SKIPPED' "$log"
+  passed=$((passed + ${good:-0}))
+  failed=$((failed + bad))
+  echo "$([ "$bad" = 0 ] && echo 'ok    ' || echo 'FAILED')  $name: ${good:-0} passed, $bad failed, $((SECONDS - begin)) s"
+  if [ "$bad" != 0 ]; then tail -n 400 "$log"; fi
+}
+
+mpi() { # N COMMAND...: a bounded run; a hang prints stacks first, see conftest.py
+  local n=$1
+  shift
+  timeout --kill-after=20 "${LIMIT:-600}" bash launch/mpirun.sh -n "$n" "$@"
+}
+
+# For the test that looks at the HTML report; never needed to use codedgrad.
+chromium() {
+  command -v chromium >/dev/null || command -v google-chrome >/dev/null && return
+  [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null || return 0
+  { apt-get update -qq && apt-get install -y -qq chromium; } >/dev/null 2>&1 || true
+}
+
+unit() {
+  chromium
+  check "ruff check" "$CG_PYTHON" -m ruff check .
+  check "ruff format" "$CG_PYTHON" -m ruff format --check .
+  check "mypy" "$CG_PYTHON" -m mypy
+  # shellcheck disable=SC2046
+  check "clang-format" clang-format --dry-run -Werror \
+    $(find csrc tests -name '*.cpp' -o -name '*.h')
+  check "scripts parse" bash -n launch/*.sh tests/run.sh .ci/run
+  pytests "unit tests" "$CG_PYTHON" -m pytest -q --color=no -p no:cacheprovider tests \
+    --ignore=tests/parallel --ignore=tests/horovod --ignore=tests/failures \
+    --ignore=tests/mpich --ignore=tests/engine/test_stress.py
+}
+
+slow() { # unit tests that build or start something first
+  pytests "engine under sanitizers" "$CG_PYTHON" -m pytest -q --color=no -p no:cacheprovider \
+    tests/engine/test_stress.py
+  pytests "failures" "$CG_PYTHON" -m pytest -q --color=no -p no:cacheprovider tests/failures
+  pytests "MPICH" "$CG_PYTHON" -m pytest -q --color=no -p no:cacheprovider tests/mpich
+}
+
+parallel() {
+  local n
+  for n in ${WORKERS:-1 2 4 5}; do
+    pytests "$n worker(s)" mpi "$n" "$CG_PYTHON" -m pytest -q --color=no -p no:cacheprovider \
+      tests/parallel
+  done
+}
+
+horovod() {
+  check "build Horovod" bash launch/build_horovod.sh
+  pytests "Horovod" "$CG_PYTHON" -m pytest -q --color=no -p no:cacheprovider tests/horovod
+}
+
+bench() {
+  local out
+  out=$(mktemp -d)
+  check "bench_exchange" mpi 2 "$CG_PYTHON" benchmarks/bench_exchange.py --toy \
+    --out "$out/exchange.json"
+  check "bench_step sleep" mpi 4 "$CG_PYTHON" benchmarks/bench_step.py --toy \
+    --task sleep --factors 1,8 --out "$out/sleep.json"
+  check "bench_step digits" mpi 2 "$CG_PYTHON" benchmarks/bench_step.py --toy \
+    --task digits --factors 1 --out "$out/digits.json"
+  check "bench_stall" mpi 4 "$CG_PYTHON" benchmarks/bench_stall.py --toy \
+    --out "$out/stall.json"
+  check "benchmarks wrote JSON" "$CG_PYTHON" -c \
+    'import json, sys; [json.load(open(f))["results"] for f in sys.argv[1:]]' \
+    "$out/exchange.json" "$out/sleep.json" "$out/digits.json" "$out/stall.json"
+  rm -rf "$out"
+}
+
+case ${1:-all} in
+  unit | slow | parallel | horovod | bench) "$1" ;;
+  all)
+    unit
+    slow
+    parallel
+    horovod
+    bench
+    ;;
+  *)
+    echo "no part '$1': unit, slow, parallel, horovod, bench, or nothing for all" >&2
+    exit 2
+    ;;
+esac
+echo "$passed passed, $failed failed"
+[ "$failed" = 0 ]
