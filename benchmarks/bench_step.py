@@ -1,0 +1,287 @@
+"""Whole training steps, with and without a straggler: codedgrad, Horovod, DDP.
+
+    mpirun -n 8 python benchmarks/bench_step.py --task sleep --out FILE.json
+    mpirun -n 4 python benchmarks/bench_step.py --task digits --out FILE.json
+
+A block is a few consecutive steps of one method; the methods take turns block by
+block, in one run. A step's time is the block's wall clock, from all workers' start to
+the last one's end, divided by its steps. The last worker is the straggler.
+
+`sleep`: the pass is a sleep, so that many workers fit a few cores; the model is small
+but real. Other tasks compute for real, as launch/train.py does.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from harness import COMM, arguments, say, summary, write
+from torch import Tensor, nn
+
+import codedgrad
+from codedgrad import Faults, codes
+from codedgrad.boundaries import Boundaries
+from codedgrad.faults import Injector
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+MICRO = 4
+PASS_S = 0.05
+
+
+class Job:
+    """One model with its data; a method trains it."""
+
+    def __init__(self, task: str, batch: int) -> None:
+        """`batch`: samples of a step over all workers."""
+        torch.manual_seed(0)
+        self.sleep_s = PASS_S / MICRO if task == "sleep" else 0.0
+        if task == "sleep":
+            self.model: nn.Module = nn.Sequential(
+                nn.Linear(64, 400), nn.ReLU(), nn.Linear(400, 32)
+            )
+            self.data: Any = (torch.randn(512, 64), torch.randint(0, 32, (512,)))
+            self.loss: Callable[..., Tensor] = nn.functional.cross_entropy
+        else:
+            sys.path.insert(0, str(Path(__file__).parent.parent / "launch"))
+            import tasks
+
+            made = tasks.make(task)
+            self.model, self.data, self.loss = made.model, made.train, made.loss
+        self.sampler = codedgrad.ShardSampler(self.data, batch)
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=1e-3)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """Loss of one micro-batch."""
+        if self.sleep_s:
+            time.sleep(self.sleep_s)
+        return self.loss(self.model(x), y)
+
+    def endless(self, parts: int) -> Any:
+        """The sampler's steps of the same size, epoch after epoch."""
+        epoch = 0
+        while True:
+            self.sampler.set_epoch(epoch)
+            for shards in self.sampler.steps(parts):
+                if shards.total == self.sampler.batch_size:
+                    yield shards
+            epoch += 1
+
+
+class Coded:
+    """codedgrad, explicit face."""
+
+    def __init__(self, job: Job, code: codes.Code) -> None:
+        self.job = job
+        self.gradient = codedgrad.CodedGradient(job.model, code)
+        self.steps = job.endless(code.parts)
+
+    def straggle(self, faults: str) -> None:
+        """Inject this slowness from now on."""
+        plan = Faults.parse(faults, COMM.size)
+        self.gradient._passes._injector = Injector(plan, COMM.rank) if plan else None
+
+    def step(self) -> None:
+        """One step."""
+        self.gradient.backward(self.job.forward, next(self.steps))
+        self.job.optimizer.step()
+        self.job.optimizer.zero_grad()
+
+
+class Synchronous:
+    """What Horovod and DDP have in common: local passes, then one exchange."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.boundaries = Boundaries(job.model)
+        self.injector: Injector | None = None
+        self.steps = job.endless(MICRO * COMM.size)
+        self.count = 0
+
+    def straggle(self, faults: str) -> None:
+        """Inject this slowness from now on."""
+        plan = Faults.parse(faults, COMM.size)
+        self.injector = Injector(plan, COMM.rank) if plan else None
+
+    def passes(self, loss: Callable[[int, Tensor, Tensor], None]) -> None:
+        """The worker's micro-batches, stretched where it is a straggler."""
+        shards = next(self.steps)
+        if self.injector is not None:
+            self.injector.begin(self.count, PASS_S)
+        self.count += 1
+        injector = self.injector
+        for micro in range(MICRO):
+            batch = shards.fetch(COMM.rank * MICRO + micro)
+            if injector is None:
+                loss(micro, *batch)
+                continue
+            injector.resume()
+            with self.boundaries.watch(lambda: injector.boundary(lambda: None)):
+                loss(micro, *batch)
+            injector.boundary(lambda: None)
+
+
+class Horovod(Synchronous):
+    """Horovod's DistributedOptimizer, accumulating the same micro-batches."""
+
+    def __init__(self, job: Job, *, pauses: bool) -> None:
+        """`pauses`: shut it down after each of its blocks."""
+        super().__init__(job)
+        import horovod.torch as hvd
+
+        self.hvd, self.pauses = hvd, pauses
+        hvd.init()
+        self.optimizer = hvd.DistributedOptimizer(
+            job.optimizer,
+            named_parameters=job.model.named_parameters(),
+            backward_passes_per_step=MICRO,
+        )
+
+    def enter(self) -> None:
+        """Start its background thread."""
+        if self.pauses:
+            self.hvd.init()
+
+    def leave(self) -> None:
+        """End it: it looks for work every millisecond, on the others' cores."""
+        if self.pauses:
+            self.hvd.shutdown()
+
+    def step(self) -> None:
+        """One step."""
+
+        def one(_micro: int, x: Tensor, y: Tensor) -> None:
+            (self.job.forward(x, y) / MICRO).backward()
+
+        self.passes(one)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+
+class Ddp(Synchronous):
+    """torch's DistributedDataParallel on Gloo."""
+
+    def __init__(self, job: Job) -> None:
+        super().__init__(job)
+        self.wrapped = nn.parallel.DistributedDataParallel(job.model)
+        job.model = self.wrapped
+
+    def step(self) -> None:
+        """One step."""
+
+        def one(micro: int, x: Tensor, y: Tensor) -> None:
+            self.wrapped.require_backward_grad_sync = micro == MICRO - 1
+            (self.job.forward(x, y) / MICRO).backward()
+
+        self.passes(one)
+        self.job.optimizer.step()
+        self.job.optimizer.zero_grad()
+
+
+def methods(task: str, batch: int, *, pauses: bool = False) -> dict[str, Any]:
+    """Each with a job of its own."""
+    n = COMM.size
+    made: dict[str, Any] = {
+        "codedgrad": Coded(Job(task, batch), codes.spread(n, micro=MICRO)),
+        "codedgrad_uncoded": Coded(Job(task, batch), codes.uncoded(n, micro=MICRO)),
+        "ddp_gloo": Ddp(Job(task, batch)),
+    }
+    try:
+        made["horovod"] = Horovod(Job(task, batch), pauses=pauses)
+        made["horovod"].leave()
+    except ImportError:
+        say("Horovod is not installed: left out")
+    return made
+
+
+def block(method: Any, steps: int) -> float:
+    """Seconds per step of `steps` steps, the slowest worker's."""
+    getattr(method, "enter", lambda: None)()
+    method.step()  # the first one finds caches cold
+    COMM.Barrier()
+    begin = time.perf_counter()
+    for _ in range(steps):
+        method.step()
+    spent = time.perf_counter() - begin
+    getattr(method, "leave", lambda: None)()
+    return COMM.allreduce(spent, op=_max) / steps
+
+
+def _max(a: float, b: float) -> float:
+    return max(a, b)
+
+
+def scenario(made: dict[str, Any], factor: float, args: Any) -> dict[str, Any]:
+    """All methods with one worker `factor` times as slow."""
+    faults = f"slow:worker={COMM.size - 1},factor={factor}" if factor > 1 else ""
+    names = list(made)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for name in names:
+        made[name].straggle(faults)
+    rounds, steps = (2, 3) if args.toy else (args.rounds, args.steps)
+    if factor > 8 and not args.toy:
+        rounds, steps = max(3, rounds // 3), max(3, steps // 3)
+    for turn in range(rounds + 1):
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            spent = block(made[name], steps)
+            if turn > 0:  # the first round warms up
+                seconds[name].append(spent)
+    rows: dict[str, Any] = {name: summary(s) for name, s in seconds.items()}
+    for name in ("codedgrad", "codedgrad_uncoded"):
+        rows[name]["redundant_passes"] = sum(
+            r.redundant_passes for r in made[name].gradient.record.reports
+        )
+        made[name].gradient.record.reports.clear()
+    return rows
+
+
+def main() -> None:
+    """Measure every scenario."""
+    parser = arguments(str(__doc__))
+    parser.add_argument("--task", default="sleep")
+    parser.add_argument("--batch-size", type=int, default=32, help="of one worker")
+    parser.add_argument("--factors", default="1,2,8,40")
+    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--steps", type=int, default=10, help="of a block")
+    parser.add_argument(
+        "--pause-horovod",
+        action="store_true",
+        help="shut it down between its blocks (0.28.1 may hang so with 8 workers)",
+    )
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    codedgrad.init()
+    torch.distributed.init_process_group("gloo", rank=COMM.rank, world_size=COMM.size)
+    made = methods(args.task, args.batch_size * COMM.size, pauses=args.pause_horovod)
+    results: dict[str, Any] = {"task": args.task, "micro_batches": MICRO}
+    n = COMM.size
+    calm = None
+    for factor in [float(f) for f in args.factors.split(",")]:
+        if factor > 1 and n == 1:
+            continue
+        rows = scenario(made, factor, args)
+        calm = calm or rows["codedgrad"]["median_ms"]
+        for row in rows.values():
+            row["over_calm_codedgrad"] = round(row["median_ms"] / calm, 3)
+            row["codedgrad_over_this"] = round(
+                rows["codedgrad"]["median_ms"] / row["median_ms"], 3
+            )
+        bound = round(n / (n - 1 + 1 / factor), 3)
+        results[f"straggler_{factor:g}x"] = {"bound_over_calm": bound, **rows}
+        shown = "  ".join(
+            f"{m} {r['median_ms']:.1f} ms ({r['over_calm_codedgrad']:.2f})"
+            for m, r in rows.items()
+        )
+        say(f"straggler {factor:g} x, bound {bound}: {shown}")
+    write(args.out, "bench_step", results)
+    torch.distributed.destroy_process_group()
+    codedgrad.shutdown()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""What all benchmarks share: the environment of a number, interleaving, JSON."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from mpi4py import MPI
+
+import codedgrad
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+COMM = MPI.COMM_WORLD
+
+
+def arguments(description: str) -> argparse.ArgumentParser:
+    """Options that every benchmark takes."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--toy", action="store_true", help="seconds, not minutes")
+    parser.add_argument("--out", type=Path, help="JSON file to write (worker 0)")
+    return parser
+
+
+def environment() -> dict[str, Any]:
+    """Where the numbers come from."""
+    model = "unknown"
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        lines = cpuinfo.read_text().splitlines()
+        named = [line for line in lines if "model name" in line]
+        model = named[0].split(":", 1)[1].strip() if named else model
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"],
+        capture_output=True,
+        text=True,
+        check=False,
+    ).stdout.strip()
+    return {
+        "workers": COMM.size,
+        "cores": os.cpu_count(),
+        "cpu": model,
+        "threads_per_worker": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "mpi": " ".join(
+            MPI.Get_library_version().splitlines()[0].split(",")[0].split()
+        ),
+        "codedgrad": codedgrad.__version__,
+        "commit": commit or None,
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def interleaved(
+    actions: dict[str, Callable[[], None]], rounds: int, warm_up: int
+) -> dict[str, list[float]]:
+    """Time every action once a round, in turning order, all workers together.
+
+    Returns:
+        Seconds by action and round, the slowest worker's, known on every worker.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in actions}
+    names = list(actions)
+    for turn in range(warm_up + rounds):
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            COMM.Barrier()
+            begin = time.perf_counter()
+            actions[name]()
+            spent = time.perf_counter() - begin
+            if turn >= warm_up:
+                seconds[name].append(spent)
+    return {n: COMM.allreduce(v, op=_MAX_EACH) for n, v in seconds.items()}
+
+
+def _max_each(a: list[float], b: list[float], _type: Any = None) -> list[float]:
+    return [max(x, y) for x, y in zip(a, b, strict=True)]
+
+
+_MAX_EACH = MPI.Op.Create(_max_each, commute=True)
+
+
+def summary(seconds: Sequence[float]) -> dict[str, float]:
+    """Median and quartiles in milliseconds, rounded to a microsecond."""
+    ordered = sorted(seconds)
+    n = len(ordered)
+    return {
+        "median_ms": round(statistics.median(ordered) * 1e3, 3),
+        "p25_ms": round(ordered[n // 4] * 1e3, 3),
+        "p75_ms": round(ordered[(3 * n) // 4] * 1e3, 3),
+        "rounds": n,
+    }
+
+
+def write(path: Path | None, name: str, results: Any) -> None:
+    """Worker 0 writes `results` with their environment."""
+    if COMM.rank != 0 or path is None:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = {"benchmark": name, "environment": environment(), "results": results}
+    path.write_text(json.dumps(text, indent=1) + "\n")
+
+
+def say(text: str) -> None:
+    """Print on worker 0."""
+    if COMM.rank == 0:
+        print(text, flush=True)
