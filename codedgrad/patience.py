@@ -3,9 +3,10 @@
 The patience is a fraction of the worker's usual time for its own pass. Where workers
 finish at scattered times although none is a straggler (a busy machine), a short
 patience starts passes that help nobody and slow everybody. So it learns: doubled
-(up to a whole pass) by a redundant pass that proved useless, because the worker it
-stood in for arrived after all, and brought back towards the setting by useful ones and,
-slowly, by every step: a worker that stalls after a noisy time must not be waited for.
+(up to a whole pass) by a step in which all redundant passes proved useless, because the
+workers they stood in for arrived after all, and brought back towards the setting by one
+useful pass and, slowly, by every step: a worker that stalls after a noisy time must not
+be waited for.
 """
 
 from __future__ import annotations
@@ -39,11 +40,14 @@ class Patience:
             return max(self.now, _LONGEST) * pass_s
         return self.now * pass_s
 
-    def useless(self) -> None:
-        """A redundant pass helped nobody."""
-        longest = max(self.setting, _LONGEST)
-        self.now = min(longest, max(2.0 * self.now, 0.05))
+    def helped(self, *, useful: bool) -> None:
+        """After a step with redundant passes; `useful`: at least one was needed.
 
-    def useful(self) -> None:
-        """A redundant pass was needed."""
-        self.now = max(self.setting, 0.7 * self.now)
+        Once per step: where many are late at a time, most passes prove useless, and yet
+        the step ends earlier for the others.
+        """
+        if useful:
+            self.now = max(self.setting, 0.7 * self.now)
+        else:
+            longest = max(self.setting, _LONGEST)
+            self.now = min(longest, max(2.0 * self.now, 0.05))

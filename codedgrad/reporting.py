@@ -104,12 +104,14 @@ class Reporter:
                 arrivals[worker] = time_s - clock.start
             else:
                 self.record.late(worker)
-        for node in state.helped:
-            # Its own worker was not late after all, or it was.
-            if any(self._covers(row, node) for row in own_rows):
-                self._patience.useless()
-            else:
-                self._patience.useful()
+        if state.helped:
+            # Useful: for a shard whose own worker was late indeed.
+            self._patience.helped(
+                useful=not all(
+                    any(self._covers(row, node) for row in own_rows)
+                    for node in state.helped
+                )
+            )
         return arrivals
 
     def _covers(self, row: int, node: int) -> bool:

@@ -23,14 +23,14 @@ def test_it_is_a_fraction_of_the_usual_pass() -> None:
 def test_useless_help_makes_it_longer_but_never_more_than_a_pass() -> None:
     patience = warm()
     for _ in range(20):
-        patience.useless()
+        patience.helped(useful=False)
     assert 0.45 < patience.seconds(0.5) <= 0.5
 
 
 def test_it_forgets() -> None:
     patience = warm()
     for _ in range(20):
-        patience.useless()
+        patience.helped(useful=False)
     for _ in range(200):
         patience.seconds(0.5)
     assert patience.seconds(0.5) == pytest.approx(0.05, rel=0.05)
@@ -38,17 +38,17 @@ def test_it_forgets() -> None:
 
 def test_useful_help_brings_it_back() -> None:
     patience = warm()
-    patience.useless()
-    patience.useless()
+    patience.helped(useful=False)
+    patience.helped(useful=False)
     for _ in range(20):
-        patience.useful()
+        patience.helped(useful=True)
     assert patience.seconds(0.5) == pytest.approx(0.05)
 
 
 def test_zero_grows_too() -> None:
     patience = warm(0.0)
     assert patience.seconds(0.5) == 0.0
-    patience.useless()
+    patience.helped(useful=False)
     assert patience.seconds(0.5) > 0.0
 
 

@@ -3,8 +3,9 @@
 The engine's rules (codedgrad/gradient.py): a worker computes its own shard and sends
 one row; then, each time after its patience, it takes the first item of its list that
 has not arrived, and leaves it when somebody else's copy arrives. The step is over when
-every shard is there, as its own row or as all of its pieces. The patience doubles,
-up to a pass, when help proves useless and shrinks when it proves useful.
+every shard is there, as its own row or as all of its pieces. After a step
+in which all its help proved useless a worker's patience doubles, up to a pass; it
+shrinks when any proved useful.
 """
 
 from __future__ import annotations
@@ -140,7 +141,7 @@ def simulate(
         out[s] = held + over + hop
         redundant[s] = play.work(over) / n
         helped_rows += play.rows(over)
-        for worker, useful in play.verdicts(over):
+        for worker, useful in play.verdicts(over).items():
             if useful:
                 now[worker] = max(patience, 0.7 * now[worker])
             else:
@@ -222,10 +223,14 @@ class _Step:
         """Rows sent for others."""
         return sum(h.whole <= min(h.left, over) for h in self._helps)
 
-    def verdicts(self, over: float) -> list[tuple[int, bool]]:
-        """(worker, useful): useless if the shard's own row came in time after all."""
+    def verdicts(self, over: float) -> dict[int, bool]:
+        """By worker: was any of its help for a shard whose own row came too late?"""
         m = self._lists.pieces
-        return [(h.worker, self._own[h.piece // m] > over) for h in self._helps]
+        useful: dict[int, bool] = {}
+        for h in self._helps:
+            late = self._own[h.piece // m] > over
+            useful[h.worker] = useful.get(h.worker, False) or late
+        return useful
 
     def _push(self, w: int, t: float) -> None:
         self._version[w] = self._version.get(w, 0) + 1

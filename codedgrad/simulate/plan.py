@@ -16,9 +16,12 @@ if TYPE_CHECKING:
 
     from codedgrad.simulate.times import Times
 
-_WORTH_IT = 1.03  # a smaller expected speed-up is not worth a change
+# A smaller expected speed-up is not worth a change: micro-batches of an eighth of the
+# size may cost as much again.
+_WORTH_IT = 1.10
 _DRAWS = 1000
-_MOST_STEPS = 400  # that the search looks at; all are used for the verdict
+_MOST_TIMES, _FEWEST_STEPS = 20_000, 40  # the search looks at; all are judged by
+_MORE_WORK = 0.02  # redundant passes / n that the best may cost beside the frugal
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ def candidates(workers: int) -> list[str]:
     out = [
         f"spread:micro={m},copies={c},patience={p:g}"
         for m in (4, 8, 16)
-        for c in (1, 2, 4)
+        for c in (1, 2, 4, 16)
         for p in (0.02, 0.1, 0.3)
         if c < workers
     ]
@@ -93,21 +96,23 @@ def plan(
             "the log has one worker: nobody can stand in for it, there is nothing to "
             "plan"
         )
-    search, judge = _halves(steps)
+    search, judge = _halves(steps, n)
     some = times.rows(search)
     sync = float(simple.sync(some, comm).step.mean())
     names = candidates(n)
-    table = []
+    table: list[dict[str, Any]] = []
     for name in names:
         outcome = policies.run(name, some, comm)
         step = float(outcome.step.mean()) * _micro_factor(name, micro_cost)
         redundant = float(outcome.redundant.mean())
         table.append({"policy": name, "speedup": sync / step, "redundant": redundant})
-    # Of those within half a percent of the best, the one that works least beside.
-    best = max(float(str(row["speedup"])) for row in table)
-    near = [row for row in table if float(str(row["speedup"])) >= 0.995 * best]
-    chosen = str(min(near, key=lambda row: float(str(row["redundant"])))["policy"])
-    table.sort(key=lambda row: -float(str(row["speedup"])))
+    table.sort(key=lambda row: -row["speedup"])
+    # Of those within half a percent of the best, one that works little beside; of
+    # these the one that could help most, for what the log has not shown yet.
+    near = [row for row in table if row["speedup"] >= 0.995 * table[0]["speedup"]]
+    least = min(row["redundant"] for row in near)
+    frugal = [row for row in near if row["redundant"] <= least + _MORE_WORK]
+    chosen = max(frugal, key=lambda row: _helpers(row["policy"]))["policy"]
     return _verdict(times.rows(judge), comm, chosen, micro_cost, seed, table)
 
 
@@ -148,7 +153,7 @@ def _verdict(
 def _reason(
     times: Times, speedup: float, low: float, ceiling: float, *, off: bool, chosen: str
 ) -> str:
-    if off and ceiling < _WORTH_IT:
+    if off and ceiling < 1.03:
         return (
             f"leave it off: even a perfect division of the work would gain "
             f"{ceiling:.2f} x; the workers are equally fast"
@@ -157,7 +162,8 @@ def _reason(
         return (
             f"leave it off: the best, {chosen}, gave {speedup:.2f} x (at least "
             f"{low:.2f} x with 95 % confidence) of the {ceiling:.2f} x of a perfect "
-            f"division; the slowness is too even over the workers to be bought off"
+            f"division; less than {_WORTH_IT:.2f} x, or no gain for sure, is not worth "
+            f"smaller micro-batches"
         )
     alone = times.alone()
     slow = alone > 1.5
@@ -175,13 +181,24 @@ def _reason(
     )
 
 
-def _halves(steps: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Steps to choose on and steps to judge by; the same where there are few."""
+def _halves(steps: int, workers: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Steps to choose on and steps to judge by; the same where there are few.
+
+    Every other block of ten: a log often has several regimes, one after another.
+    """
     everything = np.arange(steps)
     if steps < 40:
         return everything, everything
-    first = everything[: steps // 2]
-    return first[:_MOST_STEPS], everything[steps // 2 :]
+    search = everything // 10 % 2 == 0
+    most = max(_FEWEST_STEPS, _MOST_TIMES // workers)
+    return everything[search][:most], everything[~search]
+
+
+def _helpers(name: str) -> int:
+    """How many others may work for one late worker."""
+    family, settings = policies.parse(name)
+    copies = int(settings.get("copies", settings.get("stragglers", 1)))
+    return copies * int(settings.get("micro", 1)) if family == "spread" else copies
 
 
 def _micro_factor(name: str, micro_cost: float) -> float:

@@ -56,7 +56,9 @@ class Lag:
         never = self.rest >= step
         left = np.where(never, self.rest, self.rest + stall) - step
         self.rest = np.maximum(0.0, left)
-        self._behind = np.where(self.rest > 0.0, self._behind + 1, 0)
+        # One that began has skipped to this step first: it is behind by this one only.
+        behind = np.where(never, self._behind + 1, 1)
+        self._behind = np.where(self.rest > 0.0, behind, 0)
 
 
 def by_rule(times: Times, load: float, rule: Rule) -> NDArray[np.float64]:

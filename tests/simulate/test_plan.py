@@ -66,16 +66,15 @@ def test_ec2_is_worth_it(path: Path) -> None:
 @here
 @pytest.mark.parametrize(
     "path",
-    [p for p in sorted(SHARED.glob("mlperf_*.npz")) if "juwels6" not in p.name
-     and "perlmutter10_steps" not in p.name],
+    sorted(SHARED.glob("mlperf_*.npz")),
     ids=lambda p: p.stem,
-)  # fmt: skip
+)
 def test_dedicated_machines_leave_it_off(path: Path) -> None:
-    times = simulate.from_log(traces.read(path))
-    found = plan(times)
-    if found.recommend != "off":  # then it must be worth it: nothing is lost
-        assert found.speedup_low >= 1.0
-        assert found.bound_speedup > 1.03
+    found = plan(simulate.from_log(traces.read(path)))
+    if "juwels6_steps" in path.name:  # one worker stops for 30 windows now and then
+        assert found.speedup_low > 1.1
+    else:
+        assert found.recommend == "off"
 
 
 @here
