@@ -116,7 +116,7 @@ def scaling(path: Path) -> dict[str, Any]:
             times = simulate.from_ratios(log.ratios())
             curves["ideal"].append(n / float(times.bound().mean()))
             for label, policy in (
-                ("coded", "spread:micro=8,copies=4"),
+                ("coded", "spread:micro=16,copies=16,patience=0.02"),
                 ("synchronous", "sync"),
             ):
                 step = float(simulate.run(policy, times).step.mean())

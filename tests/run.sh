@@ -107,9 +107,13 @@ bench() {
     --task digits --factors 1 --out "$out/digits.json"
   check "bench_stall" mpi 4 "$CG_PYTHON" benchmarks/bench_stall.py --toy \
     --out "$out/stall.json"
+  check "validate_simulator" mpi 4 "$CG_PYTHON" benchmarks/validate_simulator.py --toy \
+    --out "$out/simulator.json"
+  check "bench_traces" "$CG_PYTHON" benchmarks/bench_traces.py --scaling-only --out "$out"
   check "benchmarks wrote JSON" "$CG_PYTHON" -c \
     'import json, sys; [json.load(open(f))["results"] for f in sys.argv[1:]]' \
-    "$out/exchange.json" "$out/sleep.json" "$out/digits.json" "$out/stall.json"
+    "$out/exchange.json" "$out/sleep.json" "$out/digits.json" "$out/stall.json" \
+    "$out/simulator.json"
   rm -rf "$out"
 }
 
