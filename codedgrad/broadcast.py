@@ -30,11 +30,16 @@ def broadcast_parameters(
         root_rank: the worker whose values are taken.
 
     Raises:
-        ConfigError: `root_rank` is no worker.
+        ConfigError: `root_rank` is no worker; a module instead of its parameters.
         MismatchError: names, shapes or types differ between workers.
     """
     here = runtime.current()
     _check_root(root_rank, here.size)
+    if isinstance(parameters, torch.nn.Module):
+        raise ConfigError(
+            f"got the module {type(parameters).__name__}, wanted its parameters: "
+            f"broadcast_parameters(model.state_dict())"
+        )
     items = parameters.items() if hasattr(parameters, "items") else parameters
     tensors = [(n, t.detach()) for n, t in items if isinstance(t, Tensor)]
     runtime.check_agreement(

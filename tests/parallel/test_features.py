@@ -245,6 +245,8 @@ def test_broadcasts() -> None:
     assert optimizer.param_groups[0]["lr"] == 0.1
     assert len(set(everywhere(digest(model, optimizer)))) == 1
     assert optimizer.state_dict()["state"][0]["step"] == 1
+    with pytest.raises(codedgrad.ConfigError, match="state_dict"):
+        codedgrad.broadcast_parameters(model)
 
 
 def drop_in(code: codes.Code, steps: int, faults: str = "") -> tuple[str, Any]:
