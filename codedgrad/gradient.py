@@ -131,6 +131,8 @@ class CodedGradient:
         )
         self._patience = Patience(patience)
         recorder = Recorder(log, here.rank) if log is not None else None
+        if recorder is not None:
+            runtime.before_leaving(recorder.close)
         self._reporter = Reporter(self.code, here.rank, self._patience, recorder)
         self._window = window
         self._step = 0

@@ -135,6 +135,7 @@ class Waiting:
 
 _runtime: Runtime | None = None
 _crashed = False
+_before_leaving: list[Callable[[], None]] = []
 
 
 def current() -> Runtime:
@@ -227,6 +228,11 @@ def barrier() -> None:
     current().gather(b"", "in a barrier")
 
 
+def before_leaving(write: Callable[[], None]) -> None:
+    """Call `write` when this worker leaves the job, in whatever way Python ends it."""
+    _before_leaving.append(write)
+
+
 def shutdown() -> None:
     """Leave the job. Collective; called at exit if the program does not.
 
@@ -238,6 +244,11 @@ def shutdown() -> None:
 def _leave() -> bool:
     """As `shutdown`; True when every worker has left too."""
     global _runtime
+    while _before_leaving:
+        try:
+            _before_leaving.pop()()
+        except OSError as error:  # a full disk must not keep the others waiting
+            log.error("not written: %s", error)  # noqa: TRY400
     if _runtime is None:
         return True
     runtime, _runtime = _runtime, None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ from codedgrad.errors import ConfigError
 if TYPE_CHECKING:
     from codedgrad.reports import StepReport
 
-_FLUSH_EVERY = 256  # steps
+_FLUSH_EVERY_S = 1.0  # what a killed worker may lose
 COLUMNS = (
     *("step", "worker", "seconds", "done", "begin_s", "step_s", "compute_s"),
     *("send_s", "help_s", "wait_s", "backpressure_s", "decode_s", "apply_s"),
@@ -46,6 +47,7 @@ class Recorder:
             raise ConfigError(f"the log {path} cannot be written: {error}") from error
         self._worker = worker
         self._lines = [",".join(COLUMNS) + "\n"]
+        self.flush()
 
     def step(self, report: StepReport, done: float) -> None:
         """Add a line; `done`: share of the own work that was done."""
@@ -62,7 +64,7 @@ class Recorder:
             f"{r.redundant_passes},{int(r.abandoned)},{int(r.fast_forwarded)},"
             f"{r.loss:.6g},{arrivals}\n"
         )
-        if len(self._lines) >= _FLUSH_EVERY:
+        if time.monotonic() - self._flushed >= _FLUSH_EVERY_S:
             self.flush()
 
     def flush(self) -> None:
@@ -70,8 +72,10 @@ class Recorder:
         self._file.writelines(self._lines)
         self._file.flush()
         self._lines.clear()
+        self._flushed = time.monotonic()
 
     def close(self) -> None:
-        """Write the rest."""
-        self.flush()
-        self._file.close()
+        """Write the rest; again: nothing."""
+        if not self._file.closed:
+            self.flush()
+            self._file.close()
