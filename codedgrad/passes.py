@@ -94,36 +94,25 @@ class Passes:
         shards: StepShards,
         step: int,
         needless: Callable[[], bool],
+        depth: int = 0,
     ) -> None:
-        """Compute the row of `node` into `out`.
+        """Compute the row of `node` into `out`; `depth` below the item's own node.
 
         Raises:
             Abandoned: `needless` became true at a module boundary.
             NonFiniteError: names the step, shard and micro-batch.
             ConfigError: the loss has no gradient, or a gradient is sparse.
         """
-        self._node(node, out, 0, loss_fn, shards, step, needless)
-
-    def _node(
-        self,
-        node: int,
-        out: Tensor,
-        depth: int,
-        loss_fn: Callable[..., Tensor],
-        shards: StepShards,
-        step: int,
-        needless: Callable[[], bool],
-    ) -> None:
         left = int(self._code.tree.left[node])
         if left < 0:
             self._pass(node, out, loss_fn, shards, step, needless)
             return
         right = int(self._code.tree.right[node])
-        self._node(left, out, depth + 1, loss_fn, shards, step, needless)
+        self.row(left, out, loss_fn, shards, step, needless, depth + 1)
         other = self._spare.get(depth)
         if other is None:
             other = self._spare[depth] = torch.empty_like(out)
-        self._node(right, other, depth + 1, loss_fn, shards, step, needless)
+        self.row(right, other, loss_fn, shards, step, needless, depth + 1)
         out.add_(other)
 
     def _pass(

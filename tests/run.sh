@@ -59,7 +59,11 @@ mpi() { # N COMMAND...: a bounded run; a hang prints stacks first, see conftest.
 chromium() {
   command -v chromium >/dev/null || command -v google-chrome >/dev/null && return
   [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null || return 0
-  { apt-get update -qq && apt-get install -y -qq chromium; } >/dev/null 2>&1 || true
+  for _ in 1 2; do # a mirror may fail once
+    if { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y chromium; } \
+      >"$log" 2>&1; then return; fi
+  done
+  echo "Chromium was not installed: $(tail -n 1 "$log")"
 }
 
 unit() {
