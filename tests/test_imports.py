@@ -16,6 +16,7 @@ LAYERS: dict[str, set[str]] = {
     "errors": set(),
     "config": {"errors"},
     "codes": BASE,
+    "decoders": BASE,
     "rng": set(),
     "reports": set(),
     "boundaries": set(),

@@ -1,0 +1,1 @@
+"""Estimates of the batch's gradient from whoever has arrived. numpy only."""

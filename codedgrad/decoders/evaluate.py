@@ -1,0 +1,127 @@
+"""Every decoder on a recording: online, trained on the past of the run only."""
+
+from __future__ import annotations
+
+import itertools
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from codedgrad.decoders.gram import Array, Problem
+from codedgrad.decoders.learned import Learned
+from codedgrad.decoders.least_squares import OnlineLeastSquares
+from codedgrad.decoders.momentum import Momentum
+from codedgrad.decoders.oracle import oracle
+from codedgrad.decoders.predictor import true_error
+from codedgrad.decoders.replay import Recording, Step, play
+from codedgrad.decoders.rescale import Rescale
+from codedgrad.decoders.saga import Saga
+from codedgrad.decoders.shrink import Shrink
+from codedgrad.decoders.stale import Stale
+from codedgrad.decoders.zero import Zero
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from codedgrad.decoders.base import Decoder
+    from codedgrad.decoders.network import Network
+
+SIMPLE = (Zero, Rescale, Shrink, Momentum, Stale, Saga)
+FIXED_NAMES = ("zero", "rescale", "momentum", "stale", "saga")
+SKIPPED = 0.1  # of the steps, at the start, left out of every figure
+FIRST = 50  # steps of the figures of a run's beginning
+
+
+def decoders(tiles: int, network: Network | None = None) -> list[Decoder]:
+    """A fresh one of each, the oracle aside."""
+    simple: list[Decoder] = [kind(tiles) for kind in SIMPLE]
+    return [*simple, OnlineLeastSquares(tiles), Learned(tiles, network)]
+
+
+def errors(
+    recording: Recording,
+    arrived: NDArray[np.bool_],
+    delay: int = 1,
+    network: Network | None = None,
+) -> dict[str, dict[str, Array]]:
+    """By decoder: relative squared errors of every step.
+
+    Returns:
+        "true" and "predicted", "bound" [steps] against the batch's gradient, and
+        "population" [steps] where the recording has it; no prediction for the oracle.
+    """
+    made = decoders(len(recording.bounds) - 1, network)
+    steps = len(recording.grads)
+    out: dict[str, dict[str, Array]] = defaultdict(
+        lambda: defaultdict(lambda: np.zeros(steps))
+    )
+    chosen: dict[int, list[tuple[Decoder, Array, Problem]]] = {}
+    for kind, step in play(recording, arrived, delay):
+        if kind == "late":
+            for decoder, c, inner in chosen.pop(step.number):
+                decoder.learn(inner, c, step.label)
+            continue
+        t, inner = step.number, step.inner
+        mine = chosen[t] = []
+        for decoder in made:
+            c = decoder.coefficients(inner)
+            predicted, bound = decoder.predictor.predict(inner, c, *decoder.mixing())
+            mine.append((decoder, c, inner))
+            row = out[decoder.name]
+            row["true"][t] = true_error(inner, c, step.label)
+            row["predicted"][t], row["bound"][t] = predicted, bound
+            _population(recording, step, c, row)
+            if isinstance(decoder, Learned):
+                decoder.replay(inner)
+        best = oracle(inner, step.label)
+        out["oracle"]["true"][t] = true_error(inner, best, step.label)
+        _population(recording, step, best, out["oracle"])
+    return {name: dict(rows) for name, rows in out.items()}
+
+
+def _population(
+    recording: Recording, step: Step, c: Array, row: dict[str, Array]
+) -> None:
+    if recording.population is None:
+        return
+    want = recording.population[step.number].astype(np.float64)
+    u, rho = step.vectors, step.inner.rho
+    error = 0.0
+    edges = recording.bounds.tolist()
+    total = step.arrivals.total()
+    for i, (a, b) in enumerate(itertools.pairwise(edges)):
+        got = total[a:b] + rho * (step.weights @ c[i]) @ u[:, a:b]
+        error += float(((got - want[a:b]) ** 2).sum())
+    row["population"][step.number] = error / max(float((want**2).sum()), 1e-300)
+
+
+def summary(found: dict[str, dict[str, Array]]) -> dict[str, dict[str, Any]]:
+    """By decoder the figures of `codedgrad decoder eval`, first 10 % left out.
+
+    mean, median: of |g^ - g|^2 / |g|^2. geomean_ratio: geometric mean over the steps
+    of its error over rescaling's. first_50: mean over the first 50 steps.
+    calibration: mean predicted over mean true error. exceeded: share of the steps whose
+    error is above the bound. population: the mean against the population's gradient.
+    """
+    rescale = found["rescale"]["true"]
+    skip = int(SKIPPED * len(rescale))
+    floor = 1e-30
+    out: dict[str, dict[str, Any]] = {}
+    for name, rows in found.items():
+        true = rows["true"][skip:]
+        ratio = np.log((true + floor) / (rescale[skip:] + floor))
+        figures: dict[str, Any] = {
+            "mean": float(true.mean()),
+            "median": float(np.median(true)),
+            "geomean_ratio": float(np.exp(ratio.mean())),
+            "first_50": float(rows["true"][:FIRST].mean()),
+        }
+        if "predicted" in rows:
+            predicted = rows["predicted"][skip:]
+            figures["calibration"] = float(predicted.mean() / max(true.mean(), floor))
+            figures["exceeded"] = float((true > rows["bound"][skip:]).mean())
+        if "population" in rows:
+            figures["population"] = float(rows["population"][skip:].mean())
+        out[name] = figures
+    return out
