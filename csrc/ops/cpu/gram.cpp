@@ -1,7 +1,13 @@
 #include "ops/cpu/gram.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
+#include <type_traits>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
 
 #include "ops/cpu/half.h"
 #include "ops/cpu/parallel.h"
@@ -13,34 +19,60 @@ constexpr std::size_t kBlock = 512;       // elements; blocks of 8 inputs fit L1
 constexpr std::size_t kChunk = 64 << 10;  // elements that a thread takes at once
 constexpr std::size_t kChunks = 1024;     // at most; each has a partial result
 
-// Vectors of 32 bytes with and without registers that wide: the same lanes, so the
-// same bits. (target_clones would split them before it makes the clones.)
+template <typename T>
+struct Vector {
+  static constexpr std::size_t kLanes = 32 / sizeof(T);
+  typedef T Type __attribute__((vector_size(32)));
+  // As in memory: not aligned to more than an element.
+  typedef T Loose __attribute__((vector_size(32), aligned(sizeof(T)), may_alias));
+  typedef T Quarter __attribute__((vector_size(4 * sizeof(T))));
+  typedef double Wide __attribute__((vector_size(32), aligned(8), may_alias));
+};
+
+// The same lanes and roundings with and without registers of 32 bytes, so the same
+// bits. (target_clones would split the vectors before it makes the clones.)
+namespace any {
 #define CODEDGRAD_TARGET
-namespace narrow_registers {
-#include "ops/cpu/gram_tile.h"
+template <typename V>
+void fuse(const V& a, const V& b, V* c) {
+  for (std::size_t l = 0; l < sizeof(V) / sizeof(a[0]); ++l) {
+    (*c)[l] = std::fma(a[l], b[l], (*c)[l]);
+  }
 }
+#include "ops/cpu/gram_tile.h"
 #undef CODEDGRAD_TARGET
+}  // namespace any
 
 #if defined(__x86_64__) && defined(__GNUC__)
-#define CODEDGRAD_TARGET __attribute__((target("avx2")))
-namespace wide_registers {
-#include "ops/cpu/gram_tile.h"
+namespace wide {
+#define CODEDGRAD_TARGET __attribute__((target("avx2,fma")))
+CODEDGRAD_TARGET inline void fuse(const __m256& a, const __m256& b, __m256* c) {
+  *c = _mm256_fmadd_ps(a, b, *c);
 }
+CODEDGRAD_TARGET inline void fuse(const __m256d& a, const __m256d& b, __m256d* c) {
+  *c = _mm256_fmadd_pd(a, b, *c);
+}
+#include "ops/cpu/gram_tile.h"
 #undef CODEDGRAD_TARGET
-bool has_wide_registers() { return __builtin_cpu_supports("avx2") != 0; }
+}  // namespace wide
+bool has_wide() {
+  return __builtin_cpu_supports("avx2") != 0 && __builtin_cpu_supports("fma") != 0;
+}
 #else
-namespace wide_registers = narrow_registers;
-bool has_wide_registers() { return false; }
+namespace wide = any;
+bool has_wide() { return false; }
 #endif
 
-// out [k, k], zero before: the upper triangle of the gram matrix of one chunk.
+// out [k, k]: the upper triangle of the gram matrix of one chunk.
 template <typename T>
 void chunk(const T* const* inputs, std::size_t k, std::size_t begin, std::size_t end,
-           bool wide, double* out) {
+           bool is_wide, double* out) {
   using Wide = Accumulator<T>;
   constexpr bool kConvert = !std::is_same_v<T, Wide>;
   std::vector<Wide> converted(kConvert ? k * kBlock : 0);
   std::vector<const Wide*> in(k);
+  constexpr std::size_t kLanes = 32 / sizeof(Wide);
+  std::vector<double> lanes(k * k * kLanes);
   for (std::size_t at = begin; at < end; at += kBlock) {
     const std::size_t n = std::min(kBlock, end - at);
     for (std::size_t i = 0; i < k; ++i) {
@@ -52,11 +84,18 @@ void chunk(const T* const* inputs, std::size_t k, std::size_t begin, std::size_t
         in[i] = inputs[i] + at;
       }
     }
-    if (wide) {
-      wide_registers::block<Wide>(in.data(), k, n, out);
+    if (is_wide) {
+      wide::block<Wide>(in.data(), k, n, lanes.data());
     } else {
-      narrow_registers::block<Wide>(in.data(), k, n, out);
+      any::block<Wide>(in.data(), k, n, lanes.data());
     }
+  }
+  for (std::size_t pair = 0; pair < k * k; ++pair) {
+    double* sum = lanes.data() + pair * kLanes;
+    for (std::size_t half = kLanes / 2; half > 0; half /= 2) {
+      for (std::size_t l = 0; l < half; ++l) sum[l] += sum[l + half];
+    }
+    out[pair] = sum[0];
   }
 }
 
@@ -69,10 +108,10 @@ void gram(const std::vector<const T*>& inputs, std::size_t count, double* out,
   std::size_t size = std::max(kChunk, (count + kChunks - 1) / kChunks);
   size = (size + kBlock - 1) / kBlock * kBlock;
   const std::size_t chunks = (count + size - 1) / size;
-  const bool wide = has_wide_registers();
+  const bool is_wide = has_wide();
   std::vector<double> partial(chunks * k * k);
   parallel_for(chunks, threads, [&](std::size_t c) {
-    chunk(inputs.data(), k, c * size, std::min(count, (c + 1) * size), wide,
+    chunk(inputs.data(), k, c * size, std::min(count, (c + 1) * size), is_wide,
           partial.data() + c * k * k);
   });
   std::fill(out, out + k * k, 0.0);

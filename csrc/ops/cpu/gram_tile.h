@@ -1,68 +1,64 @@
 // Included by gram.cpp once for every instruction set, inside a namespace of its own,
-// with CODEDGRAD_TARGET defined: no include guard.
+// with CODEDGRAD_TARGET defined: no include guard. fuse(a, b, &c) is c = a * b + c,
+// rounded once.
 
-template <typename T>
-struct Vector {
-  typedef T Type __attribute__((vector_size(32)));
-  // As in memory: not aligned to more than an element.
-  typedef T Loose __attribute__((vector_size(32), aligned(sizeof(T)), may_alias));
-};
-
-// out[r * stride + c] += sum_e rows[r][e] * cols[c][e], e < n. Lane l of an accumulator
-// holds the elements e with e % lanes == l.
-template <int R, int C, typename T>
+// With r over R vectors and c over C others, or with kDiagonal over the same ones and
+// c >= r only: out[(r * stride + c) * lanes + l] += sum_e rows[r][e] * cols[c][e] over
+// the e < n with e % lanes == l. Sums of one block in T, of blocks in double.
+// 2 x 4 and 4 on the diagonal fit 16 registers.
+template <int R, int C, bool kDiagonal, typename T>
 CODEDGRAD_TARGET void tile(const T* const* rows, const T* const* cols, std::size_t n,
                            double* out, std::size_t stride) {
-  using Loose = typename Vector<T>::Loose;
-  constexpr std::size_t kLanes = 32 / sizeof(T);
-  typename Vector<T>::Type sum[R][C] = {};
+  using V = Vector<T>;
+  typename V::Type sum[R][C] = {};
   std::size_t e = 0;
-  for (; e + kLanes <= n; e += kLanes) {
-    for (int r = 0; r < R; ++r) {
-      const auto left = *reinterpret_cast<const Loose*>(rows[r] + e);
-      for (int c = 0; c < C; ++c) {
-        sum[r][c] += left * *reinterpret_cast<const Loose*>(cols[c] + e);
-      }
-    }
-  }
-  double total[R][C];
-  for (int r = 0; r < R; ++r) {
+  for (; e + V::kLanes <= n; e += V::kLanes) {
+    typename V::Type right[C];
     for (int c = 0; c < C; ++c) {
-      T lanes[kLanes];
-      std::memcpy(lanes, &sum[r][c], sizeof(lanes));
-      for (std::size_t l = 0; e + l < n; ++l) lanes[l] += rows[r][e + l] * cols[c][e + l];
-      double wide[kLanes];
-      for (std::size_t l = 0; l < kLanes; ++l) wide[l] = lanes[l];
-      for (std::size_t half = kLanes / 2; half > 0; half /= 2) {
-        for (std::size_t l = 0; l < half; ++l) wide[l] += wide[l + half];
+      right[c] = *reinterpret_cast<const typename V::Loose*>(cols[c] + e);
+    }
+    for (int r = 0; r < R; ++r) {
+      const typename V::Type left =
+          kDiagonal ? right[r]
+                    : *reinterpret_cast<const typename V::Loose*>(rows[r] + e);
+      for (int c = kDiagonal ? r : 0; c < C; ++c) {
+        fuse(left, right[c], &sum[r][c]);
       }
-      total[r][c] = wide[0];
     }
   }
   for (int r = 0; r < R; ++r) {
-    for (int c = 0; c < C; ++c) out[r * stride + c] += total[r][c];
+    for (int c = kDiagonal ? r : 0; c < C; ++c) {
+      double* to = out + (r * stride + c) * V::kLanes;
+      typename V::Quarter quarter[V::kLanes / 4];
+      std::memcpy(quarter, &sum[r][c], sizeof(quarter));
+      for (std::size_t q = 0; q < V::kLanes / 4; ++q) {
+        *reinterpret_cast<typename V::Wide*>(to + 4 * q) +=
+            __builtin_convertvector(quarter[q], typename V::Wide);
+      }
+      for (std::size_t l = 0; e + l < n; ++l) to[l] += rows[r][e + l] * cols[c][e + l];
+    }
   }
 }
 
-// The block's share of the upper triangle of out [k, k].
+// The block's share of the upper triangle of out [k, k, lanes].
 template <typename T>
 CODEDGRAD_TARGET void block(const T* const* in, std::size_t k, std::size_t n,
                             double* out) {
-  for (std::size_t i = 0; i < k; i += 2) {
-    for (std::size_t j = i; j < k; j += 4) {
-      double* to = out + i * k + j;
-      const std::size_t left = std::min<std::size_t>(4, k - j);
-      if (k - i == 1) {
-        tile<1, 1>(in + i, in + j, n, to, k);
-      } else if (left == 1) {
-        tile<2, 1>(in + i, in + j, n, to, k);
-      } else if (left == 2) {
-        tile<2, 2>(in + i, in + j, n, to, k);
-      } else if (left == 3) {
-        tile<2, 3>(in + i, in + j, n, to, k);
-      } else {
-        tile<2, 4>(in + i, in + j, n, to, k);
-      }
+  using Tile =
+      void (*)(const T* const*, const T* const*, std::size_t, double*, std::size_t);
+  static constexpr Tile kOnDiagonal[] = {tile<1, 1, true, T>, tile<2, 2, true, T>,
+                                         tile<3, 3, true, T>, tile<4, 4, true, T>};
+  static constexpr Tile kBeside[] = {tile<2, 1, false, T>, tile<2, 2, false, T>,
+                                     tile<2, 3, false, T>, tile<2, 4, false, T>};
+  auto at = [&](std::size_t i, std::size_t j) {
+    return out + (i * k + j) * Vector<T>::kLanes;
+  };
+  for (std::size_t i = 0; i < k; i += 4) {
+    kOnDiagonal[std::min<std::size_t>(4, k - i) - 1](in + i, in + i, n, at(i, i), k);
+    for (std::size_t j = i + 4; j < k; j += 4) {
+      const Tile beside = kBeside[std::min<std::size_t>(4, k - j) - 1];
+      beside(in + i, in + j, n, at(i, j), k);
+      beside(in + i + 2, in + j, n, at(i + 2, j), k);
     }
   }
 }

@@ -1,4 +1,5 @@
-// A loop shared among threads, for kernels whose result does not depend on who did what.
+// A loop shared among threads, for kernels whose result does not depend on who did
+// what.
 #pragma once
 
 #include <algorithm>
