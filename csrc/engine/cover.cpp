@@ -7,6 +7,7 @@
 
 #include "ops/cpu/least_squares.h"
 #include "ops/cpu/sums.h"
+#include "ops/cpu/weighted_sum.h"
 
 namespace codedgrad {
 namespace {

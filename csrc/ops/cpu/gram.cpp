@@ -9,7 +9,7 @@
 #include <immintrin.h>
 #endif
 
-#include "ops/cpu/half.h"
+#include "ops/cpu/convert.h"
 #include "ops/cpu/parallel.h"
 
 namespace codedgrad::ops {
@@ -78,7 +78,7 @@ void chunk(const T* const* inputs, std::size_t k, std::size_t begin, std::size_t
     for (std::size_t i = 0; i < k; ++i) {
       if constexpr (kConvert) {
         Wide* to = converted.data() + i * kBlock;
-        for (std::size_t e = 0; e < n; ++e) to[e] = widen(inputs[i][at + e]);
+        convert(inputs[i] + at, to, n);
         in[i] = to;
       } else {
         in[i] = inputs[i] + at;

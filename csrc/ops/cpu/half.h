@@ -1,5 +1,5 @@
 // The 16-bit floats as plain bits, and their conversions: exact upwards, to the nearest
-// (ties to even) downwards. Free of branches, so that loops over them vectorise.
+// (ties to even) downwards, also between denormals; NaN stays NaN.
 #pragma once
 
 #include <cstdint>
@@ -27,9 +27,6 @@ inline float from_bits(std::uint32_t bits) {
   return value;
 }
 
-inline float widen(float value) { return value; }
-inline double widen(double value) { return value; }
-
 inline float widen(BFloat16 value) {
   return from_bits(static_cast<std::uint32_t>(value.bits) << 16);
 }
@@ -41,17 +38,12 @@ inline float widen(Float16 value) {
   std::uint32_t bits = magnitude + ((127u - 15u) << 23);
   bits += exponent == 0x0f800000u ? (128u - 16u) << 23 : 0u;  // Inf and NaN
   const float denormal = from_bits(magnitude + (113u << 23)) - from_bits(113u << 23);
-  bits = exponent == 0 ? bits_of(denormal) : bits;
+  if (exponent == 0) bits = bits_of(denormal);
   return from_bits(bits | (static_cast<std::uint32_t>(value.bits & 0x8000u) << 16));
 }
 
 template <typename To>
 To narrow(float value);
-
-template <>
-inline float narrow<float>(float value) {
-  return value;
-}
 
 template <>
 inline BFloat16 narrow<BFloat16>(float value) {
@@ -71,8 +63,8 @@ inline Float16 narrow<Float16>(float value) {
   // Denormal halves: adding 0.5 leaves the rounded value in the lowest bits.
   const std::uint32_t small = bits_of(from_bits(magnitude) + 0.5f) - bits_of(0.5f);
   std::uint32_t half = magnitude < (113u << 23) ? small : normal;
-  half = magnitude >= (143u << 23) ? 0x7c00u : half;  // 2^16 and above
-  half = magnitude > 0x7f800000u ? 0x7e00u : half;
+  if (magnitude >= (143u << 23)) half = 0x7c00u;  // 2^16 and above
+  if (magnitude > 0x7f800000u) half = 0x7e00u;
   return {static_cast<std::uint16_t>(half | ((bits >> 16) & 0x8000u))};
 }
 
