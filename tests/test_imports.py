@@ -17,6 +17,7 @@ LAYERS: dict[str, set[str]] = {
     "config": {"errors"},
     "codes": BASE,
     "rng": set(),
+    "ops": {"errors"},
     "reports": set(),
     "boundaries": set(),
     "patience": {"errors"},
