@@ -39,9 +39,7 @@ def weighted_sum(
         ConfigError: the arguments do not fit each other.
         EnvironmentSetupError: the kernels of that device are not built.
     """
-    check_inputs(
-        "weighted_sum", inputs
-    )  # there may be no device to dispatch on
+    check_inputs("weighted_sum", inputs)  # there may be no device to dispatch on
     out: torch.Tensor = torch.ops.codedgrad.weighted_sum(
         inputs, weights, out_dtype, wire_dtype
     )
