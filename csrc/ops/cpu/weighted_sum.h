@@ -4,10 +4,9 @@
 #include <cstddef>
 #include <vector>
 
-namespace codedgrad::ops {
+#include "ops/wire.h"
 
-// What the sum is rounded to before it is stored.
-enum class Wire { kAsIs, kBFloat16, kFloat16 };
+namespace codedgrad::ops {
 
 // out[i] = round(sum_j weights[j] * inputs[j][i]) for i < count; also into out2 unless
 // null. T and Out are float, BFloat16 or Float16 (half.h), or both double.
