@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,6 +20,8 @@ NAMES = {
     torch.bfloat16: "bfloat16",
     torch.float16: "float16",
 }
+
+_ALIKE = ("dtype", "shape", "device")
 
 
 def register(
@@ -37,12 +40,13 @@ def register(
 
 def kernels(module: str) -> Any:
     """`codedgrad._ops` or `codedgrad._ops_cuda`."""
+    name = f"codedgrad.{module}"
     try:
-        return importlib.import_module(f"codedgrad.{module}")
+        return sys.modules.get(name) or importlib.import_module(name)
     except ImportError as error:
         remedy = "CODEDGRAD_CUDA=1 " if module == "_ops_cuda" else ""
         raise EnvironmentSetupError(
-            f"the kernels codedgrad.{module} are not built ({error}); install with "
+            f"the kernels {name} are not built ({error}); install with "
             f"`{remedy}pip install --no-build-isolation -e .`, or use the references, "
             "such as codedgrad.ops.gram_reference"
         ) from error
@@ -58,16 +62,18 @@ def check_inputs(op: str, inputs: Sequence[torch.Tensor]) -> None:
             f"{op} got inputs of {first.dtype}; convert them to one of "
             f"{', '.join(map(str, NAMES))}"
         )
+    dtype, shape, device = first.dtype, first.shape, first.device
     for i, x in enumerate(inputs):
-        for what in ("dtype", "shape", "device"):
-            if getattr(x, what) != getattr(first, what):
-                raise ConfigError(
-                    f"{op} wants inputs of one {what}, got {getattr(first, what)} for "
-                    f"input 0 and {getattr(x, what)} for input {i}"
-                )
+        if x.dtype is dtype and x.shape == shape and x.device == device:
+            continue
+        what = next(w for w in _ALIKE if getattr(x, w) != getattr(first, w))
+        raise ConfigError(
+            f"{op} wants inputs of one {what}, got {getattr(first, what)} for input 0 "
+            f"and {getattr(x, what)} for input {i}"
+        )
 
 
 def addresses(inputs: Sequence[torch.Tensor]) -> tuple[list[torch.Tensor], list[int]]:
     """Contiguous inputs, to be kept alive, and where their data lie."""
-    held = [x.detach().contiguous() for x in inputs]
+    held = [x if x.is_contiguous() else x.contiguous() for x in inputs]
     return held, [x.data_ptr() for x in held]

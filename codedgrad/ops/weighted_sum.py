@@ -39,7 +39,8 @@ def weighted_sum(
         ConfigError: the arguments do not fit each other.
         EnvironmentSetupError: the kernels of that device are not built.
     """
-    check_inputs("weighted_sum", inputs)  # there may be no device to dispatch on
+    if not inputs:  # no device to dispatch on
+        check_inputs("weighted_sum", inputs)
     out: torch.Tensor = torch.ops.codedgrad.weighted_sum(
         inputs, weights, out_dtype, wire_dtype
     )
@@ -59,7 +60,8 @@ def weighted_sum_out(
     Raises:
         ConfigError: the arguments do not fit each other.
     """
-    check_inputs("weighted_sum", inputs)
+    if not inputs:
+        check_inputs("weighted_sum", inputs)
     torch.ops.codedgrad.weighted_sum_out(inputs, weights, out, wire_dtype)
 
 
@@ -132,11 +134,11 @@ def _run(
 ) -> None:
     """`how`: threads of the CPU, stream of CUDA."""
     held, where = addresses(inputs)
-    begin, size = out.data_ptr(), out.numel() * out.element_size()
-    for i, x in enumerate(held):
-        end = x.data_ptr() + x.numel() * x.element_size()
-        same = x.data_ptr() == begin and x.dtype == out.dtype
-        if size and not same and x.data_ptr() < begin + size and begin < end:
+    begin, count = out.data_ptr(), out.numel()
+    end, size = begin + count * out.element_size(), count * held[0].element_size()
+    for i, at in enumerate(where):
+        same = at == begin and held[i].dtype is out.dtype
+        if at < end and begin < at + size and not same:
             raise ConfigError(
                 f"out overlaps input {i} without being it; give memory of its own"
             )
@@ -146,7 +148,7 @@ def _run(
         NAMES[inputs[0].dtype],
         begin,
         NAMES[out.dtype],
-        out.numel(),
+        count,
         "" if wire_dtype in (None, torch.float32) else NAMES[wire_dtype],
         how,
     )

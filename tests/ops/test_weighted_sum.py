@@ -60,7 +60,7 @@ def test_doubles_are_summed_in_double() -> None:
 @pytest.mark.parametrize("dtype", HALVES)
 def test_the_number_of_threads_does_not_matter(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
-    size = (1 << 20) + 17  # above the size from which threads are used
+    size = (2 << 20) + 17  # above the size from which threads are used
     inputs = [torch.randn(size).to(dtype) for _ in range(3)]
     before = torch.get_num_threads()
     try:

@@ -15,9 +15,10 @@
 namespace codedgrad::ops {
 namespace {
 
-constexpr std::size_t kBlock = 512;       // elements; blocks of 8 inputs fit L1
-constexpr std::size_t kChunk = 64 << 10;  // elements that a thread takes at once
-constexpr std::size_t kChunks = 1024;     // at most; each has a partial result
+constexpr std::size_t kBlock = 512;         // elements; blocks of 8 inputs fit L1
+constexpr std::size_t kChunk = 64 << 10;    // elements that a thread takes at once
+constexpr std::size_t kThreaded = 2 << 20;  // elements; below, threads cost too much
+constexpr std::size_t kChunks = 1024;       // at most; each has a partial result
 
 template <typename T>
 struct Vector {
@@ -109,6 +110,7 @@ void gram(const std::vector<const T*>& inputs, std::size_t count, double* out,
   size = (size + kBlock - 1) / kBlock * kBlock;
   const std::size_t chunks = (count + size - 1) / size;
   const bool is_wide = has_wide();
+  if (count * k < kThreaded) threads = 1;
   std::vector<double> partial(chunks * k * k);
   parallel_for(chunks, threads, [&](std::size_t c) {
     chunk(inputs.data(), k, c * size, std::min(count, (c + 1) * size), is_wide,

@@ -17,10 +17,9 @@
 namespace codedgrad::ops {
 namespace {
 
-constexpr std::size_t kBlock = 1024;      // elements; a few blocks fit the L1 cache
-constexpr std::size_t kChunk = 64 << 10;  // elements that a thread takes at once
-constexpr std::size_t kThreaded = 1
-                                  << 19;  // below it a thread costs more than it gains
+constexpr std::size_t kBlock = 1024;         // elements; a few blocks fit the L1 cache
+constexpr std::size_t kChunk = 64 << 10;     // elements that a thread takes at once
+constexpr std::size_t kThreaded = 4 << 20;   // elements; below, threads cost too much
 constexpr std::size_t kStreamed = 16 << 20;  // bytes of output; beyond, past the caches
 
 // As memcpy, past the caches: memory is written without being read first.
@@ -139,7 +138,7 @@ void weighted_sum(const std::vector<double>& weights,
     used.push_back(inputs[j]);
   }
   const bool streamed = count * sizeof(Out) >= kStreamed;
-  if (count < kThreaded) threads = 1;
+  if (count * (used.size() + 1) < kThreaded) threads = 1;
   parallel_for((count + kChunk - 1) / kChunk, threads, [&](std::size_t chunk) {
     Summation<T, Out> sum(used_weights, used, wire, streamed);
     const std::size_t end = std::min(count, (chunk + 1) * kChunk);
