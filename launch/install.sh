@@ -44,7 +44,7 @@ py=$CG_PYTHON
 # What the build depends on; the stamp holds it and the extras installed so far.
 state() {
   find setup.py pyproject.toml csrc -type f \( -name '*.cpp' -o -name '*.h' -o \
-    -name '*.py' -o -name '*.toml' \) -print0 | LC_ALL=C sort -z | xargs -0 sha256sum
+    -name '*.cu*' -o -name '*.py' -o -name '*.toml' \) -print0 | LC_ALL=C sort -z | xargs -0 sha256sum
   "$py" - <<'PY'
 import sys
 from importlib.metadata import PackageNotFoundError, version
@@ -58,7 +58,7 @@ for name in ("torch", "codedgrad", "pybind11"):
 PY
   command -v mpicc && mpicc -show
   command -v mpirun && mpirun --version | head -n 2
-  echo "${CXX:-c++}"
+  echo "${CXX:-c++} ${CODEDGRAD_CUDA:-}"
 }
 stamp=$("$py" -c 'import sys; print(sys.prefix)')/.codedgrad-installed
 have=$(sed -n 2p "$stamp" 2>/dev/null || true)

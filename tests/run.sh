@@ -73,7 +73,7 @@ unit() {
   check "mypy" "$CG_PYTHON" -m mypy
   # shellcheck disable=SC2046
   check "clang-format" clang-format --dry-run -Werror \
-    $(find csrc tests -name '*.cpp' -o -name '*.h')
+    $(find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
   check "scripts parse" bash -n launch/*.sh tests/run.sh .ci/run
   pytests "unit tests" "$CG_PYTHON" -m pytest -q --color=no -p no:cacheprovider tests \
     --ignore=tests/parallel --ignore=tests/horovod --ignore=tests/failures \
@@ -113,11 +113,13 @@ bench() {
     --out "$out/stall.json"
   check "validate_simulator" mpi 4 "$CG_PYTHON" benchmarks/validate_simulator.py --toy \
     --out "$out/simulator.json"
+  check "bench_kernels" mpi 1 "$CG_PYTHON" benchmarks/bench_kernels.py --toy \
+    --out "$out/kernels.json"
   check "bench_traces" "$CG_PYTHON" benchmarks/bench_traces.py --scaling-only --out "$out"
   check "benchmarks wrote JSON" "$CG_PYTHON" -c \
     'import json, sys; [json.load(open(f))["results"] for f in sys.argv[1:]]' \
     "$out/exchange.json" "$out/sleep.json" "$out/digits.json" "$out/stall.json" \
-    "$out/simulator.json"
+    "$out/simulator.json" "$out/kernels.json"
   rm -rf "$out"
 }
 

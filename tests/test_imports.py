@@ -18,6 +18,7 @@ LAYERS: dict[str, set[str]] = {
     "codes": BASE,
     "decoders": BASE,
     "rng": set(),
+    "ops": {"errors"},
     "reports": set(),
     "boundaries": set(),
     "patience": {"errors"},
@@ -104,7 +105,7 @@ def test_kernels_know_no_workers_and_the_engine_no_python(
 
 def test_import_loads_no_mpi_no_engine_and_nothing_heavy() -> None:
     probe = (
-        "import sys, codedgrad, codedgrad.cli\n"
+        "import sys, codedgrad, codedgrad.cli, codedgrad.ops, codedgrad._ops\n"
         "heavy = {'mpi4py', 'codedgrad._engine', 'matplotlib', 'tensorboard'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )

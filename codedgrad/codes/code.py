@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from codedgrad.codes.dual import Dual
 from codedgrad.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -163,7 +164,7 @@ class Code:
         if key in self._cache:
             self._cache.move_to_end(key)
             return self._cache[key]
-        decoding = self.decode_reference(mask) if self.linear else self._select(mask)
+        decoding = self._solve(mask) if self.linear else self._select(mask)
         self._cache[key] = decoding
         if len(self._cache) > _CACHED:
             self._cache.popitem(last=False)
@@ -189,18 +190,36 @@ class Code:
         mask[list(arrived)] = True
         return mask
 
+    def _solve(self, mask: NDArray[np.bool_]) -> Decoding:
+        few = 2 * np.count_nonzero(mask) < len(mask)  # a small system as it is
+        found = None if few else self.dual.decode(mask)
+        return self.decode_reference(mask) if found is None else Decoding(*found)
+
+    @cached_property
+    def dual(self) -> Dual:
+        """What depends on the code alone in decoding general coefficients."""
+        return Dual(self.matrix())
+
+    @cached_property
+    def _rows_by_span(self) -> list[tuple[int, NDArray[np.int64], NDArray[np.int64]]]:
+        """(span, rows, their first parts), the largest span first."""
+        start = self.tree.start[self._row_nodes].astype(np.int64)
+        span = self.tree.stop[self._row_nodes] - start
+        groups = ((int(x), np.flatnonzero(span == x)) for x in np.unique(span)[::-1])
+        return [(size, rows, start[rows]) for size, rows in groups]
+
     def _select(self, mask: NDArray[np.bool_]) -> Decoding:
-        """Largest arrived nodes first; each part is taken once."""
+        """Largest arrived nodes first; each part is taken once, from the first row."""
         weights = np.zeros(self.row_count)
         deficit = np.ones(self.parts)
-        arrived = np.flatnonzero(mask)
-        nodes = self._row_nodes[arrived]
-        start, stop = self.tree.start[nodes], self.tree.stop[nodes]
-        for i in np.argsort(start - stop, kind="stable").tolist():
-            # Nodes are nested or apart: of a part taken, all of the span is.
-            if deficit[start[i]]:
-                weights[arrived[i]] = 1.0
-                deficit[start[i] : stop[i]] = 0.0
+        taken_from = np.empty(self.parts, np.int64)
+        for span, rows, start in self._rows_by_span:
+            # Nodes are nested or apart: of a part not taken, nothing of the span is.
+            usable = np.flatnonzero(mask[rows] & (deficit[start] != 0.0))[::-1]
+            first = start[usable]
+            taken_from[first] = rows[usable]  # of several the last one written stays
+            weights[taken_from[first]] = 1.0
+            deficit[(first[:, None] + np.arange(span)).ravel()] = 0.0
         return Decoding(weights, deficit)
 
     def fingerprint(self) -> str:

@@ -7,6 +7,7 @@
 
 #include "ops/cpu/least_squares.h"
 #include "ops/cpu/sums.h"
+#include "ops/cpu/weighted_sum.h"
 
 namespace codedgrad {
 namespace {
@@ -139,7 +140,7 @@ class LinearCover final : public Cover {
 class LinearPlan final : public Plan {
  public:
   LinearPlan(std::vector<double> matrix, int rows, int parts, int least)
-      : matrix_(std::move(matrix)), rows_(rows), parts_(parts), least_(least) {}
+      : subsets_(std::move(matrix), rows, parts), rows_(rows), least_(least) {}
   int rows() const override { return rows_; }
   int least() const { return least_; }
   std::unique_ptr<Cover> make_cover() const override {
@@ -150,29 +151,17 @@ class LinearPlan final : public Plan {
   std::vector<double> weights(const std::vector<bool>& arrived) const {
     auto known = cache_.find(arrived);
     if (known != cache_.end()) return known->second;
-    std::vector<double> columns;
-    std::vector<int> which;
-    for (int row = 0; row < rows_; ++row) {
-      if (!arrived[row]) continue;
-      which.push_back(row);
-      const double* begin = matrix_.data() + static_cast<std::size_t>(row) * parts_;
-      columns.insert(columns.end(), begin, begin + parts_);
-    }
     double residual = 0.0;
-    const auto found = ops::solve_for_ones(columns, parts_, which.size(), &residual);
-    std::vector<double> result;
-    if (residual < kTolerance) {
-      result.assign(rows_, 0.0);
-      for (std::size_t i = 0; i < which.size(); ++i) result[which[i]] = found[i];
-    }
+    std::vector<double> result = subsets_.solve(arrived, &residual);
+    if (!(residual < kTolerance)) result.clear();
     if (cache_.size() >= kCached) cache_.clear();
     cache_[arrived] = result;
     return result;
   }
 
  private:
-  std::vector<double> matrix_;
-  int rows_, parts_, least_;
+  ops::RowSubsets subsets_;
+  int rows_, least_;
   mutable std::map<std::vector<bool>, std::vector<double>> cache_;  // engine's thread
 };
 

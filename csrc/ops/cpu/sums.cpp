@@ -4,14 +4,7 @@
 #include <cstring>
 #include <stdexcept>
 
-// One binary for all x86-64 machines, wide registers where the machine has them.
-// Lane-wise additions: the same bits in every clone.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && \
-    !defined(__SANITIZE_THREAD__)
-#define CODEDGRAD_CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
-#else
-#define CODEDGRAD_CLONES
-#endif
+#include "ops/cpu/clones.h"
 
 namespace codedgrad::ops {
 namespace {
@@ -25,11 +18,6 @@ CODEDGRAD_CLONES void add(const float* a, const float* b, float* out, std::size_
 CODEDGRAD_CLONES void add(const double* a, const double* b, double* out,
                           std::size_t n) {
   for (std::size_t i = 0; i < n; ++i) out[i] = a[i] + b[i];
-}
-
-template <typename T>
-void accumulate(double weight, const T* in, double* out, std::size_t n) {
-  for (std::size_t i = 0; i < n; ++i) out[i] += weight * static_cast<double>(in[i]);
 }
 
 // The deepest stack that the program needs.
@@ -77,33 +65,9 @@ void tree_sum(const std::vector<int>& program, const std::vector<const T*>& inpu
   }
 }
 
-template <typename T>
-void weighted_sum(const std::vector<double>& weights,
-                  const std::vector<const T*>& inputs, T* out, T* out2,
-                  std::size_t count) {
-  if (weights.size() != inputs.size()) {
-    throw std::invalid_argument("weighted_sum: one weight for every input");
-  }
-  std::vector<double> sum(kBlock);
-  for (std::size_t begin = 0; begin < count; begin += kBlock) {
-    const std::size_t n = std::min(kBlock, count - begin);
-    std::fill(sum.begin(), sum.end(), 0.0);
-    for (std::size_t j = 0; j < inputs.size(); ++j) {
-      if (weights[j] != 0.0) accumulate(weights[j], inputs[j] + begin, sum.data(), n);
-    }
-    for (std::size_t i = 0; i < n; ++i) out[begin + i] = static_cast<T>(sum[i]);
-    if (out2 != nullptr) std::memcpy(out2 + begin, out + begin, n * sizeof(T));
-  }
-}
-
 template void tree_sum(const std::vector<int>&, const std::vector<const float*>&,
                        float*, float*, std::size_t);
 template void tree_sum(const std::vector<int>&, const std::vector<const double*>&,
                        double*, double*, std::size_t);
-template void weighted_sum(const std::vector<double>&, const std::vector<const float*>&,
-                           float*, float*, std::size_t);
-template void weighted_sum(const std::vector<double>&,
-                           const std::vector<const double*>&, double*, double*,
-                           std::size_t);
 
 }  // namespace codedgrad::ops

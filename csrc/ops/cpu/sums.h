@@ -18,10 +18,4 @@ template <typename T>
 void tree_sum(const std::vector<int>& program, const std::vector<const T*>& inputs,
               T* out, T* out2, std::size_t count);
 
-// out[i] = sum_j weights[j] * inputs[j][i], accumulated in double in the order of j.
-template <typename T>
-void weighted_sum(const std::vector<double>& weights,
-                  const std::vector<const T*>& inputs, T* out, T* out2,
-                  std::size_t count);
-
 }  // namespace codedgrad::ops

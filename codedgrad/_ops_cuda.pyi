@@ -1,0 +1,21 @@
+"""Types of the CUDA kernels' Python module; see csrc/ops_cuda_bindings.cpp."""
+
+def weighted_sum(
+    weights: list[float],
+    inputs: list[int],
+    type: str,  # noqa: A002
+    out: int,
+    out_type: str,
+    count: int,
+    wire: str,
+    stream: int,
+) -> None: ...
+def gram_workspace(count: int) -> int: ...
+def gram(
+    inputs: list[int],
+    type: str,  # noqa: A002
+    count: int,
+    out: int,
+    workspace: int,
+    stream: int,
+) -> None: ...

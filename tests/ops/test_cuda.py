@@ -1,0 +1,85 @@
+"""The CUDA kernels against the references; only where there is a GPU."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+
+import pytest
+import torch
+from ops.cases import COUNTS, DTYPES, SIZES, exact_gram, integers
+
+from codedgrad import ops
+
+pytestmark = [
+    pytest.mark.cuda,
+    pytest.mark.skipif(
+        not torch.cuda.is_available(), reason="torch.cuda.is_available() is False"
+    ),
+    pytest.mark.skipif(
+        importlib.util.find_spec("codedgrad._ops_cuda") is None,
+        reason="not installed with CODEDGRAD_CUDA=1",
+    ),
+]
+HALVES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", [*SIZES, 300_001])
+def test_integers_are_exact(dtype: torch.dtype, size: int) -> None:
+    for k in COUNTS:
+        for offset in (0, 1):
+            inputs = integers(k, size, dtype, "cuda", offset)
+            assert torch.equal(ops.gram(inputs).cpu(), exact_gram(inputs))
+            weights = [float(j % 3 - 1) for j in range(k)]
+            want = ops.weighted_sum_reference(inputs, weights)
+            assert torch.equal(ops.weighted_sum(inputs, weights), want)
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("out", HALVES)
+@pytest.mark.parametrize("wire", [None, torch.bfloat16, torch.float16])
+def test_weighted_sum_has_the_bits_of_the_cpu(
+    dtype: torch.dtype, out: torch.dtype, wire: torch.dtype | None
+) -> None:
+    torch.manual_seed(0)
+    for k in (1, 5, 128):
+        inputs = [torch.randn(100_003).to(dtype) for _ in range(k)]
+        weights = torch.randn(k).tolist()
+        want = ops.weighted_sum(inputs, weights, out, wire)
+        got = ops.weighted_sum([x.cuda() for x in inputs], weights, out, wire)
+        assert torch.equal(got.cpu(), want)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gram_is_reproducible_within_its_bound(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    inputs = [torch.randn(3_000_001, device="cuda").to(dtype) for _ in range(9)]
+    got = ops.gram(inputs)
+    assert all(torch.equal(ops.gram(inputs), got) for _ in range(5))
+    shifted = [torch.cat([x[:1], x])[1:] for x in inputs]  # not aligned to 16 bytes
+    assert torch.equal(ops.gram(shifted), got)
+    error = (got - ops.gram_reference(inputs)).abs()
+    bound = ops.gram_reference([x.abs() for x in inputs]) * 64 * 2.0**-24
+    assert bool((error <= bound).all())
+
+
+def test_nan_and_the_current_stream() -> None:
+    x = torch.ones(1000, device="cuda")
+    x[17] = math.nan
+    assert ops.weighted_sum([x, x], [1.0, 1.0]).isnan().sum() == 1
+    assert bool(ops.gram([x]).isnan().all())
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        big = torch.full((1 << 24,), 2.0, device="cuda")
+        total = ops.weighted_sum([big, big], [1.0, 1.0])
+        norm = ops.gram([total])
+    stream.synchronize()
+    assert norm.item() == 16.0 * (1 << 24)
+
+
+def test_opcheck() -> None:
+    inputs = integers(3, 33, torch.float32, "cuda")
+    op = torch.ops.codedgrad.weighted_sum.default
+    torch.library.opcheck(op, (inputs, [1.0, 2.0, -1.0], torch.bfloat16, None))
+    torch.library.opcheck(torch.ops.codedgrad.gram.default, (inputs,))
