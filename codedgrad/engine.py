@@ -1,7 +1,8 @@
 """The Python face of the engine: one exchange, in tensors and codes.
 
 Order of a step: `begin`, then `post` once for every finished item of the worker's
-work, `wait` until decoded, `take`. `done` and `has` may be asked at any time.
+work (or `post_bucket` once for each of its buckets), `wait` until decoded,
+`take`. `done` and `has` may be asked at any time.
 """
 
 from __future__ import annotations
@@ -110,6 +111,10 @@ class Exchange:
     def post(self, step: int, row: int, data: RowBuffer) -> None:
         """Send a row; `data` must not be written any more."""
         self._call(self._core.post, step, row, data.buffer)
+
+    def post_bucket(self, step: int, row: int, bucket: int, data: RowBuffer) -> None:
+        """Send one bucket of a row, each once; that part of `data` stays as it is."""
+        self._call(self._core.post, step, row, data.buffer, bucket)
 
     def done(self, step: int) -> bool:
         """True when `step` is decoded (or the job failed). A few 100 ns."""

@@ -54,7 +54,8 @@ class CodedGradient:
         patience: float = 0.1,
         window: int = 16,
         seed: int = 0,
-        bucket_mb: float = 4.0,
+        bucket_mb: float | None = None,
+        overlap: bool = True,
         on_nonfinite: str = "raise",
         faults: Faults | str | None = None,
         log: str | Path | None = None,
@@ -69,7 +70,10 @@ class CodedGradient:
             patience: fraction of a pass that an idle worker waits before it helps.
             window: steps that the slowest worker may lag before the others wait.
             seed: of the random numbers inside the passes (dropout, augmentation).
-            bucket_mb: size of the pieces that are exchanged and decoded, in MiB.
+            bucket_mb: size of the pieces that are exchanged and decoded, in MiB. None:
+                by the rule of `codedgrad.cuts`, from the size of the gradient.
+            overlap: send a worker's own row bucket by bucket while its last backward
+                runs (see `codedgrad.overlap`); no bit of the result depends on it.
             on_nonfinite: "raise", or "continue" (counted in `nonfinite`).
             faults: slowness to inject, for experiments; else CODEDGRAD_FAULTS.
             log: folder to record this run's own seconds of compute in, one file per
@@ -81,7 +85,16 @@ class CodedGradient:
         """
         self._runtime = runtime.current()
         self._guarded_setup(
-            model, code, patience, window, seed, bucket_mb, on_nonfinite, faults, log
+            model,
+            code,
+            patience,
+            window,
+            seed,
+            bucket_mb,
+            overlap,
+            on_nonfinite,
+            faults,
+            log,
         )
 
     def _guarded_setup(self, *arguments: Any) -> None:
@@ -96,7 +109,8 @@ class CodedGradient:
         patience: float,
         window: int,
         seed: int,
-        bucket_mb: float,
+        bucket_mb: float | None,
+        overlap: bool,
         on_nonfinite: str,
         faults: Faults | str | None,
         log: str | Path | None,
@@ -128,7 +142,9 @@ class CodedGradient:
             seed=seed,
             injector=injector,
             finite=on_nonfinite == "raise",
+            overlap=overlap,
         )
+        self._overlap = overlap and not self.code.linear
         self._patience = Patience(patience)
         recorder = Recorder(log, here.rank) if log is not None else None
         if recorder is not None:
@@ -272,14 +288,28 @@ class CodedGradient:
     ) -> None:
         """One item of this worker's work, and the rows that it completes."""
         done = self._exchange.row_buffer()
-        node = self.code.work[self._runtime.rank][item]
-        self._passes.row(node, done.tensor, loss_fn, shards, state.step, needless)
+        rank, step = self._runtime.rank, state.step
+        node = self.code.work[rank][item]
+        rows = [(row_id, row) for after, row_id, row in self._rows if after == item]
+
+        def send(bucket: int) -> None:
+            clock = Stopwatch()
+            for row_id, _ in rows:
+                self._exchange.post_bucket(step, row_id, bucket, done)
+            state.send_s += clock.total()
+
+        # A required item is abandoned only once its step is decoded: only then may
+        # some buckets of a row have been sent and others never come.
+        early = self._overlap and item < self.code.required[rank]
+        self._passes.row(
+            node, done.tensor, loss_fn, shards, step, needless, send if early else None
+        )
+        if early:
+            return
         if self.code.linear:
             state.finished[item] = done.tensor
         clock = Stopwatch()
-        for after, row_id, row in self._rows:
-            if after != item:
-                continue
+        for row_id, row in rows:
             message = done
             if self.code.linear:
                 message = self._exchange.row_buffer()
@@ -287,7 +317,7 @@ class CodedGradient:
                 torch.mul(first, row.coefficients[0], out=message.tensor)
                 for i, c in zip(row.items[1:], row.coefficients[1:], strict=True):
                     message.tensor.add_(state.finished[i], alpha=c)
-            self._exchange.post(state.step, row_id, message)
+            self._exchange.post(step, row_id, message)
         state.send_s += clock.total()
 
     def _over(self, step: int) -> bool:

@@ -48,7 +48,7 @@ def DistributedOptimizer(
     backward_passes_per_step: int = 1,
     window: int = 16,
     seed: int = 0,
-    bucket_mb: float = 4.0,
+    bucket_mb: float | None = None,
 ) -> torch.optim.Optimizer:
     """Make `backward()` leave the mean gradient over all workers in `p.grad`.
 
@@ -67,7 +67,8 @@ def DistributedOptimizer(
             add up, as in torch.
         window: steps that the slowest worker may lag before the others wait.
         seed: of the random numbers of a pass (with `model`).
-        bucket_mb: size of the pieces that are exchanged, in MiB.
+        bucket_mb: size of the pieces that are exchanged, in MiB; None: by the rule of
+            `codedgrad.cuts`.
 
     Raises:
         ConfigError: bad arguments, a code for another number of workers, or one whose
@@ -123,7 +124,7 @@ class _DropIn:
         passes: int,
         window: int,
         seed: int,
-        bucket_mb: float,
+        bucket_mb: float | None,
     ) -> None:
         if code.workers != here.size:
             raise ConfigError(

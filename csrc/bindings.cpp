@@ -55,9 +55,9 @@ class Exchange {
   std::vector<int> missing(std::int64_t step) const { return session_->missing(step); }
   BufferRef take(std::int64_t step) { return session_->take(step); }
   BufferRef acquire() { return engine_->acquire(session_->payload_bytes()); }
-  void post(std::int64_t step, int row, BufferRef data) {
+  void post(std::int64_t step, int row, BufferRef data, int bucket) {
     check();
-    engine_->post(session_, step, row, std::move(data));
+    engine_->post(session_, step, row, bucket, std::move(data));
   }
   std::vector<Arrival> drain_arrivals() { return session_->drain_arrivals(); }
   Counters counters() const { return session_->counters(); }
@@ -190,7 +190,7 @@ void define_exchange(py::module_& m) {
       .def("take", &Exchange::take, "step"_a, py::call_guard<Release>())
       .def("acquire", &Exchange::acquire, py::call_guard<Release>())
       .def("post", &Exchange::post, "step"_a, "row"_a, "data"_a,
-           py::call_guard<Release>())
+           "bucket"_a = kAllBuckets, py::call_guard<Release>())
       .def("drain_arrivals", &Exchange::drain_arrivals)
       .def("counters", &Exchange::counters);
 }

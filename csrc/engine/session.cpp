@@ -52,7 +52,9 @@ Session::Session(const SessionConfig& config, int rank, int size, int max_tag,
       applied_(size, config.first_step - 1),
       done_through_(config.first_step - 1),
       near_(config.first_step),
-      told_(size, config.first_step - 1) {
+      told_(size, config.first_step - 1),
+      last_own_(layout_.buckets() - 1) {
+  while (last_own_ > 0 && layout_.slice(last_own_, rank_).count == 0) --last_own_;
   if (window_ < 2) throw std::invalid_argument("the window must be at least 2 steps");
 }
 
@@ -152,11 +154,13 @@ void Session::tell_progress(std::int64_t step) {
   }
 }
 
-void Session::post(std::int64_t step, int row, const BufferRef& data) {
+void Session::post(std::int64_t step, int row, int which, const BufferRef& data) {
   if (done(step)) return;  // every owner has decoded it
   const std::size_t element = bytes_of(dtype_);
   std::int64_t sent = 0;
-  for (int bucket = 0; bucket < layout_.buckets(); ++bucket) {
+  const int first = which == kAllBuckets ? 0 : which;
+  const int last = which == kAllBuckets ? layout_.buckets() - 1 : which;
+  for (int bucket = first; bucket <= last; ++bucket) {
     const int tag = codec_.encode({Kind::kRow, id_, step, bucket, row});
     for (int i = 1; i < size_; ++i) {
       const int dest = (rank_ + i) % size_;
@@ -246,7 +250,7 @@ void Session::note(std::int64_t step, int bucket, int source, int row,
   if (kind == ArrivalKind::kUseful) ++counters_.rows_useful;
   if (kind == ArrivalKind::kRedundant) ++counters_.rows_redundant;
   if (kind == ArrivalKind::kLate) ++counters_.rows_late;
-  if (bucket != 0) return;
+  if (bucket != last_own_) return;
   if (arrivals_.size() >= kArrivalsKept) arrivals_.pop_front();
   arrivals_.push_back({step, source, row, kind, now_s()});
 }

@@ -56,6 +56,8 @@ struct SessionConfig {
   std::shared_ptr<const Plan> plan;
 };
 
+constexpr int kAllBuckets = -1;
+
 enum class ArrivalKind : int { kUseful = 0, kRedundant = 1, kLate = 2 };
 
 struct Arrival {
@@ -94,7 +96,9 @@ class Session {
 
   // ---- engine's thread ----
   void tell_progress(std::int64_t step);  // the training thread begins `step`
-  void post(std::int64_t step, int row, const BufferRef& data);
+  // One bucket of a row, or all of them. While a pass still writes the other buckets
+  // of `data`, those of its buckets that were posted are read by the sends.
+  void post(std::int64_t step, int row, int bucket, const BufferRef& data);
   TagFields fields(int tag) const { return codec_.decode(tag, near_.load()); }
   // Where an announced message goes; `keep` owns the place.
   char* place(const TagFields& f, int source, std::size_t bytes, BufferRef* keep);
@@ -144,6 +148,7 @@ class Session {
   std::atomic<std::int64_t> done_through_;
   std::atomic<std::int64_t> near_;  // the training thread's step
   std::vector<std::int64_t> told_;  // engine's thread: what each worker knows of me
+  int last_own_;  // the last bucket with a slice of mine: with it a row is noted
 };
 
 }  // namespace codedgrad

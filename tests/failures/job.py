@@ -91,6 +91,21 @@ def not_a_number() -> None:
     train(nn.Linear(4, 3), code=everybody(), loss=loss)
 
 
+def gradient_not_a_number() -> None:
+    """Found in the last bucket of the last micro-batch, when others are sent."""
+    model = nn.Sequential(nn.Linear(4, 64), nn.Linear(64, 3))
+    calls = 0
+
+    def loss(coded: codedgrad.CodedGradient, x: torch.Tensor) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if last() and coded.step == 2 and calls % 2 == 0:
+            return x + (model[0].weight[0, 0] * 0.0).sqrt()
+        return x
+
+    train(model, code=everybody(), loss=loss, bucket_mb=0.0002)
+
+
 def exception_in_the_loss() -> None:
     def loss(coded: codedgrad.CodedGradient, x: torch.Tensor) -> torch.Tensor:
         if last() and coded.step == 1:

@@ -22,6 +22,7 @@ CASES = {
     "code_of_another_size": ["the code is for 4 workers and the job has 3"],
     "no_gradient": ["step 0, shard 2, micro-batch 0 has no gradient", "no_grad()"],
     "not_a_number": ["step 2, shard 2, micro-batch 0", "not finite", "continue"],
+    "gradient_not_a_number": ["gradient of step 2, shard 2, micro-batch 1", "clip"],
     "exception_in_the_loss": ["KeyError", "xyzzy"],
     "exception_between_steps": ["worker 2 failed: OSError: disk full"],
     "leaves_early": ["worker 2 at the end of the job", "worker 0 to compare the code"],
@@ -40,6 +41,7 @@ WHO = {
     "exception_in_the_loss": "worker 2 failed in step 1: KeyError",
     "bad_faults": "worker 2 could not start",
     "not_a_number": "worker 2 failed in step 2",
+    "gradient_not_a_number": "worker 2 failed in step 2: NonFiniteError",
 }
 # A worker's own exception is its own; who left has nothing to say.
 SPARED = {"exception_between_steps": {2}, "leaves_early": {2}}
