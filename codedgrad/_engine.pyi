@@ -42,7 +42,11 @@ class Plan:
     rows: int
 
 def tree_plan(
-    left: ArrayLike, right: ArrayLike, parent: ArrayLike, root: int
+    left: ArrayLike,
+    right: ArrayLike,
+    parent: ArrayLike,
+    root: int,
+    rows: list[int] = ...,
 ) -> Plan: ...
 def linear_plan(matrix: NDArray[np.float64], least: int) -> Plan: ...
 
@@ -70,6 +74,8 @@ class Exchange:
         window: int,
         first_step: int,
         plan: Plan,
+        wire: str = "float32",
+        narrow_buckets: int = 0,
     ) -> None: ...
     def close(self) -> None: ...
     def begin(self, step: int, timeout_s: float) -> tuple[bool, list[int]]: ...

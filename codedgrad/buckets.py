@@ -16,6 +16,20 @@ so that whatever a step needs is decoded by the same linear combination:
 - the loss.
 
 It is padded so that every worker owns a slice, and cut into buckets.
+
+[Note: narrow wires] With `wire` bfloat16 or float16 the gradients travel in that type,
+the rest, in a bucket of its own, as it is. In memory all of a row stays fp32, but its
+gradients hold values of the wire type: with R the rounding to it,
+
+    leaf = R(weight * gradient)
+    row  = R(left + right)        at every node of the tree up to a row's
+    sum  = R(sum of the rows in fp32)
+
+A row of a whole shard and those of its micro-batches, which back-ups send, would not
+agree if only what is sent were rounded: R(a + b) is not R(a) + R(b). Rounded at every
+node they do: the owner, who adds micro rows up, rounds where the row's own worker
+does. So the bits still depend on nobody's lateness; unlike in fp32 they depend on the
+number of workers, whose shards are where rounding ends.
 """
 
 from __future__ import annotations
@@ -34,6 +48,8 @@ from codedgrad.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+_SMALL_BYTES = 1 << 20  # gradients that fit a cache
+
 
 class Payload:
     """Layout of rows for one model, and the copies into and out of them."""
@@ -45,12 +61,15 @@ class Payload:
         *,
         workers: int = 1,
         bucket_mb: float | None = None,
+        wire: str = "float32",
     ) -> None:
         """Lay out named parameters (those that require a gradient) and buffers.
 
+        `wire`: type in which gradients travel, see [Note: narrow wires].
+
         Raises:
-            ConfigError: nothing to train, several devices, complex parameters, or a
-                bucket size out of range.
+            ConfigError: nothing to train, several devices, complex parameters, no
+                such wire type, or a bucket size out of range.
         """
         named = [(n, p) for n, p in parameters if p.requires_grad]
         self.names = [n for n, _ in named]
@@ -69,10 +88,28 @@ class Payload:
         self._changes = self.gradients + sum(b.numel() for b in self.buffers)
         self._loss = self._changes + len(self.parameters)
         self.count = max(self._loss + 1, cuts.GRAIN * workers)
-        self.bucket_starts = cuts.bucket_starts(
-            self.count, self.dtype.itemsize, workers, bucket_mb
-        )
+        self.wire = wire
+        self.narrow_buckets = 0  # the first ones: those of gradients
+        self._narrow = self._narrow_type(wire)
+        if self._narrow is None or self.gradients == 0:
+            self.bucket_starts = cuts.bucket_starts(
+                self.count, self.dtype.itemsize, workers, bucket_mb
+            )
+        else:
+            rest = max(self._loss + 1 - self.gradients, cuts.GRAIN * workers)
+            self.count = self.gradients + rest
+            starts = cuts.bucket_starts(
+                self.gradients, self._narrow.itemsize, workers, bucket_mb
+            )
+            self.narrow_buckets = len(starts) - 1
+            self.bucket_starts = [*starts, self.count]
         self._strides = [_dense_strides(p) for p in self.parameters]
+        self._scratch: Tensor | None = None
+        if self.gradients * self.dtype.itemsize <= _SMALL_BYTES:
+            self._scratch = torch.zeros(self.gradients, dtype=self.dtype)
+            self._scratch_views = [
+                self.view(i, self._scratch) for i in range(len(named))
+            ]
         self._tail = torch.zeros(self.count - self.gradients, dtype=self.dtype)
         self._flags = self._tail[self._changes - self.gradients :][: len(named)]
         self._used = [False] * len(named)
@@ -109,6 +146,30 @@ class Payload:
                     f"{name} is complex ({t.dtype}); train its real and imaginary "
                     f"parts as real parameters"
                 )
+
+    def _narrow_type(self, wire: str) -> torch.dtype | None:
+        types = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+        if wire not in types:
+            raise ConfigError(f"wire must be one of {', '.join(types)}, got {wire!r}")
+        narrow = types[wire]
+        if narrow is not None and self.dtype == torch.float64:
+            raise ConfigError(
+                f"the model has float64 parameters or buffers, whose gradients cannot "
+                f'travel as {wire}; use wire="float32", which keeps their own type'
+            )
+        return narrow
+
+    def round_bucket(self, bucket: int, piece: Tensor) -> bool:
+        """Round one bucket of a row to the wire type; False where that is its own."""
+        if self._narrow is None or bucket >= self.narrow_buckets:
+            return False
+        piece.copy_(piece.to(self._narrow))
+        return True
+
+    def round_row(self, row: Tensor) -> None:
+        """Round a whole row to the wire type."""
+        if self.narrow_buckets:
+            self.round_bucket(0, row[: self.gradients])
 
     def view(self, index: int, flat: Tensor) -> Tensor:
         """A parameter's place in a row, in its own shape and memory order."""
@@ -157,9 +218,25 @@ class Payload:
             ConfigError: a gradient is sparse.
         """
         with torch.no_grad():
-            for index in range(len(self.parameters)):
-                self.encode_gradient(index, out, weight)
+            self.encode_gradients(range(len(self.parameters)), out, weight)
             self.encode_rest(out, weight, loss)
+
+    def encode_gradients(
+        self, indices: Sequence[int], out: Tensor, weight: float
+    ) -> None:
+        """Write weight * gradient of these parameters."""
+        if self._scratch is None or len(indices) < len(self.parameters):
+            for index in indices:
+                self.encode_gradient(index, out, weight)
+            return
+        # Small tensors: a call for each costs more than one more copy of all.
+        found = [p.grad for p in self.parameters if p.grad is not None]
+        if len(found) < len(indices) or any(g.layout != torch.strided for g in found):
+            for index in indices:
+                self.encode_gradient(index, self._scratch, 1.0)
+        else:
+            torch._foreach_copy_(self._scratch_views, found)
+        torch.mul(self._scratch, weight, out=out[: self.gradients])
 
     def encode_gradient(self, index: int, out: Tensor, weight: float) -> None:
         """Write weight * gradient of one parameter: one read, one write."""

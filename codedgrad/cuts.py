@@ -27,7 +27,7 @@ def bucket_starts(
     """Boundaries of the buckets of `count` elements, from 0 to `count`.
 
     Args:
-        count: elements, at least GRAIN * workers.
+        count: elements; fewer than GRAIN * workers are one bucket.
         itemsize: bytes of one.
         workers: every bucket is large enough for a slice of each of them.
         bucket_mb: usual size of a bucket in MiB; None: by the rule above.

@@ -60,11 +60,24 @@ class Exchange:
             ]
             for worker in range(code.workers)
         ]
+        if code.linear and payload.narrow_buckets:
+            raise ConfigError(
+                f"{code.describe()} decodes with real coefficients, which would "
+                f'amplify the rounding of wire="{payload.wire}"; use wire="float32" '
+                f"or a code whose rows are plain sums, like codes.spread"
+            )
         if code.linear:
             plan = _engine.linear_plan(code.matrix(), code.workers - code.tolerance())
         else:
             tree = code.tree
-            plan = _engine.tree_plan(tree.left, tree.right, tree.parent, tree.root)
+            rows = {
+                code.row_node(worker, i)
+                for worker, own in enumerate(code.rows)
+                for i in range(len(own))
+            }
+            plan = _engine.tree_plan(
+                tree.left, tree.right, tree.parent, tree.root, sorted(rows)
+            )
         try:
             self._core = _engine.Exchange(
                 runtime.engine,
@@ -73,6 +86,8 @@ class Exchange:
                 window,
                 first_step,
                 plan,
+                payload.wire,
+                payload.narrow_buckets,
             )
         except ValueError as error:
             raise ConfigError(str(error)) from None

@@ -56,6 +56,7 @@ class CodedGradient:
         seed: int = 0,
         bucket_mb: float | None = None,
         overlap: bool = True,
+        wire: str = "float32",
         on_nonfinite: str = "raise",
         faults: Faults | str | None = None,
         log: str | Path | None = None,
@@ -74,6 +75,12 @@ class CodedGradient:
                 by the rule of `codedgrad.cuts`, from the size of the gradient.
             overlap: send a worker's own row bucket by bucket while its last backward
                 runs (see `codedgrad.overlap`); no bit of the result depends on it.
+            wire: type in which gradients travel: "float32" (as they are), or
+                "bfloat16" or "float16", half the bytes. Then every addition up to a
+                worker's row, and the sum, is rounded to that type, so that the bits
+                still depend on nobody's lateness, but on the number of workers (see
+                `codedgrad.buckets`). float16 overflows beyond 65,504 and loses what
+                is below 6e-8: scale the loss. Not for codes with `linear=True`.
             on_nonfinite: "raise", or "continue" (counted in `nonfinite`).
             faults: slowness to inject, for experiments; else CODEDGRAD_FAULTS.
             log: folder to record this run's own seconds of compute in, one file per
@@ -92,6 +99,7 @@ class CodedGradient:
             seed,
             bucket_mb,
             overlap,
+            wire,
             on_nonfinite,
             faults,
             log,
@@ -111,6 +119,7 @@ class CodedGradient:
         seed: int,
         bucket_mb: float | None,
         overlap: bool,
+        wire: str,
         on_nonfinite: str,
         faults: Faults | str | None,
         log: str | Path | None,
@@ -133,6 +142,7 @@ class CodedGradient:
             model.named_buffers(),
             workers=here.size,
             bucket_mb=bucket_mb,
+            wire=wire,
         )
         injector = Injector(self.faults, here.rank) if self.faults else None
         self._passes = Passes(
@@ -165,6 +175,7 @@ class CodedGradient:
                 ("seed", str(seed)),
                 ("window", str(window)),
                 ("bucket_mb", str(bucket_mb)),
+                ("wire", wire),
                 ("torch", torch.__version__),
                 *self._payload.describe(),
             ],
@@ -219,6 +230,7 @@ class CodedGradient:
             clock.lap("wait")
             self._payload.restore_buffers()
             total = self._exchange.take(step)
+            self._passes.check_sum(total, step)
         loss = self._payload.scatter(total)
         self._step += 1
         self.report = self._reporter.end(

@@ -66,7 +66,7 @@ class RowWriter:
         parameters = payload.parameters
         self._handles: list[Any] = []
         self._hooks: list[int] = []
-        if overlap:
+        if overlap and len(payload.bucket_starts) > 2:
             self._handles = [
                 p.register_post_accumulate_grad_hook(partial(self._arrived, i))
                 for i, p in enumerate(parameters)
@@ -137,9 +137,10 @@ class RowWriter:
         leaf, self._leaf = self._leaf, None
         assert leaf is not None  # begin comes first
         with torch.no_grad():
-            for i, usual in enumerate(self._usual):
-                if not leaf.hooked or self._portions[i] < usual:
-                    self._payload.encode_gradient(i, leaf.out, leaf.weight)
+            left: Sequence[int] = range(len(self._usual))
+            if leaf.hooked:
+                left = [i for i in left if self._portions[i] < self._usual[i]]
+            self._payload.encode_gradients(left, leaf.out, leaf.weight)
             self._payload.encode_rest(leaf.out, leaf.weight, loss)
             for bucket, finished in enumerate(self._finished):
                 if not finished:
@@ -163,9 +164,13 @@ class RowWriter:
     def _finish(self, leaf: _Leaf, bucket: int) -> None:
         begin, end = self._bounds[bucket]
         piece = leaf.out[begin:end]
+        rounded = self._payload.round_bucket(bucket, piece)
         leaf.check(piece)
         for other in reversed(leaf.sums):
             piece.add_(other[begin:end])
+            if rounded:  # and may so have left the range of the type
+                self._payload.round_bucket(bucket, piece)
+                leaf.check(piece)
         self._finished[bucket] = True
         if leaf.send is not None:
             leaf.send(bucket)

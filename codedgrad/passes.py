@@ -206,10 +206,27 @@ class Passes:
     def _not_finite(self, what: str, step: int, part: int) -> None:
         self.nonfinite += 1
         if self._finite:
+            wire = self._payload.wire
+            as_sent = "" if wire == "float32" else f" in {wire}, in which it is sent"
             raise NonFiniteError(
-                f"the {what} of {self._where(step, part)} is not finite. Lower the "
-                f"learning rate or clip; to go on regardless (e.g. with GradScaler): "
-                f'CodedGradient(..., on_nonfinite="continue")'
+                f"the {what} of {self._where(step, part)} is not finite{as_sent}. "
+                f"Lower the learning rate or clip; to go on regardless (e.g. with "
+                f'GradScaler): CodedGradient(..., on_nonfinite="continue")'
+            )
+
+    def check_sum(self, total: Tensor, step: int) -> None:
+        """Refuse a decoded sum beyond the range of a float16 wire; all workers do so.
+
+        Raises:
+            NonFiniteError: with the step.
+        """
+        if self._payload.wire != "float16" or not self._finite:
+            return
+        gradients = total[: self._payload.gradients]
+        if not bool(torch.isfinite(gradients).all()):
+            raise NonFiniteError(
+                f"the summed gradient of step {step} is beyond 65504, the largest "
+                f'float16. Use wire="bfloat16", or scale the loss down'
             )
 
     def _where(self, step: int, part: int) -> str:

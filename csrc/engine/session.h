@@ -23,6 +23,7 @@
 #include "engine/buffer_pool.h"
 #include "engine/cover.h"
 #include "engine/layout.h"
+#include "engine/packing.h"
 
 namespace codedgrad {
 
@@ -54,6 +55,8 @@ struct SessionConfig {
   int window = 16;                         // open steps at most, >= 2
   std::int64_t first_step = 0;
   std::shared_ptr<const Plan> plan;
+  Wire wire = Wire::kAsIs;  // in what type the first buckets travel
+  int narrow_buckets = 0;   // how many; rows must hold values of that type there
 };
 
 constexpr int kAllBuckets = -1;
@@ -121,7 +124,14 @@ class Session {
   };
 
   Step* open(std::int64_t step);  // null when it is closed already; under mutex_
+  Wire wire(int bucket) const { return bucket < narrow_buckets_ ? wire_ : Wire::kAsIs; }
+  std::size_t bytes_on_wire(int bucket) const {
+    return wire(bucket) == Wire::kAsIs ? bytes_of(dtype_) : kPackedBytes;
+  }
   char* result_at(Step* step, const Slice& slice);
+  // One bucket of a row, for the wire; a slice from the wire.
+  BufferRef packed(int bucket, const BufferRef& data);
+  BufferRef unpacked(const Slice& slice, Wire wire, const BufferRef& data);
   void arrive(std::int64_t step, int bucket, int row, int source, const void* data,
               const BufferRef& keep);
   void decode(std::int64_t step, int bucket);
@@ -134,6 +144,8 @@ class Session {
   const Layout layout_;
   const TagCodec codec_;
   const std::shared_ptr<const Plan> plan_;
+  const Wire wire_;
+  const int narrow_buckets_;
   const std::shared_ptr<BufferPool> pool_;
   const std::shared_ptr<Failure> failure_;
   Outbox* const outbox_;

@@ -88,6 +88,8 @@ void work(Engine* engine, int steps, int max_delay_us, std::uint64_t seed) {
   SessionConfig config;
   config.bucket_starts = kStarts;
   config.window = 4;
+  config.wire = Wire::kFloat16;  // holds all sums here; the second bucket is wide
+  config.narrow_buckets = 1;
   config.plan = plan_of(n);
   auto session = engine->open_session(config);
   engine->publish("ready");

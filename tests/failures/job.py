@@ -178,6 +178,37 @@ def different_checkpoint() -> None:
     coded.load_state_dict({"step": 7 if last() else 5})
 
 
+def overflow_on_the_wire() -> None:
+    train(nn.Linear(4, 3), wire="float16", loss=lambda _, x: x * 1e7)
+
+
+def overflow_of_the_sum() -> None:
+    """Every row within the range of the type, their sum beyond it."""
+
+    def loss(coded: codedgrad.CodedGradient, x: torch.Tensor) -> torch.Tensor:
+        if coded.step == 0:
+            return x
+        return 0.0 * x + 8e4 * coded.model.weight.sum()
+
+    train(nn.Linear(4, 3), wire="float16", code=everybody(), loss=loss)
+
+
+def no_such_wire() -> None:
+    train(nn.Linear(4, 3), wire="int8")
+
+
+def wire_of_a_linear_code() -> None:
+    train(nn.Linear(4, 3), wire="bfloat16", code=codes.cyclic(codedgrad.size(), 1))
+
+
+def wire_of_doubles() -> None:
+    train(nn.Linear(4, 3).double(), wire="bfloat16")
+
+
+def different_wire() -> None:
+    train(nn.Linear(4, 3), wire="bfloat16" if last() else "float32")
+
+
 def main() -> None:
     case, folder = sys.argv[1], Path(sys.argv[2])
     if case == "no_thread_multiple":

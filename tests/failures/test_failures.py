@@ -33,6 +33,15 @@ CASES = {
     "batch_too_small": ["a step of 11 samples cannot be cut into 12"],
     "bad_faults": ["'99' in 'slow:worker=99,factor=2'", "[0, 2]"],
     "different_checkpoint": ["worker 2 has step = 7, worker 0 has 5"],
+    "overflow_on_the_wire": ["step 0, shard", "in float16, in which it is sent"],
+    "overflow_of_the_sum": [
+        "the summed gradient of step 1 is beyond 65504",
+        "bfloat16",
+    ],
+    "no_such_wire": ["wire must be one of float32, bfloat16, float16", "'int8'"],
+    "wire_of_a_linear_code": ["real coefficients", 'wire="bfloat16"', "codes.spread"],
+    "wire_of_doubles": ["float64 parameters", 'wire="float32"'],
+    "different_wire": ["worker 2 has wire = bfloat16, worker 0 has float32"],
     "no_thread_multiple": ["MPI_THREAD_MULTIPLE", "thread_level"],
 }
 # What the others are told besides: who, and when.

@@ -133,9 +133,18 @@ def coded(
 
 
 def plain(
-    tree: SumTree, parts: int, steps: int, samples: int = SAMPLES, wide: int = 0
+    tree: SumTree,
+    parts: int,
+    steps: int,
+    samples: int = SAMPLES,
+    wide: int = 0,
+    wire: torch.dtype = torch.float32,
+    rows: int = 1,
 ) -> tuple[str, list[float]]:
-    """The same job in one process, by torch alone."""
+    """The same job in one process, by torch alone.
+
+    Gradients are rounded to `wire` at every node of up to `rows` parts, and in the end.
+    """
     model, optimizer, schedule = build(steps, wide)
     sampler = codedgrad.ShardSampler(dataset(samples), BATCH, seed=SEED)
     loss_fn = nn.CrossEntropyLoss()
@@ -144,7 +153,7 @@ def plain(
     while step < steps:
         sampler.set_epoch(epoch)
         for shards in sampler.steps(parts):
-            _plain_step(model, tree, loss_fn, shards, step, losses)
+            _plain_step(model, tree, loss_fn, shards, step, losses, wire, rows)
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad()
@@ -163,6 +172,8 @@ def _plain_step(
     shards: Any,
     step: int,
     losses: list[float],
+    wire: torch.dtype,
+    rows: int,
 ) -> None:
     before = {n: b.clone() for n, b in model.named_buffers()}
     leaves: list[dict[str, Tensor]] = []
@@ -194,13 +205,21 @@ def _plain_step(
     zeros = {n: torch.zeros_like(t) for n, t in leaves[0].items()}
     leaves = [leaf or zeros for leaf in leaves]
 
+    gradients = {n for n, _ in model.named_parameters()}
+
+    def rounded(values: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {
+            n: t.to(wire).float() if n in gradients else t for n, t in values.items()
+        }
+
     def total(node: int) -> dict[str, Tensor]:
         if tree.left[node] < 0:
-            return leaves[node]
+            return rounded(leaves[node])
         a, b = total(int(tree.left[node])), total(int(tree.right[node]))
-        return {n: a[n] + b[n] for n in a}
+        both = {n: a[n] + b[n] for n in a}
+        return rounded(both) if tree.stop[node] - tree.start[node] <= rows else both
 
-    root = total(int(tree.root))
+    root = rounded(total(int(tree.root)))
     for n, p in model.named_parameters():
         p.grad = root.get(n)
     for n, b in model.named_buffers():
