@@ -28,6 +28,8 @@ class Flat(NamedTuple):
 
     dtype: torch.dtype
     bucket_starts: list[int]
+    wire: str = "float32"
+    narrow_buckets: int = 0
 
 
 def codedgrad_sum(source: torch.Tensor) -> Callable[[], torch.Tensor]:

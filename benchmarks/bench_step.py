@@ -8,18 +8,21 @@ block, in one run. A step's time is the block's wall clock, from all workers' st
 the last one's end, divided by its steps. The last worker is the straggler.
 
 `sleep`: the pass is a sleep, so that many workers fit a few cores; the model is small
-but real. Other tasks compute for real, as launch/train.py does.
+but real. `device`: 10 M parameters in layers whose passes are sleeps, as if they were
+computed elsewhere. Other tasks compute for real, as launch/train.py does.
+
+`--overlap both` adds codedgrad without overlap, and the same steps without exchange.
 """
 
 from __future__ import annotations
 
-import sys
+import argparse
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from harness import COMM, arguments, say, summary, write
+from jobs import PASS_S, TASKS, Job
 from torch import Tensor, nn
 
 import codedgrad
@@ -31,54 +34,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 MICRO = 4
-PASS_S = 0.05
-
-
-class Job:
-    """One model with its data; a method trains it."""
-
-    def __init__(self, task: str, batch: int) -> None:
-        """`batch`: samples of a step over all workers."""
-        torch.manual_seed(0)
-        self.sleep_s = PASS_S / MICRO if task == "sleep" else 0.0
-        if task == "sleep":
-            self.model: nn.Module = nn.Sequential(
-                nn.Linear(64, 400), nn.ReLU(), nn.Linear(400, 32)
-            )
-            self.data: Any = (torch.randn(512, 64), torch.randint(0, 32, (512,)))
-            self.loss: Callable[..., Tensor] = nn.functional.cross_entropy
-        else:
-            sys.path.insert(0, str(Path(__file__).parent.parent / "launch"))
-            import tasks
-
-            made = tasks.make(task)
-            self.model, self.data, self.loss = made.model, made.train, made.loss
-        self.sampler = codedgrad.ShardSampler(self.data, batch)
-        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=1e-3)
-
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """Loss of one micro-batch."""
-        if self.sleep_s:
-            time.sleep(self.sleep_s)
-        return self.loss(self.model(x), y)
-
-    def endless(self, parts: int) -> Any:
-        """The sampler's steps of the same size, epoch after epoch."""
-        epoch = 0
-        while True:
-            self.sampler.set_epoch(epoch)
-            for shards in self.sampler.steps(parts):
-                if shards.total == self.sampler.batch_size:
-                    yield shards
-            epoch += 1
 
 
 class Coded:
     """codedgrad, explicit face."""
 
-    def __init__(self, job: Job, code: codes.Code) -> None:
+    def __init__(self, job: Job, code: codes.Code, **how: Any) -> None:
         self.job = job
-        self.gradient = codedgrad.CodedGradient(job.model, code)
+        self.gradient = codedgrad.CodedGradient(job.model, code, **how)
         self.steps = job.endless(code.parts)
 
     def straggle(self, faults: str) -> None:
@@ -183,16 +146,39 @@ class Ddp(Synchronous):
         self.job.optimizer.zero_grad()
 
 
-def methods(task: str, batch: int, *, pauses: bool = False) -> dict[str, Any]:
+class Alone(Synchronous):
+    """The same steps of the own shard alone: what they take without an exchange."""
+
+    def step(self) -> None:
+        """One step."""
+        self.passes(lambda _, x, y: (self.job.forward(x, y) / MICRO).backward())
+        self.job.optimizer.step()
+        self.job.optimizer.zero_grad()
+
+
+def methods(args: Any) -> dict[str, Any]:
     """Each with a job of its own."""
     n = COMM.size
+
+    def job() -> Job:
+        return Job(args.task, args.batch_size * n, MICRO)
+
+    code = codes.spread(n, micro=MICRO)
+    how = {"bucket_mb": args.bucket_mb}
     made: dict[str, Any] = {
-        "codedgrad": Coded(Job(task, batch), codes.spread(n, micro=MICRO)),
-        "codedgrad_uncoded": Coded(Job(task, batch), codes.uncoded(n, micro=MICRO)),
-        "ddp_gloo": Ddp(Job(task, batch)),
+        "codedgrad": Coded(job(), code, overlap=args.overlap != "off", **how),
+        "codedgrad_uncoded": Coded(
+            job(), codes.uncoded(n, micro=MICRO), overlap=args.overlap != "off", **how
+        ),
     }
+    if args.overlap == "both":
+        made["codedgrad_no_overlap"] = Coded(job(), code, overlap=False, **how)
+        made["no_exchange"] = Alone(job())
+    made["ddp_gloo"] = Ddp(job())
+    if not args.horovod:
+        return made
     try:
-        made["horovod"] = Horovod(Job(task, batch), pauses=pauses)
+        made["horovod"] = Horovod(job(), pauses=args.pause_horovod)
         made["horovod"].leave()
     except ImportError:
         say("Horovod is not installed: left out")
@@ -232,22 +218,33 @@ def scenario(made: dict[str, Any], factor: float, args: Any) -> dict[str, Any]:
             if turn > 0:  # the first round warms up
                 seconds[name].append(spent)
     rows: dict[str, Any] = {name: summary(s) for name, s in seconds.items()}
-    for name in ("codedgrad", "codedgrad_uncoded"):
-        rows[name]["redundant_passes"] = sum(
-            r.redundant_passes for r in made[name].gradient.record.reports
+    for name, method in made.items():
+        if isinstance(method, Coded):
+            reports = method.gradient.record.reports
+            rows[name]["redundant_passes"] = sum(r.redundant_passes for r in reports)
+            reports.clear()
+    if args.overlap == "both" and factor == 1:
+        ours, late, none = (
+            rows[name]["median_ms"]
+            for name in ("codedgrad", "codedgrad_no_overlap", "no_exchange")
         )
-        made[name].gradient.record.reports.clear()
+        rows["codedgrad"]["exchange_hidden"] = round((late - ours) / (late - none), 3)
     return rows
 
 
 def main() -> None:
     """Measure every scenario."""
     parser = arguments(str(__doc__))
-    parser.add_argument("--task", default="sleep")
+    parser.add_argument("--task", choices=TASKS, default="sleep")
+    parser.add_argument("--overlap", choices=("on", "off", "both"), default="on")
+    parser.add_argument("--bucket-mb", type=float, help="default: by codedgrad's rule")
     parser.add_argument("--batch-size", type=int, default=32, help="of one worker")
     parser.add_argument("--factors", default="1,2,8,40")
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--steps", type=int, default=10, help="of a block")
+    parser.add_argument(
+        "--horovod", action=argparse.BooleanOptionalAction, default=True
+    )
     parser.add_argument(
         "--pause-horovod",
         action="store_true",
@@ -257,8 +254,13 @@ def main() -> None:
     torch.set_num_threads(1)
     codedgrad.init()
     torch.distributed.init_process_group("gloo", rank=COMM.rank, world_size=COMM.size)
-    made = methods(args.task, args.batch_size * COMM.size, pauses=args.pause_horovod)
-    results: dict[str, Any] = {"task": args.task, "micro_batches": MICRO}
+    made = methods(args)
+    results: dict[str, Any] = {
+        "task": args.task,
+        "micro_batches": MICRO,
+        "batch_size_of_a_worker": args.batch_size,
+        "bucket_mb": args.bucket_mb,
+    }
     n = COMM.size
     calm = None
     for factor in [float(f) for f in args.factors.split(",")]:

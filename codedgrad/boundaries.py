@@ -4,12 +4,17 @@ Hooks before the forward of every module with parameters of its own, and after t
 gradient of the first of them, call `visit` while a pass of ours runs. Modules without
 parameters have none: a hook costs a module call microseconds. Nothing else of the
 model is touched: gradients, user hooks and `state_dict` stay as they are.
+
+What torch.compile traces has no boundaries inside its forward (each would break the
+graph in two); those after gradients stay.
 """
 
 from __future__ import annotations
 
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -57,6 +62,8 @@ class Boundaries:
             self._visit = None
 
     def _before_forward(self, _module: nn.Module, _inputs: Any) -> None:
+        if torch.compiler.is_compiling():
+            return
         if self._visit is not None:
             self._visit()
 

@@ -6,7 +6,9 @@ A row is one flat vector of `count` elements,
 
 so that whatever a step needs is decoded by the same linear combination:
 
-- the gradients of all parameters that require one, in the model's order;
+- the gradients of all parameters that require one, the model's last one first: about
+  the order in which a backward brings them, so that the first buckets are ready first
+  and the rest of the payload travels with the last;
 - for every buffer (batch-norm statistics, counters) its change during the pass, as
   a change rather than a value so that a constant buffer stays the same bits;
 - per parameter 1 if the pass gave it a gradient, so that a parameter unused by the
@@ -14,23 +16,39 @@ so that whatever a step needs is decoded by the same linear combination:
 - the loss.
 
 It is padded so that every worker owns a slice, and cut into buckets.
+
+[Note: narrow wires] With `wire` bfloat16 or float16 the gradients travel in that type,
+the rest, in a bucket of its own, as it is. In memory all of a row stays fp32, but its
+gradients hold values of the wire type: with R the rounding to it,
+
+    leaf = R(weight * gradient)
+    row  = R(left + right)        at every node of the tree up to a row's
+    sum  = R(sum of the rows in fp32)
+
+A row of a whole shard and those of its micro-batches, which back-ups send, would not
+agree if only what is sent were rounded: R(a + b) is not R(a) + R(b). Rounded at every
+node they do: the owner, who adds micro rows up, rounds where the row's own worker
+does. So the bits still depend on nobody's lateness; unlike in fp32 they depend on the
+number of workers, whose shards are where rounding ends.
 """
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import math
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from codedgrad import cuts
 from codedgrad.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-_GRAIN = 16  # elements; the engine's slices begin at multiples of it
-_MAX_BUCKET_BYTES = 1 << 30  # MPI counts are 31 bits
+_SMALL_BYTES = 1 << 20  # gradients that fit a cache
 
 
 class Payload:
@@ -42,13 +60,16 @@ class Payload:
         buffers: Iterable[tuple[str, Tensor]] = (),
         *,
         workers: int = 1,
-        bucket_mb: float = 4.0,
+        bucket_mb: float | None = None,
+        wire: str = "float32",
     ) -> None:
         """Lay out named parameters (those that require a gradient) and buffers.
 
+        `wire`: type in which gradients travel, see [Note: narrow wires].
+
         Raises:
-            ConfigError: nothing to train, several devices, complex parameters, or a
-                bucket size out of range.
+            ConfigError: nothing to train, several devices, complex parameters, no
+                such wire type, or a bucket size out of range.
         """
         named = [(n, p) for n, p in parameters if p.requires_grad]
         self.names = [n for n, _ in named]
@@ -61,15 +82,39 @@ class Payload:
         self.dtype = torch.float64 if wide else torch.float32
         self._sizes = [p.numel() for p in self.parameters]
         self.gradients = sum(self._sizes)
+        self._offsets = [
+            self.gradients - end for end in itertools.accumulate(self._sizes)
+        ]
         self._changes = self.gradients + sum(b.numel() for b in self.buffers)
         self._loss = self._changes + len(self.parameters)
-        self.count = max(self._loss + 1, _GRAIN * workers)
-        self.bucket_starts = self._buckets(bucket_mb)
-        self._scratch = torch.zeros(self.count, dtype=self.dtype)
-        self._views = self._views_of(self._scratch)
-        self._used = [False] * len(self.parameters)
+        self.count = max(self._loss + 1, cuts.GRAIN * workers)
+        self.wire = wire
+        self.narrow_buckets = 0  # the first ones: those of gradients
+        self._narrow = self._narrow_type(wire)
+        if self._narrow is None or self.gradients == 0:
+            self.bucket_starts = cuts.bucket_starts(
+                self.count, self.dtype.itemsize, workers, bucket_mb
+            )
+        else:
+            rest = max(self._loss + 1 - self.gradients, cuts.GRAIN * workers)
+            self.count = self.gradients + rest
+            starts = cuts.bucket_starts(
+                self.gradients, self._narrow.itemsize, workers, bucket_mb
+            )
+            self.narrow_buckets = len(starts) - 1
+            self.bucket_starts = [*starts, self.count]
+        self._strides = [_dense_strides(p) for p in self.parameters]
+        self._scratch: Tensor | None = None
+        if self.gradients * self.dtype.itemsize <= _SMALL_BYTES:
+            self._scratch = torch.zeros(self.gradients, dtype=self.dtype)
+            self._scratch_views = [
+                self.view(i, self._scratch) for i in range(len(named))
+            ]
+        self._tail = torch.zeros(self.count - self.gradients, dtype=self.dtype)
+        self._flags = self._tail[self._changes - self.gradients :][: len(named)]
+        self._used = [False] * len(named)
         self._before = [b.detach().clone() for b in self.buffers]
-        self._change = self._scratch[self.gradients : self._changes]
+        self._change = self._tail[: self._changes - self.gradients]
         self._buffer_sizes = [b.numel() for b in self.buffers]
         parts = self._change.split(self._buffer_sizes)
         self._change_views = [
@@ -102,26 +147,42 @@ class Payload:
                     f"parts as real parameters"
                 )
 
-    def _buckets(self, bucket_mb: float) -> list[int]:
-        size = int(bucket_mb * (1 << 20))
-        if not 0 < size <= _MAX_BUCKET_BYTES:
-            raise ConfigError(f"bucket_mb must be in (0, 1024], got {bucket_mb}")
-        each = max(_GRAIN, size // self.dtype.itemsize)
-        # A last bucket of a few elements would cost a round of messages.
-        number = max(1, round(self.count / each))
-        if self.count / number * self.dtype.itemsize > _MAX_BUCKET_BYTES:
-            number = math.ceil(self.count / each)
-        step = math.ceil(self.count / number)
-        return [*range(0, self.count, step), self.count]
+    def _narrow_type(self, wire: str) -> torch.dtype | None:
+        types = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+        if wire not in types:
+            raise ConfigError(f"wire must be one of {', '.join(types)}, got {wire!r}")
+        narrow = types[wire]
+        if narrow is not None and self.dtype == torch.float64:
+            raise ConfigError(
+                f"the model has float64 parameters or buffers, whose gradients cannot "
+                f'travel as {wire}; use wire="float32", which keeps their own type'
+            )
+        return narrow
 
-    def _views_of(self, flat: Tensor) -> list[Tensor]:
-        """One view per parameter, in the parameter's own memory order."""
-        views = []
-        offset = 0
-        for p in self.parameters:
-            views.append(flat.as_strided(p.shape, _dense_strides(p), offset))
-            offset += p.numel()
-        return views
+    def round_bucket(self, bucket: int, piece: Tensor) -> bool:
+        """Round one bucket of a row to the wire type; False where that is its own."""
+        if self._narrow is None or bucket >= self.narrow_buckets:
+            return False
+        piece.copy_(piece.to(self._narrow))
+        return True
+
+    def round_row(self, row: Tensor) -> None:
+        """Round a whole row to the wire type."""
+        if self.narrow_buckets:
+            self.round_bucket(0, row[: self.gradients])
+
+    def view(self, index: int, flat: Tensor) -> Tensor:
+        """A parameter's place in a row, in its own shape and memory order."""
+        return flat.as_strided(
+            self.parameters[index].shape, self._strides[index], self._offsets[index]
+        )
+
+    def buckets_of(self, index: int) -> range:
+        """The buckets in which a parameter lies; none if it has no elements."""
+        begin, size = self._offsets[index], self._sizes[index]
+        first = bisect.bisect_right(self.bucket_starts, begin) - 1
+        last = bisect.bisect_left(self.bucket_starts, begin + size) - 1
+        return range(first, last + 1) if size else range(0)
 
     def describe(self) -> list[tuple[str, str]]:
         """(name, what it is) of everything in the payload, to compare workers."""
@@ -154,15 +215,54 @@ class Payload:
         `p.grad` must hold the pass's gradient alone; it is left as it is.
 
         Raises:
-            ConfigError: a gradient is sparse or has another shape.
+            ConfigError: a gradient is sparse.
         """
-        flat = self._scratch
         with torch.no_grad():
-            self._copy_gradients()
-            if self.buffers:
-                self._copy_changes()
-            flat[self._loss] = loss
-            torch.mul(flat, weight, out=out)
+            self.encode_gradients(range(len(self.parameters)), out, weight)
+            self.encode_rest(out, weight, loss)
+
+    def encode_gradients(
+        self, indices: Sequence[int], out: Tensor, weight: float
+    ) -> None:
+        """Write weight * gradient of these parameters."""
+        if self._scratch is None or len(indices) < len(self.parameters):
+            for index in indices:
+                self.encode_gradient(index, out, weight)
+            return
+        # Small tensors: a call for each costs more than one more copy of all.
+        found = [p.grad for p in self.parameters if p.grad is not None]
+        if len(found) < len(indices) or any(g.layout != torch.strided for g in found):
+            for index in indices:
+                self.encode_gradient(index, self._scratch, 1.0)
+        else:
+            torch._foreach_copy_(self._scratch_views, found)
+        torch.mul(self._scratch, weight, out=out[: self.gradients])
+
+    def encode_gradient(self, index: int, out: Tensor, weight: float) -> None:
+        """Write weight * gradient of one parameter: one read, one write."""
+        view, g = self.view(index, out), self.parameters[index].grad
+        if g is None:
+            view.zero_()
+        elif g.layout != torch.strided:
+            raise ConfigError(
+                f"parameter {self.names[index]!r} has a sparse gradient ({g.layout}), "
+                f"which cannot be coded; use sparse=False in its embedding"
+            )
+        elif g.dtype == out.dtype:
+            torch.mul(g, weight, out=view)
+        else:
+            view.copy_(g).mul_(weight)
+
+    def encode_rest(self, out: Tensor, weight: float, loss: float) -> None:
+        """Write weight * what lies after the gradients."""
+        used = [p.grad is not None for p in self.parameters]
+        if used != self._used:
+            self._used = used
+            self._flags.copy_(torch.tensor(used))
+        if self.buffers:
+            self._copy_changes()
+        self._tail[self._loss - self.gradients] = loss
+        torch.mul(self._tail, weight, out=out[self.gradients :])
 
     def _copy_changes(self) -> None:
         changes = torch._foreach_sub(self.buffers, self._before)
@@ -174,31 +274,6 @@ class Payload:
         ):  # where nothing changed the change is 0, also for inf - inf
             view.copy_(torch.where(now == before, 0, now - before))
 
-    def _copy_gradients(self) -> None:
-        targets, sources = [], []
-        for i, p in enumerate(self.parameters):
-            g = p.grad
-            if g is None:
-                if self._used[i]:
-                    self._views[i].zero_()
-                self._set_used(i, used=False)
-                continue
-            if g.layout != torch.strided:
-                raise ConfigError(
-                    f"parameter {self.names[i]!r} has a sparse gradient ({g.layout}), "
-                    f"which cannot be coded; use sparse=False in its embedding"
-                )
-            self._set_used(i, used=True)
-            targets.append(self._views[i])
-            sources.append(g)
-        if targets:
-            torch._foreach_copy_(targets, sources)
-
-    def _set_used(self, index: int, *, used: bool) -> None:
-        if self._used[index] != used:
-            self._used[index] = used
-            self._scratch[self._changes + index] = float(used)
-
     # ---- out of a decoded sum ----
 
     def scatter(self, total: Tensor) -> Tensor:
@@ -208,10 +283,10 @@ class Payload:
         """
         with torch.no_grad():
             used = total[self._changes : self._loss].tolist()
-            views = self._views_of(total)
-            for p, view, share in zip(self.parameters, views, used, strict=True):
+            for index, (p, share) in enumerate(zip(self.parameters, used, strict=True)):
                 if share == 0.0:
                     continue
+                view = self.view(index, total)
                 gradient = view if view.dtype == p.dtype else view.to(p.dtype)
                 if p.grad is None:
                     p.grad = gradient

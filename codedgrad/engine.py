@@ -1,7 +1,8 @@
 """The Python face of the engine: one exchange, in tensors and codes.
 
 Order of a step: `begin`, then `post` once for every finished item of the worker's
-work, `wait` until decoded, `take`. `done` and `has` may be asked at any time.
+work (or `post_bucket` once for each of its buckets), `wait` until decoded,
+`take`. `done` and `has` may be asked at any time.
 """
 
 from __future__ import annotations
@@ -59,11 +60,24 @@ class Exchange:
             ]
             for worker in range(code.workers)
         ]
+        if code.linear and payload.narrow_buckets:
+            raise ConfigError(
+                f"{code.describe()} decodes with real coefficients, which would "
+                f'amplify the rounding of wire="{payload.wire}"; use wire="float32" '
+                f"or a code whose rows are plain sums, like codes.spread"
+            )
         if code.linear:
             plan = _engine.linear_plan(code.matrix(), code.workers - code.tolerance())
         else:
             tree = code.tree
-            plan = _engine.tree_plan(tree.left, tree.right, tree.parent, tree.root)
+            rows = {
+                code.row_node(worker, i)
+                for worker, own in enumerate(code.rows)
+                for i in range(len(own))
+            }
+            plan = _engine.tree_plan(
+                tree.left, tree.right, tree.parent, tree.root, sorted(rows)
+            )
         try:
             self._core = _engine.Exchange(
                 runtime.engine,
@@ -72,6 +86,8 @@ class Exchange:
                 window,
                 first_step,
                 plan,
+                payload.wire,
+                payload.narrow_buckets,
             )
         except ValueError as error:
             raise ConfigError(str(error)) from None
@@ -110,6 +126,10 @@ class Exchange:
     def post(self, step: int, row: int, data: RowBuffer) -> None:
         """Send a row; `data` must not be written any more."""
         self._call(self._core.post, step, row, data.buffer)
+
+    def post_bucket(self, step: int, row: int, bucket: int, data: RowBuffer) -> None:
+        """Send one bucket of a row, each once; that part of `data` stays as it is."""
+        self._call(self._core.post, step, row, data.buffer, bucket)
 
     def done(self, step: int) -> bool:
         """True when `step` is decoded (or the job failed). A few 100 ns."""

@@ -54,7 +54,9 @@ class CodedGradient:
         patience: float = 0.1,
         window: int = 16,
         seed: int = 0,
-        bucket_mb: float = 4.0,
+        bucket_mb: float | None = None,
+        overlap: bool = True,
+        wire: str = "float32",
         on_nonfinite: str = "raise",
         faults: Faults | str | None = None,
         log: str | Path | None = None,
@@ -69,7 +71,16 @@ class CodedGradient:
             patience: fraction of a pass that an idle worker waits before it helps.
             window: steps that the slowest worker may lag before the others wait.
             seed: of the random numbers inside the passes (dropout, augmentation).
-            bucket_mb: size of the pieces that are exchanged and decoded, in MiB.
+            bucket_mb: size of the pieces that are exchanged and decoded, in MiB. None:
+                by the rule of `codedgrad.cuts`, from the size of the gradient.
+            overlap: send a worker's own row bucket by bucket while its last backward
+                runs (see `codedgrad.overlap`); no bit of the result depends on it.
+            wire: type in which gradients travel: "float32" (as they are), or
+                "bfloat16" or "float16", half the bytes. Then every addition up to a
+                worker's row, and the sum, is rounded to that type, so that the bits
+                still depend on nobody's lateness, but on the number of workers (see
+                `codedgrad.buckets`). float16 overflows beyond 65,504 and loses what
+                is below 6e-8: scale the loss. Not for codes with `linear=True`.
             on_nonfinite: "raise", or "continue" (counted in `nonfinite`).
             faults: slowness to inject, for experiments; else CODEDGRAD_FAULTS.
             log: folder to record this run's own seconds of compute in, one file per
@@ -81,7 +92,17 @@ class CodedGradient:
         """
         self._runtime = runtime.current()
         self._guarded_setup(
-            model, code, patience, window, seed, bucket_mb, on_nonfinite, faults, log
+            model,
+            code,
+            patience,
+            window,
+            seed,
+            bucket_mb,
+            overlap,
+            wire,
+            on_nonfinite,
+            faults,
+            log,
         )
 
     def _guarded_setup(self, *arguments: Any) -> None:
@@ -96,7 +117,9 @@ class CodedGradient:
         patience: float,
         window: int,
         seed: int,
-        bucket_mb: float,
+        bucket_mb: float | None,
+        overlap: bool,
+        wire: str,
         on_nonfinite: str,
         faults: Faults | str | None,
         log: str | Path | None,
@@ -119,6 +142,7 @@ class CodedGradient:
             model.named_buffers(),
             workers=here.size,
             bucket_mb=bucket_mb,
+            wire=wire,
         )
         injector = Injector(self.faults, here.rank) if self.faults else None
         self._passes = Passes(
@@ -128,7 +152,9 @@ class CodedGradient:
             seed=seed,
             injector=injector,
             finite=on_nonfinite == "raise",
+            overlap=overlap,
         )
+        self._overlap = overlap and not self.code.linear
         self._patience = Patience(patience)
         recorder = Recorder(log, here.rank) if log is not None else None
         if recorder is not None:
@@ -149,6 +175,7 @@ class CodedGradient:
                 ("seed", str(seed)),
                 ("window", str(window)),
                 ("bucket_mb", str(bucket_mb)),
+                ("wire", wire),
                 ("torch", torch.__version__),
                 *self._payload.describe(),
             ],
@@ -203,6 +230,7 @@ class CodedGradient:
             clock.lap("wait")
             self._payload.restore_buffers()
             total = self._exchange.take(step)
+            self._passes.check_sum(total, step)
         loss = self._payload.scatter(total)
         self._step += 1
         self.report = self._reporter.end(
@@ -272,14 +300,28 @@ class CodedGradient:
     ) -> None:
         """One item of this worker's work, and the rows that it completes."""
         done = self._exchange.row_buffer()
-        node = self.code.work[self._runtime.rank][item]
-        self._passes.row(node, done.tensor, loss_fn, shards, state.step, needless)
+        rank, step = self._runtime.rank, state.step
+        node = self.code.work[rank][item]
+        rows = [(row_id, row) for after, row_id, row in self._rows if after == item]
+
+        def send(bucket: int) -> None:
+            clock = Stopwatch()
+            for row_id, _ in rows:
+                self._exchange.post_bucket(step, row_id, bucket, done)
+            state.send_s += clock.total()
+
+        # A required item is abandoned only once its step is decoded: only then may
+        # some buckets of a row have been sent and others never come.
+        early = self._overlap and item < self.code.required[rank]
+        self._passes.row(
+            node, done.tensor, loss_fn, shards, step, needless, send if early else None
+        )
+        if early:
+            return
         if self.code.linear:
             state.finished[item] = done.tensor
         clock = Stopwatch()
-        for after, row_id, row in self._rows:
-            if after != item:
-                continue
+        for row_id, row in rows:
             message = done
             if self.code.linear:
                 message = self._exchange.row_buffer()
@@ -287,7 +329,7 @@ class CodedGradient:
                 torch.mul(first, row.coefficients[0], out=message.tensor)
                 for i, c in zip(row.items[1:], row.coefficients[1:], strict=True):
                     message.tensor.add_(state.finished[i], alpha=c)
-            self._exchange.post(state.step, row_id, message)
+            self._exchange.post(step, row_id, message)
         state.send_s += clock.total()
 
     def _over(self, step: int) -> bool:

@@ -48,7 +48,8 @@ def DistributedOptimizer(
     backward_passes_per_step: int = 1,
     window: int = 16,
     seed: int = 0,
-    bucket_mb: float = 4.0,
+    bucket_mb: float | None = None,
+    wire: str = "float32",
 ) -> torch.optim.Optimizer:
     """Make `backward()` leave the mean gradient over all workers in `p.grad`.
 
@@ -67,7 +68,10 @@ def DistributedOptimizer(
             add up, as in torch.
         window: steps that the slowest worker may lag before the others wait.
         seed: of the random numbers of a pass (with `model`).
-        bucket_mb: size of the pieces that are exchanged, in MiB.
+        bucket_mb: size of the pieces that are exchanged, in MiB; None: by the rule of
+            `codedgrad.cuts`.
+        wire: "float32", or "bfloat16" or "float16": the type in which gradients and
+            their sum travel, rounded to it.
 
     Raises:
         ConfigError: bad arguments, a code for another number of workers, or one whose
@@ -85,6 +89,7 @@ def DistributedOptimizer(
             window,
             seed,
             bucket_mb,
+            wire,
         )
     except WorkerError:
         raise
@@ -123,7 +128,8 @@ class _DropIn:
         passes: int,
         window: int,
         seed: int,
-        bucket_mb: float,
+        bucket_mb: float | None,
+        wire: str = "float32",
     ) -> None:
         if code.workers != here.size:
             raise ConfigError(
@@ -149,6 +155,7 @@ class _DropIn:
             model.named_buffers() if model is not None else (),
             workers=here.size,
             bucket_mb=bucket_mb,
+            wire=wire,
         )
         self._exchange = Exchange(here, code, self._payload, window=window)
         node = code.work[here.rank][0]
@@ -163,6 +170,7 @@ class _DropIn:
                 ("backward_passes_per_step", str(passes)),
                 ("window", str(window)),
                 ("bucket_mb", str(bucket_mb)),
+                ("wire", wire),
                 *self._payload.describe(),
             ],
         )
@@ -207,6 +215,7 @@ class _DropIn:
             if not self._exchange.done(step):
                 row = self._exchange.row_buffer()
                 self._payload.encode(row.tensor, self._weight, 0.0)
+                self._payload.round_row(row.tensor)
                 self._exchange.post(step, self._row, row)
             self._exchange.wait_all(step)
         except WorkerError:

@@ -23,10 +23,11 @@ from torch import Tensor
 
 from codedgrad.boundaries import Abandoned, Boundaries
 from codedgrad.errors import ConfigError, NonFiniteError
+from codedgrad.overlap import RowWriter
 from codedgrad.rng import pass_rng
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from codedgrad.buckets import Payload
     from codedgrad.codes import Code
@@ -46,14 +47,19 @@ class Passes:
         seed: int,
         injector: Injector | None,
         finite: bool,
+        overlap: bool = True,
     ) -> None:
-        """`finite`: refuse a loss or gradient that is NaN or infinite."""
+        """`finite`: refuse a loss or gradient that is NaN or infinite.
+
+        `overlap`: write rows, and send them where asked, while the backward runs.
+        """
         self._code = code
         self._payload = payload
         self._seed = seed
         self._injector = injector
         self._finite = finite
         self._boundaries = Boundaries(model)
+        self._writer = RowWriter(payload, overlap=overlap)
         self._spare: dict[int, Tensor] = {}
         self._durations: deque[float] = deque(maxlen=16)
         self._visits = 0  # boundaries met in this step's required items
@@ -85,6 +91,7 @@ class Passes:
     def close(self) -> None:
         """Take the hooks off the model."""
         self._boundaries.remove()
+        self._writer.close()
 
     def row(
         self,
@@ -94,45 +101,57 @@ class Passes:
         shards: StepShards,
         step: int,
         needless: Callable[[], bool],
+        send: Callable[[int], None] | None = None,
         depth: int = 0,
     ) -> None:
         """Compute the row of `node` into `out`; `depth` below the item's own node.
 
+        `send` is called once with each bucket of `out` that is done, most of them
+        while the backward of the last micro-batch runs.
+
         Raises:
-            Abandoned: `needless` became true at a module boundary.
+            Abandoned: `needless` became true at a module boundary. What has been sent
+                by then is right, the rest of the row never comes.
             NonFiniteError: names the step, shard and micro-batch.
             ConfigError: the loss has no gradient, or a gradient is sparse.
         """
-        left = int(self._code.tree.left[node])
-        if left < 0:
-            self._pass(node, out, loss_fn, shards, step, needless)
-            return
-        right = int(self._code.tree.right[node])
-        self.row(left, out, loss_fn, shards, step, needless, depth + 1)
-        other = self._spare.get(depth)
-        if other is None:
-            other = self._spare[depth] = torch.empty_like(out)
-        self.row(right, other, loss_fn, shards, step, needless, depth + 1)
-        out.add_(other)
+        tree = self._code.tree
+        sums: list[
+            Tensor
+        ] = []  # what the last micro-batch is added to, outermost first
+        while (left := int(tree.left[node])) >= 0:
+            level = depth + len(sums)
+            other = self._spare.get(level)
+            if other is None:
+                other = self._spare[level] = torch.empty_like(out)
+            self.row(left, other, loss_fn, shards, step, needless, depth=level + 1)
+            sums.append(other)
+            node = int(tree.right[node])
+        self._pass(node, out, sums, loss_fn, shards, step, needless, send)
 
     def _pass(
         self,
         part: int,
         out: Tensor,
+        sums: Sequence[Tensor],
         loss_fn: Callable[..., Tensor],
         shards: StepShards,
         step: int,
         needless: Callable[[], bool],
+        send: Callable[[int], None] | None,
     ) -> None:
+        """One micro-batch; out = its leaf + sums."""
         weight = shards.weight(part)
         if weight == 0.0:  # fewer samples than micro-batches
-            out.zero_()
+            self._writer.nothing(out, sums, send)
             return
         if self._injector is not None:
             self._injector.resume()
         check = self._checker(needless)
         check()
         self._payload.restore_buffers()
+        finite = _Finite(lambda what: self._not_finite(what, step, part))
+        self._writer.begin(out, weight, sums, finite.check, send)
         try:
             with (
                 pass_rng(self._seed, step, part),
@@ -140,14 +159,15 @@ class Passes:
                 torch.enable_grad(),
             ):
                 loss = self._loss(loss_fn, shards.fetch(part), step, part)
+                value = finite.loss(loss)
+                self._writer.backward_begins()
                 loss.backward()
                 check()
-            value = float(loss.detach())
-            self._payload.encode(out, weight, value)
+            self._writer.finish(value)
         finally:
+            self._writer.abort()
             for p in self._payload.parameters:
                 p.grad = None
-        self._check_finite(out, value, step, part)
 
     def _checker(self, needless: Callable[[], bool]) -> Callable[[], None]:
         def check() -> None:
@@ -183,24 +203,62 @@ class Passes:
             )
         return loss
 
-    def _check_finite(self, row: Tensor, loss: float, step: int, part: int) -> None:
-        # A finite sum holds no NaN or Inf: one read instead of a mask and a reduction.
-        if math.isfinite(loss) and math.isfinite(float(row.sum())):
-            return
-        if math.isfinite(loss) and bool(torch.isfinite(row).all()):
-            return  # large values of one sign
+    def _not_finite(self, what: str, step: int, part: int) -> None:
         self.nonfinite += 1
         if self._finite:
-            what = "gradient" if math.isfinite(loss) else f"loss ({loss})"
+            wire = self._payload.wire
+            as_sent = "" if wire == "float32" else f" in {wire}, in which it is sent"
             raise NonFiniteError(
-                f"the {what} of {self._where(step, part)} is not finite. Lower the "
-                f"learning rate or clip; to go on regardless (e.g. with GradScaler): "
-                f'CodedGradient(..., on_nonfinite="continue")'
+                f"the {what} of {self._where(step, part)} is not finite{as_sent}. "
+                f"Lower the learning rate or clip; to go on regardless (e.g. with "
+                f'GradScaler): CodedGradient(..., on_nonfinite="continue")'
+            )
+
+    def check_sum(self, total: Tensor, step: int) -> None:
+        """Refuse a decoded sum beyond the range of a float16 wire; all workers do so.
+
+        Raises:
+            NonFiniteError: with the step.
+        """
+        if self._payload.wire != "float16" or not self._finite:
+            return
+        gradients = total[: self._payload.gradients]
+        if not bool(torch.isfinite(gradients).all()):
+            raise NonFiniteError(
+                f"the summed gradient of step {step} is beyond 65504, the largest "
+                f'float16. Use wire="bfloat16", or scale the loss down'
             )
 
     def _where(self, step: int, part: int) -> str:
         shard, micro = divmod(part, self._code.micro)
         return f"step {step}, shard {shard}, micro-batch {micro}"
+
+
+class _Finite:
+    """Looks at the loss and gradient of one micro-batch; tells `report` once."""
+
+    def __init__(self, report: Callable[[str], None]) -> None:
+        self._report = report
+        self._told = False
+
+    def loss(self, loss: Tensor) -> float:
+        """The loss as a number, before anything of the gradient is sent."""
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            self._tell(f"loss ({value})")
+        return value
+
+    def check(self, piece: Tensor) -> None:
+        """Look at one bucket of the leaf."""
+        # A finite sum holds no NaN or Inf: one read instead of a mask and a reduction.
+        if self._told or math.isfinite(float(piece.sum())):
+            return
+        if not bool(torch.isfinite(piece).all()):  # else: large values of one sign
+            self._tell("gradient")
+
+    def _tell(self, what: str) -> None:
+        self._told = True
+        self._report(what)
 
 
 class Stopwatch:

@@ -55,9 +55,9 @@ class Exchange {
   std::vector<int> missing(std::int64_t step) const { return session_->missing(step); }
   BufferRef take(std::int64_t step) { return session_->take(step); }
   BufferRef acquire() { return engine_->acquire(session_->payload_bytes()); }
-  void post(std::int64_t step, int row, BufferRef data) {
+  void post(std::int64_t step, int row, BufferRef data, int bucket) {
     check();
-    engine_->post(session_, step, row, std::move(data));
+    engine_->post(session_, step, row, bucket, std::move(data));
   }
   std::vector<Arrival> drain_arrivals() { return session_->drain_arrivals(); }
   Counters counters() const { return session_->counters(); }
@@ -70,16 +70,26 @@ class Exchange {
   std::shared_ptr<Session> session_;
 };
 
+Wire wire_of(const std::string& name) {
+  if (name == "float32") return Wire::kAsIs;
+  if (name == "bfloat16") return Wire::kBFloat16;
+  if (name == "float16") return Wire::kFloat16;
+  throw py::value_error("wire must be float32, bfloat16 or float16, got " + name);
+}
+
 std::shared_ptr<Exchange> open_exchange(std::shared_ptr<Engine> engine, bool is_double,
                                         std::vector<std::size_t> bucket_starts,
                                         int window, std::int64_t first_step,
-                                        std::shared_ptr<Plan> plan) {
+                                        std::shared_ptr<Plan> plan,
+                                        const std::string& wire, int narrow_buckets) {
   SessionConfig config;
   config.dtype = is_double ? DType::kFloat64 : DType::kFloat32;
   config.bucket_starts = std::move(bucket_starts);
   config.window = window;
   config.first_step = first_step;
   config.plan = std::move(plan);
+  config.wire = wire_of(wire);
+  config.narrow_buckets = narrow_buckets;
   return std::make_shared<Exchange>(std::move(engine), std::move(config));
 }
 
@@ -149,11 +159,11 @@ void define_exchange(py::module_& m) {
   m.def(
       "tree_plan",
       [](const Array<int>& left, const Array<int>& right, const Array<int>& parent,
-         int root) {
-        return std::const_pointer_cast<Plan>(
-            make_tree_plan(to_vector(left), to_vector(right), to_vector(parent), root));
+         int root, const std::vector<int>& rows) {
+        return std::const_pointer_cast<Plan>(make_tree_plan(
+            to_vector(left), to_vector(right), to_vector(parent), root, rows));
       },
-      "left"_a, "right"_a, "parent"_a, "root"_a);
+      "left"_a, "right"_a, "parent"_a, "root"_a, "rows"_a = std::vector<int>());
   m.def(
       "linear_plan",
       [](const Array<double>& matrix, int least) {
@@ -179,7 +189,8 @@ void define_exchange(py::module_& m) {
       .def_readonly("time_s", &Arrival::time_s);
   py::class_<Exchange, std::shared_ptr<Exchange>>(m, "Exchange")
       .def(py::init(&open_exchange), "engine"_a, "is_double"_a, "bucket_starts"_a,
-           "window"_a, "first_step"_a, "plan"_a)
+           "window"_a, "first_step"_a, "plan"_a, "wire"_a = "float32",
+           "narrow_buckets"_a = 0)
       .def("close", &Exchange::close)
       .def("begin", &Exchange::begin, "step"_a, "timeout_s"_a,
            py::call_guard<Release>())
@@ -190,7 +201,7 @@ void define_exchange(py::module_& m) {
       .def("take", &Exchange::take, "step"_a, py::call_guard<Release>())
       .def("acquire", &Exchange::acquire, py::call_guard<Release>())
       .def("post", &Exchange::post, "step"_a, "row"_a, "data"_a,
-           py::call_guard<Release>())
+           "bucket"_a = kAllBuckets, py::call_guard<Release>())
       .def("drain_arrivals", &Exchange::drain_arrivals)
       .def("counters", &Exchange::counters);
 }

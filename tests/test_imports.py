@@ -24,12 +24,15 @@ LAYERS: dict[str, set[str]] = {
     "patience": {"errors"},
     "faults": BASE,
     "shards": BASE | {"codes"},
-    "buckets": BASE,
+    "cuts": {"errors"},
+    "buckets": BASE | {"cuts"},
     "startup": BASE | {"_engine"},
     "runtime": BASE | {"startup"},
     "engine": BASE | {"runtime", "buckets", "codes", "_engine"},
     "broadcast": BASE | {"runtime"},
-    "passes": BASE | {"boundaries", "buckets", "codes", "faults", "rng", "shards"},
+    "overlap": BASE | {"buckets"},
+    "passes": BASE
+    | {"boundaries", "buckets", "codes", "faults", "overlap", "rng", "shards"},
     "reporting": {"codes", "engine", "passes", "patience", "reports", "traces"},
     "gradient": BASE
     | {"boundaries", "buckets", "codes", "engine", "faults", "passes", "patience"}

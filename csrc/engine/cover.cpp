@@ -17,6 +17,7 @@ namespace {
 struct Tree {
   std::vector<int> left, right, parent;
   int root;
+  std::vector<char> rounded;  // at or below a row
 };
 
 class TreeCover final : public Cover {
@@ -46,36 +47,39 @@ class TreeCover final : public Cover {
   bool complete() const override { return satisfied_[tree_->root] != 0; }
 
   void decode(const std::vector<const void*>& rows, void* out, void* out2,
-              std::size_t count, DType dtype) const override {
+              std::size_t count, DType dtype, ops::Wire wire) const override {
     std::vector<int> program, inputs;
-    emit(tree_->root, &program, &inputs);
+    emit(tree_->root, wire, &program, &inputs);
     if (dtype == DType::kFloat32) {
-      run<float>(program, inputs, rows, out, out2, count);
+      run<float>(program, inputs, rows, out, out2, count, wire);
     } else {
-      run<double>(program, inputs, rows, out, out2, count);
+      run<double>(program, inputs, rows, out, out2, count, wire);
     }
   }
 
  private:
   // A node that has arrived stands for its subtree: the same bits either way.
-  void emit(int node, std::vector<int>* program, std::vector<int>* inputs) const {
+  void emit(int node, ops::Wire wire, std::vector<int>* program,
+            std::vector<int>* inputs) const {
     if (arrived_[node]) {
       program->push_back(static_cast<int>(inputs->size()));
       inputs->push_back(node);
       return;
     }
-    emit(tree_->left[node], program, inputs);
-    emit(tree_->right[node], program, inputs);
-    program->push_back(ops::kAdd);
+    emit(tree_->left[node], wire, program, inputs);
+    emit(tree_->right[node], wire, program, inputs);
+    const bool rounded = wire != ops::Wire::kAsIs && tree_->rounded[node];
+    program->push_back(rounded ? ops::kAddRounded : ops::kAdd);
   }
 
   template <typename T>
   void run(const std::vector<int>& program, const std::vector<int>& inputs,
            const std::vector<const void*>& rows, void* out, void* out2,
-           std::size_t count) const {
+           std::size_t count, ops::Wire wire) const {
     std::vector<const T*> data;
     for (int row : inputs) data.push_back(static_cast<const T*>(rows[row]));
-    ops::tree_sum<T>(program, data, static_cast<T*>(out), static_cast<T*>(out2), count);
+    ops::tree_sum<T>(program, data, static_cast<T*>(out), static_cast<T*>(out2), count,
+                     wire);
   }
 
   std::shared_ptr<const Tree> tree_;
@@ -108,7 +112,7 @@ class LinearCover final : public Cover {
   bool has(int row) const override { return arrived_[row] || complete(); }
   bool complete() const override { return !weights_.empty(); }
   void decode(const std::vector<const void*>& rows, void* out, void* out2,
-              std::size_t count, DType dtype) const override {
+              std::size_t count, DType dtype, ops::Wire) const override {
     if (dtype == DType::kFloat32) {
       run<float>(rows, out, out2, count);
     } else {
@@ -176,7 +180,8 @@ bool LinearCover::add(int row) {
 
 std::shared_ptr<const Plan> make_tree_plan(std::vector<int> left,
                                            std::vector<int> right,
-                                           std::vector<int> parent, int root) {
+                                           std::vector<int> parent, int root,
+                                           const std::vector<int>& rows) {
   const int nodes = static_cast<int>(left.size());
   auto inside = [nodes](int node) { return node >= -1 && node < nodes; };
   bool good = right.size() == left.size() && parent.size() == left.size() &&
@@ -185,9 +190,17 @@ std::shared_ptr<const Plan> make_tree_plan(std::vector<int> left,
     good = inside(left[i]) && inside(right[i]) && inside(parent[i]) &&
            (left[i] < 0) == (right[i] < 0);
   }
+  std::vector<char> rounded(left.size(), 0);
+  for (int row : rows) {
+    good = good && row >= 0 && row < nodes;
+    if (good) rounded[row] = 1;
+  }
   if (!good) throw std::invalid_argument("the summation tree is not well formed");
-  return std::make_shared<TreePlan>(std::make_shared<const Tree>(
-      Tree{std::move(left), std::move(right), std::move(parent), root}));
+  for (int i = nodes - 1; i >= 0; --i) {  // parents come after their children
+    if (parent[i] >= 0 && rounded[parent[i]]) rounded[i] = 1;
+  }
+  return std::make_shared<TreePlan>(std::make_shared<const Tree>(Tree{
+      std::move(left), std::move(right), std::move(parent), root, std::move(rounded)}));
 }
 
 std::shared_ptr<const Plan> make_linear_plan(std::vector<double> matrix, int rows,

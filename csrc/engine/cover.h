@@ -6,6 +6,8 @@
 #include <memory>
 #include <vector>
 
+#include "ops/wire.h"
+
 namespace codedgrad {
 
 enum class DType { kFloat32, kFloat64 };
@@ -23,9 +25,10 @@ class Cover {
   virtual bool has(int row) const = 0;
   virtual bool complete() const = 0;
   // out = sum over the batch (and out2, unless null), from rows[row] -> data; rows
-  // that have not arrived are null. Only when complete().
+  // that have not arrived are null. Only when complete(). `wire`: what the senders of
+  // rows round their sums to.
   virtual void decode(const std::vector<const void*>& rows, void* out, void* out2,
-                      std::size_t count, DType dtype) const = 0;
+                      std::size_t count, DType dtype, ops::Wire wire) const = 0;
 };
 
 class Plan {
@@ -36,9 +39,13 @@ class Plan {
 };
 
 // Every row is a node of a binary summation tree; arrays of length nodes, -1 = none.
+// `rows`: the nodes that are rows. A row's worker rounds, where messages are narrow,
+// after every addition, so an addition at or below a row's node is rounded here too;
+// those above are not.
 std::shared_ptr<const Plan> make_tree_plan(std::vector<int> left,
                                            std::vector<int> right,
-                                           std::vector<int> parent, int root);
+                                           std::vector<int> parent, int root,
+                                           const std::vector<int>& rows = {});
 
 // Rows are general combinations: matrix [rows, parts], row-major. A cover is looked
 // for once `least` rows have arrived.

@@ -67,22 +67,28 @@ void Engine::close_session(const std::shared_ptr<Session>& session) {
 
 bool Engine::begin(const std::shared_ptr<Session>& session, std::int64_t step,
                    double timeout_s, std::vector<int>* behind) {
-  submit({Command::What::kBegin, session, step, 0, nullptr, {}});
+  submit({Command::What::kBegin, session, step, 0, kAllBuckets, nullptr, {}});
   return session->begin(step, timeout_s, behind);
 }
 
 void Engine::post(const std::shared_ptr<Session>& session, std::int64_t step, int row,
-                  BufferRef data) {
+                  int bucket, BufferRef data) {
+  if (bucket != kAllBuckets && (bucket < 0 || bucket >= session->layout().buckets())) {
+    throw std::invalid_argument(
+        "the payload has " + std::to_string(session->layout().buckets()) +
+        " buckets, there is no bucket " + std::to_string(bucket));
+  }
   if (data->bytes() < session->payload_bytes()) {
     throw std::invalid_argument("a row must have " +
                                 std::to_string(session->payload_bytes()) +
                                 " bytes, got " + std::to_string(data->bytes()));
   }
-  submit({Command::What::kPost, session, step, row, std::move(data), {}});
+  submit({Command::What::kPost, session, step, row, bucket, std::move(data), {}});
 }
 
 void Engine::publish(std::string bytes) {
-  submit({Command::What::kPublish, nullptr, 0, 0, nullptr, std::move(bytes)});
+  submit(
+      {Command::What::kPublish, nullptr, 0, 0, kAllBuckets, nullptr, std::move(bytes)});
 }
 
 std::optional<std::vector<std::string>> Engine::gather(double timeout_s,
@@ -110,7 +116,7 @@ std::optional<std::vector<std::string>> Engine::gather(double timeout_s,
 }
 
 void Engine::fail(const std::string& text) {
-  submit({Command::What::kFail, nullptr, 0, 0, nullptr, text});
+  submit({Command::What::kFail, nullptr, 0, 0, kAllBuckets, nullptr, text});
 }
 
 std::vector<int> Engine::departed() const {
@@ -132,7 +138,7 @@ std::map<int, std::string> Engine::announced() const {
 bool Engine::stop(double timeout_s) {
   if (!thread_.joinable()) return pending_.empty();
   stop_timeout_s_.store(timeout_s);
-  submit({Command::What::kStop, nullptr, 0, 0, nullptr, {}});
+  submit({Command::What::kStop, nullptr, 0, 0, kAllBuckets, nullptr, {}});
   thread_.join();
   if (pending_.empty()) return true;
   // MPI may still read or write these: they outlive the engine.
@@ -213,7 +219,7 @@ void Engine::execute(Command& command) {
       command.session->tell_progress(command.step);
       break;
     case Command::What::kPost:
-      command.session->post(command.step, command.row, command.data);
+      command.session->post(command.step, command.row, command.bucket, command.data);
       break;
     case Command::What::kPublish: {
       send_control(kBlob, command.bytes);

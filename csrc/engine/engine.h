@@ -46,9 +46,11 @@ class Engine final : private Outbox {
   // Announces the step to the engine, then waits as Session::begin.
   bool begin(const std::shared_ptr<Session>& session, std::int64_t step,
              double timeout_s, std::vector<int>* behind);
-  // Sends the row; the engine shares the buffer until all of it is sent and decoded.
+  // Sends one bucket of the row, or all of them (kAllBuckets), each once. The engine
+  // shares the buffer until all of that is sent and decoded; until then the posted
+  // buckets must not be written.
   void post(const std::shared_ptr<Session>& session, std::int64_t step, int row,
-            BufferRef data);
+            int bucket, BufferRef data);
 
   // All-gather of small byte strings, round by round: publish() the own one, then
   // gather() until everybody's is there; on time-out: empty, and who is missing.
@@ -73,7 +75,7 @@ class Engine final : private Outbox {
     enum class What { kBegin, kPost, kPublish, kFail, kStop } what;
     std::shared_ptr<Session> session;
     std::int64_t step = 0;
-    int row = 0;
+    int row = 0, bucket = kAllBuckets;
     BufferRef data;
     std::string bytes;
   };

@@ -45,6 +45,8 @@ Session::Session(const SessionConfig& config, int rank, int size, int max_tag,
       layout_(config.bucket_starts, size),
       codec_(config.window, layout_.buckets(), config.plan->rows(), max_tag),
       plan_(config.plan),
+      wire_(config.wire),
+      narrow_buckets_(config.wire == Wire::kAsIs ? 0 : config.narrow_buckets),
       pool_(std::move(pool)),
       failure_(std::move(failure)),
       outbox_(outbox),
@@ -52,7 +54,12 @@ Session::Session(const SessionConfig& config, int rank, int size, int max_tag,
       applied_(size, config.first_step - 1),
       done_through_(config.first_step - 1),
       near_(config.first_step),
-      told_(size, config.first_step - 1) {
+      told_(size, config.first_step - 1),
+      last_own_(layout_.buckets() - 1) {
+  while (last_own_ > 0 && layout_.slice(last_own_, rank_).count == 0) --last_own_;
+  if (narrow_buckets_ > 0 && dtype_ != DType::kFloat32) {
+    throw std::invalid_argument("only a payload of fp32 can travel in 16 bits");
+  }
   if (window_ < 2) throw std::invalid_argument("the window must be at least 2 steps");
 }
 
@@ -152,41 +159,62 @@ void Session::tell_progress(std::int64_t step) {
   }
 }
 
-void Session::post(std::int64_t step, int row, const BufferRef& data) {
+void Session::post(std::int64_t step, int row, int which, const BufferRef& data) {
   if (done(step)) return;  // every owner has decoded it
-  const std::size_t element = bytes_of(dtype_);
   std::int64_t sent = 0;
-  for (int bucket = 0; bucket < layout_.buckets(); ++bucket) {
+  const int first = which == kAllBuckets ? 0 : which;
+  const int last = which == kAllBuckets ? layout_.buckets() - 1 : which;
+  for (int bucket = first; bucket <= last; ++bucket) {
     const int tag = codec_.encode({Kind::kRow, id_, step, bucket, row});
+    const std::size_t element = bytes_on_wire(bucket);
+    const bool narrow = wire(bucket) != Wire::kAsIs && size_ > 1;
+    const BufferRef message = narrow ? packed(bucket, data) : data;
+    const std::size_t before = narrow ? layout_.slice(bucket, 0).offset : 0;
     for (int i = 1; i < size_; ++i) {
       const int dest = (rank_ + i) % size_;
       const Slice slice = layout_.slice(bucket, dest);
       if (slice.count == 0) continue;
-      outbox_->send(dest, tag, data->data() + slice.offset * element,
-                    slice.count * element, data);
+      outbox_->send(dest, tag, message->data() + (slice.offset - before) * element,
+                    slice.count * element, message);
       told_[dest] = std::max(told_[dest], step - 1);
       sent += slice.count * element;
     }
     const Slice mine = layout_.slice(bucket, rank_);
     if (mine.count == 0) continue;
-    arrive(step, bucket, row, rank_, data->data() + mine.offset * element, data);
+    arrive(step, bucket, row, rank_, data->data() + mine.offset * bytes_of(dtype_),
+           data);
   }
   std::lock_guard<std::mutex> lock(mutex_);
   counters_.bytes_sent += sent;
+}
+
+BufferRef Session::packed(int bucket, const BufferRef& data) {
+  const std::size_t begin = layout_.slice(bucket, 0).offset;
+  const Slice last = layout_.slice(bucket, size_ - 1);
+  const std::size_t count = last.offset + last.count - begin;
+  const BufferRef message = pool_->get(count * kPackedBytes);
+  pack(data->data() + begin * bytes_of(dtype_), message->data(), count, wire(bucket));
+  return message;
+}
+
+BufferRef Session::unpacked(const Slice& slice, Wire wire, const BufferRef& data) {
+  const BufferRef row = pool_->get(slice.count * bytes_of(dtype_));
+  unpack(data->data(), row->data(), slice.count, wire);
+  return row;
 }
 
 char* Session::place(const TagFields& f, int source, std::size_t bytes,
                      BufferRef* keep) {
   if (f.kind == Kind::kProgress) return nullptr;
   const Slice slice = layout_.slice(f.bucket, f.kind == Kind::kRow ? rank_ : source);
-  if (bytes != slice.count * bytes_of(dtype_)) {
+  const std::size_t want = slice.count * bytes_on_wire(f.bucket);
+  if (bytes != want) {
     throw std::runtime_error("worker " + std::to_string(source) + " sent " +
                              std::to_string(bytes) + " bytes where " +
-                             std::to_string(slice.count * bytes_of(dtype_)) +
-                             " were expected");
+                             std::to_string(want) + " were expected");
   }
   std::lock_guard<std::mutex> lock(mutex_);
-  if (f.kind == Kind::kRow) {
+  if (f.kind == Kind::kRow || wire(f.bucket) != Wire::kAsIs) {
     *keep = pool_->get(bytes);
     return (*keep)->data();
   }
@@ -202,8 +230,23 @@ void Session::received(const TagFields& f, int source, const BufferRef& keep) {
     applied(source, f.step - 1);
   } else if (f.kind == Kind::kRow) {
     applied(source, f.step - 1);
-    arrive(f.step, f.bucket, f.row, source, keep->data(), keep);
+    const Wire narrow = wire(f.bucket);
+    const BufferRef row = narrow == Wire::kAsIs
+                              ? keep
+                              : unpacked(layout_.slice(f.bucket, rank_), narrow, keep);
+    arrive(f.step, f.bucket, f.row, source, row->data(), row);
   } else {
+    if (wire(f.bucket) != Wire::kAsIs) {
+      const Slice slice = layout_.slice(f.bucket, source);
+      char* at = nullptr;
+      {
+        std::lock_guard<std::mutex> lock(mutex_);
+        Step* step = open(f.step);
+        if (step == nullptr) throw std::runtime_error("a result for a closed step");
+        at = result_at(step, slice);
+      }
+      unpack(keep->data(), at, slice.count, wire(f.bucket));
+    }
     slice_in(f.step, source);
   }
 }
@@ -246,7 +289,7 @@ void Session::note(std::int64_t step, int bucket, int source, int row,
   if (kind == ArrivalKind::kUseful) ++counters_.rows_useful;
   if (kind == ArrivalKind::kRedundant) ++counters_.rows_redundant;
   if (kind == ArrivalKind::kLate) ++counters_.rows_late;
-  if (bucket != 0) return;
+  if (bucket != last_own_) return;
   if (arrivals_.size() >= kArrivalsKept) arrivals_.pop_front();
   arrivals_.push_back({step, source, row, kind, now_s()});
 }
@@ -276,7 +319,8 @@ void Session::arrive(std::int64_t number, int bucket, int row, int source,
 void Session::decode(std::int64_t number, int bucket) {
   const double begin = now_s();
   const Slice slice = layout_.slice(bucket, rank_);
-  const std::size_t bytes = slice.count * bytes_of(dtype_);
+  const Wire narrow = wire(bucket);
+  const std::size_t bytes = slice.count * bytes_on_wire(bucket);
   Bucket* b = nullptr;
   char* result = nullptr;
   {
@@ -285,11 +329,17 @@ void Session::decode(std::int64_t number, int bucket) {
     b = &step->buckets[bucket];
     result = result_at(step, slice);
   }
-  if (size_ == 1) {
-    b->cover->decode(b->rows, result, nullptr, slice.count, dtype_);
+  if (size_ == 1 && narrow == Wire::kAsIs) {
+    b->cover->decode(b->rows, result, nullptr, slice.count, dtype_, narrow);
   } else {
     const BufferRef sent = pool_->get(bytes);
-    b->cover->decode(b->rows, sent->data(), result, slice.count, dtype_);
+    if (narrow == Wire::kAsIs) {
+      b->cover->decode(b->rows, sent->data(), result, slice.count, dtype_, narrow);
+    } else {  // the sum is rounded once, and so the same for its owner and the others
+      b->cover->decode(b->rows, result, nullptr, slice.count, dtype_, narrow);
+      pack(result, sent->data(), slice.count, narrow);
+      unpack(sent->data(), result, slice.count, narrow);
+    }
     const int tag = codec_.encode({Kind::kResult, id_, number, bucket, 0});
     for (int i = 1; i < size_; ++i) {
       outbox_->send((rank_ + i) % size_, tag, sent->data(), bytes, sent);

@@ -23,6 +23,7 @@
 #include "engine/buffer_pool.h"
 #include "engine/cover.h"
 #include "engine/layout.h"
+#include "engine/packing.h"
 
 namespace codedgrad {
 
@@ -54,7 +55,11 @@ struct SessionConfig {
   int window = 16;                         // open steps at most, >= 2
   std::int64_t first_step = 0;
   std::shared_ptr<const Plan> plan;
+  Wire wire = Wire::kAsIs;  // in what type the first buckets travel
+  int narrow_buckets = 0;   // how many; rows must hold values of that type there
 };
+
+constexpr int kAllBuckets = -1;
 
 enum class ArrivalKind : int { kUseful = 0, kRedundant = 1, kLate = 2 };
 
@@ -94,7 +99,9 @@ class Session {
 
   // ---- engine's thread ----
   void tell_progress(std::int64_t step);  // the training thread begins `step`
-  void post(std::int64_t step, int row, const BufferRef& data);
+  // One bucket of a row, or all of them. While a pass still writes the other buckets
+  // of `data`, those of its buckets that were posted are read by the sends.
+  void post(std::int64_t step, int row, int bucket, const BufferRef& data);
   TagFields fields(int tag) const { return codec_.decode(tag, near_.load()); }
   // Where an announced message goes; `keep` owns the place.
   char* place(const TagFields& f, int source, std::size_t bytes, BufferRef* keep);
@@ -117,7 +124,14 @@ class Session {
   };
 
   Step* open(std::int64_t step);  // null when it is closed already; under mutex_
+  Wire wire(int bucket) const { return bucket < narrow_buckets_ ? wire_ : Wire::kAsIs; }
+  std::size_t bytes_on_wire(int bucket) const {
+    return wire(bucket) == Wire::kAsIs ? bytes_of(dtype_) : kPackedBytes;
+  }
   char* result_at(Step* step, const Slice& slice);
+  // One bucket of a row, for the wire; a slice from the wire.
+  BufferRef packed(int bucket, const BufferRef& data);
+  BufferRef unpacked(const Slice& slice, Wire wire, const BufferRef& data);
   void arrive(std::int64_t step, int bucket, int row, int source, const void* data,
               const BufferRef& keep);
   void decode(std::int64_t step, int bucket);
@@ -130,6 +144,8 @@ class Session {
   const Layout layout_;
   const TagCodec codec_;
   const std::shared_ptr<const Plan> plan_;
+  const Wire wire_;
+  const int narrow_buckets_;
   const std::shared_ptr<BufferPool> pool_;
   const std::shared_ptr<Failure> failure_;
   Outbox* const outbox_;
@@ -144,6 +160,7 @@ class Session {
   std::atomic<std::int64_t> done_through_;
   std::atomic<std::int64_t> near_;  // the training thread's step
   std::vector<std::int64_t> told_;  // engine's thread: what each worker knows of me
+  int last_own_;  // the last bucket with a slice of mine: with it a row is noted
 };
 
 }  // namespace codedgrad

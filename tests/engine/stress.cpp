@@ -18,7 +18,8 @@ namespace {
 using namespace codedgrad;
 
 constexpr std::size_t kCount = 157;  // no multiple of the slices' grain
-constexpr int kMicro = 2;            // rows: a shard's own, or its micro-batches
+const std::vector<std::size_t> kStarts = {0, 64, kCount};
+constexpr int kMicro = 2;  // rows: a shard's own, or its micro-batches
 
 // Leaves 0 .. kMicro * n - 1, then shard nodes, then a comb over the shards.
 std::shared_ptr<const Plan> plan_of(int n) {
@@ -44,20 +45,35 @@ float value(std::int64_t step, int part, std::size_t i) {
   return static_cast<float>((step * 7 + part * 3 + i) % 64);
 }
 
-void fill(Engine* engine, const std::shared_ptr<Session>& session, std::int64_t step,
-          int row, int first, int last) {
+BufferRef filled(Engine* engine, const std::shared_ptr<Session>& session,
+                 std::int64_t step, int first, int last) {
   BufferRef data = engine->acquire(session->payload_bytes());
   float* out = reinterpret_cast<float*>(data->data());
   for (std::size_t i = 0; i < kCount; ++i) {
     out[i] = 0;
     for (int part = first; part < last; ++part) out[i] += value(step, part, i);
   }
-  engine->post(session, step, row, data);
+  return data;
 }
 
 void pause(std::mt19937_64* random, int max_us) {
   const auto us = (*random)() % (max_us + 1);
   std::this_thread::sleep_for(std::chrono::microseconds(us));
+}
+
+// A row bucket by bucket: the second is still written while the first is sent, and
+// may be left out once the step is decoded, as when a backward is abandoned.
+void post_in_pieces(Engine* engine, const std::shared_ptr<Session>& session,
+                    std::int64_t step, int row, const BufferRef& data,
+                    std::mt19937_64* random, int max_us) {
+  float* rest = reinterpret_cast<float*>(data->data()) + kStarts[1];
+  const std::vector<float> values(rest, rest + kCount - kStarts[1]);
+  engine->post(session, step, row, 0, data);
+  std::fill(rest, rest + values.size(), -1.0f);
+  pause(random, max_us);
+  if (session->done(step)) return;
+  std::copy(values.begin(), values.end(), rest);
+  engine->post(session, step, row, 1, data);
 }
 
 [[noreturn]] void die(const char* what, int rank, std::int64_t step) {
@@ -70,8 +86,10 @@ void work(Engine* engine, int steps, int max_delay_us, std::uint64_t seed) {
   const int n = engine->size(), rank = engine->rank();
   std::mt19937_64 random(seed * 1000 + rank);
   SessionConfig config;
-  config.bucket_starts = {0, 64, kCount};
+  config.bucket_starts = kStarts;
   config.window = 4;
+  config.wire = Wire::kFloat16;  // holds all sums here; the second bucket is wide
+  config.narrow_buckets = 1;
   config.plan = plan_of(n);
   auto session = engine->open_session(config);
   engine->publish("ready");
@@ -82,14 +100,21 @@ void work(Engine* engine, int steps, int max_delay_us, std::uint64_t seed) {
     if (!engine->begin(session, step, 30.0, &who)) die("no room", rank, step);
     if (random() % 8 == 0) pause(&random, 4 * max_delay_us);  // a straggler
     if (!session->done(step)) {
-      fill(engine, session, step, kMicro * n + rank, kMicro * rank,
-           kMicro * (rank + 1));
+      const int row = kMicro * n + rank;
+      const BufferRef data =
+          filled(engine, session, step, kMicro * rank, kMicro * (rank + 1));
+      if (random() % 2 == 0) {
+        engine->post(session, step, row, kAllBuckets, data);
+      } else {
+        post_in_pieces(engine, session, step, row, data, &random, 2 * max_delay_us);
+      }
     }
     const int neighbour = (rank + 1) % n;
     for (int micro = 0; micro < kMicro && !session->done(step); ++micro) {
       const int part = kMicro * neighbour + micro;
       if (random() % 2 == 0 || session->has(step, part)) continue;
-      fill(engine, session, step, part, part, part + 1);  // a back-up
+      engine->post(session, step, part, kAllBuckets,  // a back-up
+                   filled(engine, session, step, part, part + 1));
     }
     if (!session->wait(step, 30.0)) die("not decoded", rank, step);
     const BufferRef result = session->take(step);

@@ -185,6 +185,9 @@ def test_a_worker_that_lags_fast_forwards(run: Any) -> None:
         skipped = 0
         if worker.rank == 3:
             assert released.wait(TIMEOUT_S)
+            assert worker.exchange.wait(
+                3, TIMEOUT_S
+            )  # the last results are on their way
         for step in range(4):
             worker.begin(step)
             skipped += worker.exchange.done(step)

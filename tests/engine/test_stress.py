@@ -12,6 +12,7 @@ ROOT = Path(__file__).parent.parent.parent
 SOURCES = [
     *(f"csrc/engine/{n}.cpp" for n in ("engine", "session", "cover", "buffer_pool")),
     "csrc/engine/local_transport.cpp",
+    "csrc/engine/packing.cpp",
     "tests/engine/stress.cpp",
 ]
 # Thread sanitizer slows everything 10 times, and more threads than cores more so.

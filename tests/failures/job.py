@@ -91,6 +91,21 @@ def not_a_number() -> None:
     train(nn.Linear(4, 3), code=everybody(), loss=loss)
 
 
+def gradient_not_a_number() -> None:
+    """Found in the last bucket of the last micro-batch, when others are sent."""
+    model = nn.Sequential(nn.Linear(4, 64), nn.Linear(64, 3))
+    calls = 0
+
+    def loss(coded: codedgrad.CodedGradient, x: torch.Tensor) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if last() and coded.step == 2 and calls % 2 == 0:
+            return x + (model[0].weight[0, 0] * 0.0).sqrt()
+        return x
+
+    train(model, code=everybody(), loss=loss, bucket_mb=0.0002)
+
+
 def exception_in_the_loss() -> None:
     def loss(coded: codedgrad.CodedGradient, x: torch.Tensor) -> torch.Tensor:
         if last() and coded.step == 1:
@@ -161,6 +176,37 @@ def bad_faults() -> None:
 def different_checkpoint() -> None:
     coded = codedgrad.CodedGradient(nn.Linear(4, 3))
     coded.load_state_dict({"step": 7 if last() else 5})
+
+
+def overflow_on_the_wire() -> None:
+    train(nn.Linear(4, 3), wire="float16", loss=lambda _, x: x * 1e7)
+
+
+def overflow_of_the_sum() -> None:
+    """Every row within the range of the type, their sum beyond it."""
+
+    def loss(coded: codedgrad.CodedGradient, x: torch.Tensor) -> torch.Tensor:
+        if coded.step == 0:
+            return x
+        return 0.0 * x + 8e4 * coded.model.weight.sum()
+
+    train(nn.Linear(4, 3), wire="float16", code=everybody(), loss=loss)
+
+
+def no_such_wire() -> None:
+    train(nn.Linear(4, 3), wire="int8")
+
+
+def wire_of_a_linear_code() -> None:
+    train(nn.Linear(4, 3), wire="bfloat16", code=codes.cyclic(codedgrad.size(), 1))
+
+
+def wire_of_doubles() -> None:
+    train(nn.Linear(4, 3).double(), wire="bfloat16")
+
+
+def different_wire() -> None:
+    train(nn.Linear(4, 3), wire="bfloat16" if last() else "float32")
 
 
 def main() -> None:

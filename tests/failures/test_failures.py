@@ -22,6 +22,7 @@ CASES = {
     "code_of_another_size": ["the code is for 4 workers and the job has 3"],
     "no_gradient": ["step 0, shard 2, micro-batch 0 has no gradient", "no_grad()"],
     "not_a_number": ["step 2, shard 2, micro-batch 0", "not finite", "continue"],
+    "gradient_not_a_number": ["gradient of step 2, shard 2, micro-batch 1", "clip"],
     "exception_in_the_loss": ["KeyError", "xyzzy"],
     "exception_between_steps": ["worker 2 failed: OSError: disk full"],
     "leaves_early": ["worker 2 at the end of the job", "worker 0 to compare the code"],
@@ -32,6 +33,15 @@ CASES = {
     "batch_too_small": ["a step of 11 samples cannot be cut into 12"],
     "bad_faults": ["'99' in 'slow:worker=99,factor=2'", "[0, 2]"],
     "different_checkpoint": ["worker 2 has step = 7, worker 0 has 5"],
+    "overflow_on_the_wire": ["step 0, shard", "in float16, in which it is sent"],
+    "overflow_of_the_sum": [
+        "the summed gradient of step 1 is beyond 65504",
+        "bfloat16",
+    ],
+    "no_such_wire": ["wire must be one of float32, bfloat16, float16", "'int8'"],
+    "wire_of_a_linear_code": ["real coefficients", 'wire="bfloat16"', "codes.spread"],
+    "wire_of_doubles": ["float64 parameters", 'wire="float32"'],
+    "different_wire": ["worker 2 has wire = bfloat16, worker 0 has float32"],
     "no_thread_multiple": ["MPI_THREAD_MULTIPLE", "thread_level"],
 }
 # What the others are told besides: who, and when.
@@ -40,6 +50,7 @@ WHO = {
     "exception_in_the_loss": "worker 2 failed in step 1: KeyError",
     "bad_faults": "worker 2 could not start",
     "not_a_number": "worker 2 failed in step 2",
+    "gradient_not_a_number": "worker 2 failed in step 2: NonFiniteError",
 }
 # A worker's own exception is its own; who left has nothing to say.
 SPARED = {"exception_between_steps": {2}, "leaves_early": {2}}

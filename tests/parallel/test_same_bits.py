@@ -49,9 +49,35 @@ def test_the_number_of_workers_changes_no_bit() -> None:
     assert coded(code, 50, faults=DELAYS)[0] == plain(alone.tree, 8, 50)[0]
 
 
-def test_small_buckets_change_no_bit() -> None:
-    code = codes.spread(codedgrad.size(), micro=2)
-    assert coded(code, 30)[0] == coded(code, 30, bucket_mb=0.0005)[0]
+@pytest.mark.parametrize("bucket_mb", [0.0005, None])
+@pytest.mark.parametrize("overlap", [True, False])
+def test_small_buckets_change_no_bit(bucket_mb: float | None, overlap: bool) -> None:
+    code = codes.spread(codedgrad.size(), micro=4)
+    how = {"bucket_mb": bucket_mb, "overlap": overlap}
+    got = coded(code, 100, faults=DELAYS, **how)
+    assert len(set(everywhere(got[0]))) == 1
+    if codedgrad.rank() == 0:
+        assert got == plain(code.tree, code.parts, 100)
+
+
+@pytest.mark.parametrize("bucket_mb", [1.0, 25.0])
+def test_large_buckets_change_no_bit(bucket_mb: float) -> None:
+    """A gradient of 3 MB: several buckets of 1 MB, one of 25 MB."""
+    code, wide = codes.spread(codedgrad.size(), micro=2), 6000
+    got = [
+        coded(code, 6, wide=wide, faults=faults, bucket_mb=bucket_mb)
+        for faults in ("", DELAYS)
+    ]
+    assert got[0] == got[1]
+    assert len(set(everywhere(got[0][0]))) == 1
+    if codedgrad.rank() == 0:
+        assert got[0] == plain(code.tree, code.parts, 6, wide=wide)
+
+
+def test_overlap_changes_no_bit_with_any_code() -> None:
+    for code in selection_codes(codedgrad.size()):
+        overlapped = coded(code, 50, faults=DELAYS, bucket_mb=0.0005)
+        assert overlapped == coded(code, 50, overlap=False)
 
 
 def test_cyclic_repetition_agrees_to_rounding() -> None:

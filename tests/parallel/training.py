@@ -33,7 +33,7 @@ DELAYS = (
 class Net(nn.Module):
     """Batch norm, dropout, a tied weight, a frozen and an unused parameter."""
 
-    def __init__(self) -> None:
+    def __init__(self, wide: int = 0) -> None:
         super().__init__()
         self.conv = nn.Conv2d(1, 4, 3, padding=1)
         self.norm = nn.BatchNorm2d(4)
@@ -43,11 +43,18 @@ class Net(nn.Module):
         self.frozen = nn.Parameter(torch.ones(3), requires_grad=False)
         self.unused = nn.Parameter(torch.ones(7))
         self.tied = self.mix.weight
+        if wide:
+            layers = [nn.Linear(64, wide), nn.Tanh(), nn.Linear(wide, 64)]
+            self.wide = nn.Sequential(*layers)
+        self.empty = nn.Parameter(torch.ones(0, 2))
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.drop(torch.relu(self.norm(self.conv(x))))
         x = self.mix(x.flatten(2)) + x.flatten(2) @ self.tied
-        return self.out(x.flatten(1)) * self.frozen.mean()
+        x = x.flatten(1)
+        if hasattr(self, "wide"):
+            x = x + self.wide(x)
+        return self.out(x) * self.frozen.mean() + self.empty.sum()
 
 
 def dataset(samples: int = SAMPLES) -> TensorDataset:
@@ -57,9 +64,10 @@ def dataset(samples: int = SAMPLES) -> TensorDataset:
     return TensorDataset(x[:samples], y[:samples])
 
 
-def build(steps: int) -> tuple[nn.Module, torch.optim.Optimizer, Any]:
+def build(steps: int, wide: int = 0) -> tuple[nn.Module, torch.optim.Optimizer, Any]:
+    """`wide`: units of one more layer, to fill several buckets."""
     torch.manual_seed(3)
-    model = Net()
+    model = Net(wide)
     decay = [p for n, p in model.named_parameters() if "norm" not in n]
     rest = [p for n, p in model.named_parameters() if "norm" in n]
     optimizer = torch.optim.AdamW(
@@ -94,10 +102,11 @@ def coded(
     *,
     faults: str = "",
     each_step: Callable[[codedgrad.CodedGradient], None] | None = None,
+    wide: int = 0,
     **settings: Any,
 ) -> tuple[str, list[float]]:
     """Train with codedgrad; the digest and the losses."""
-    model, optimizer, schedule = build(steps)
+    model, optimizer, schedule = build(steps, wide)
     gradient = codedgrad.CodedGradient(
         model, code, seed=SEED, faults=faults, **settings
     )
@@ -124,10 +133,19 @@ def coded(
 
 
 def plain(
-    tree: SumTree, parts: int, steps: int, samples: int = SAMPLES
+    tree: SumTree,
+    parts: int,
+    steps: int,
+    samples: int = SAMPLES,
+    wide: int = 0,
+    wire: torch.dtype = torch.float32,
+    rows: int = 1,
 ) -> tuple[str, list[float]]:
-    """The same job in one process, by torch alone."""
-    model, optimizer, schedule = build(steps)
+    """The same job in one process, by torch alone.
+
+    Gradients are rounded to `wire` at every node of up to `rows` parts, and in the end.
+    """
+    model, optimizer, schedule = build(steps, wide)
     sampler = codedgrad.ShardSampler(dataset(samples), BATCH, seed=SEED)
     loss_fn = nn.CrossEntropyLoss()
     losses: list[float] = []
@@ -135,7 +153,7 @@ def plain(
     while step < steps:
         sampler.set_epoch(epoch)
         for shards in sampler.steps(parts):
-            _plain_step(model, tree, loss_fn, shards, step, losses)
+            _plain_step(model, tree, loss_fn, shards, step, losses, wire, rows)
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad()
@@ -154,6 +172,8 @@ def _plain_step(
     shards: Any,
     step: int,
     losses: list[float],
+    wire: torch.dtype,
+    rows: int,
 ) -> None:
     before = {n: b.clone() for n, b in model.named_buffers()}
     leaves: list[dict[str, Tensor]] = []
@@ -185,13 +205,21 @@ def _plain_step(
     zeros = {n: torch.zeros_like(t) for n, t in leaves[0].items()}
     leaves = [leaf or zeros for leaf in leaves]
 
+    gradients = {n for n, _ in model.named_parameters()}
+
+    def rounded(values: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {
+            n: t.to(wire).float() if n in gradients else t for n, t in values.items()
+        }
+
     def total(node: int) -> dict[str, Tensor]:
         if tree.left[node] < 0:
-            return leaves[node]
+            return rounded(leaves[node])
         a, b = total(int(tree.left[node])), total(int(tree.right[node]))
-        return {n: a[n] + b[n] for n in a}
+        both = {n: a[n] + b[n] for n in a}
+        return rounded(both) if tree.stop[node] - tree.start[node] <= rows else both
 
-    root = total(int(tree.root))
+    root = rounded(total(int(tree.root)))
     for n, p in model.named_parameters():
         p.grad = root.get(n)
     for n, b in model.named_buffers():

@@ -5,6 +5,7 @@
 #include <stdexcept>
 
 #include "ops/cpu/clones.h"
+#include "ops/cpu/convert.h"
 
 namespace codedgrad::ops {
 namespace {
@@ -20,11 +21,27 @@ CODEDGRAD_CLONES void add(const double* a, const double* b, double* out,
   for (std::size_t i = 0; i < n; ++i) out[i] = a[i] + b[i];
 }
 
+template <typename Half>
+void round_block(float* values, std::size_t n) {
+  Half narrow[kBlock];
+  convert(values, narrow, n);
+  convert(narrow, values, n);
+}
+
+void round_to(Wire wire, float* values, std::size_t n) {
+  if (wire == Wire::kBFloat16) round_block<BFloat16>(values, n);
+  if (wire == Wire::kFloat16) round_block<Float16>(values, n);
+}
+
+void round_to(Wire, double*, std::size_t) {
+  throw std::invalid_argument("tree_sum: doubles are not rounded");
+}
+
 // The deepest stack that the program needs.
 std::size_t depth_of(const std::vector<int>& program, std::size_t inputs) {
   std::size_t depth = 0, deepest = 0;
   for (int token : program) {
-    if (token == kAdd) {
+    if (token == kAdd || token == kAddRounded) {
       if (depth < 2) throw std::invalid_argument("tree_sum: kAdd on a short stack");
       --depth;
     } else {
@@ -42,7 +59,7 @@ std::size_t depth_of(const std::vector<int>& program, std::size_t inputs) {
 
 template <typename T>
 void tree_sum(const std::vector<int>& program, const std::vector<const T*>& inputs,
-              T* out, T* out2, std::size_t count) {
+              T* out, T* out2, std::size_t count, Wire wire) {
   const std::size_t depth = depth_of(program, inputs.size());
   std::vector<T> scratch(depth * kBlock);
   std::vector<const T*> stack(depth);
@@ -58,6 +75,7 @@ void tree_sum(const std::vector<int>& program, const std::vector<const T*>& inpu
       const bool last = i + 1 == program.size();
       T* sum = last ? out + begin : scratch.data() + (top - 1) * kBlock;
       add(stack[top - 1], stack[top], sum, n);
+      if (program[i] == kAddRounded) round_to(wire, sum, n);
       stack[top - 1] = sum;
     }
     if (stack[0] != out + begin) std::memcpy(out + begin, stack[0], n * sizeof(T));
@@ -66,8 +84,8 @@ void tree_sum(const std::vector<int>& program, const std::vector<const T*>& inpu
 }
 
 template void tree_sum(const std::vector<int>&, const std::vector<const float*>&,
-                       float*, float*, std::size_t);
+                       float*, float*, std::size_t, Wire);
 template void tree_sum(const std::vector<int>&, const std::vector<const double*>&,
-                       double*, double*, std::size_t);
+                       double*, double*, std::size_t, Wire);
 
 }  // namespace codedgrad::ops

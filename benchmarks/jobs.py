@@ -1,0 +1,99 @@
+"""What the step benchmarks train: a model, its data, a loss."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+import codedgrad
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+PASS_S = 0.05  # `sleep`: seconds of a pass, all micro-batches of a shard
+LAYERS, LAYER_SIZE, LAYER_S = 10, 1_000_000, 0.004
+
+TASKS = ("sleep", "device", "gpt10m", "digits", "text")
+
+
+class Job:
+    """One model with its data; a method trains it."""
+
+    def __init__(self, task: str, batch: int, micro: int) -> None:
+        """`batch`: samples of a step over all workers."""
+        torch.manual_seed(0)
+        self.sleep_s = PASS_S / micro if task == "sleep" else 0.0
+        self.loss: Callable[..., Tensor] = nn.functional.cross_entropy
+        self.data: Any = (torch.randn(512, 64), torch.randint(0, 32, (512,)))
+        if task == "sleep":
+            self.model: nn.Module = nn.Sequential(
+                nn.Linear(64, 400), nn.ReLU(), nn.Linear(400, 32)
+            )
+        elif task == "device":
+            layers = [OnDevice(LAYER_SIZE, LAYER_S) for _ in range(LAYERS)]
+            self.model = nn.Sequential(*layers)
+            self.loss = lambda out, _: out.mean()
+        else:
+            sys.path.insert(0, str(Path(__file__).parent.parent / "launch"))
+            import models
+            import tasks
+
+            made = tasks.make("text" if task == "gpt10m" else task)
+            self.model, self.data, self.loss = made.model, made.train, made.loss
+            if task == "gpt10m":
+                self.model = models.ByteGPT(width=368, depth=6, heads=8)
+        self.sampler = codedgrad.ShardSampler(self.data, batch)
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=1e-3)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """Loss of one micro-batch."""
+        if self.sleep_s:
+            time.sleep(self.sleep_s)
+        return self.loss(self.model(x), y)
+
+    def endless(self, parts: int) -> Any:
+        """The sampler's steps of the same size, epoch after epoch."""
+        epoch = 0
+        while True:
+            self.sampler.set_epoch(epoch)
+            for shards in self.sampler.steps(parts):
+                if shards.total == self.sampler.batch_size:
+                    yield shards
+            epoch += 1
+
+
+class OnDevice(nn.Module):
+    """A layer that computes elsewhere: the worker's core is free, time passes.
+
+    The forward takes `seconds`, the backward twice that; then the gradient of `size`
+    elements is there.
+    """
+
+    def __init__(self, size: int, seconds: float) -> None:
+        """One vector of parameters."""
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(size))
+        self.seconds = seconds
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The input, later."""
+        out: Tensor = _Elsewhere.apply(x, self.weight, self.seconds)
+        return out
+
+
+class _Elsewhere(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, seconds: float) -> Tensor:
+        time.sleep(seconds)
+        ctx.seconds, ctx.size = seconds, weight.shape
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        time.sleep(2 * ctx.seconds)
+        return gradient, torch.full(ctx.size, 1e-6), None

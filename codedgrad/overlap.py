@@ -1,0 +1,207 @@
+"""A micro-batch's leaf goes into its row while its backward runs.
+
+When the gradient of a parameter is there, a hook writes weight * gradient into the
+row: one read and one write, the gradient still in the cache. (A `p.grad` that is a
+view of the row would save nothing: it has to be zeroed before, added to, and then
+multiplied by the weight, three reads and three writes.) When all gradients of a
+bucket are there, and only then, the bucket is finished:
+
+    row_b = leaf_b + partial sums_b      in the order of the tree, innermost first
+    send(b)
+
+with the sums of the row's earlier micro-batches, so the bits are those of the row
+formed after the backward. The last bucket, with what else travels (buffer changes,
+used flags, loss), is finished after the backward.
+
+A bucket that has been sent cannot be taken back. So one with a parameter that this
+pass did not use waits for the end of the backward, as do all buckets
+
+- of the first pass: what it does is learned first, e.g. that a gradient comes in two
+  portions (reentrant checkpointing);
+- where the loss function itself calls `backward()`;
+- where later hooks of the user may still change gradients.
+"""
+
+from __future__ import annotations
+
+import itertools
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from codedgrad.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from torch import Tensor
+
+    from codedgrad.buckets import Payload
+
+
+class _Leaf:
+    """One micro-batch on its way into a row."""
+
+    def __init__(
+        self,
+        out: Tensor,
+        weight: float,
+        sums: Sequence[Tensor],
+        check: Callable[[Tensor], None],
+        send: Callable[[int], None] | None,
+    ) -> None:
+        self.out, self.weight, self.sums = out, weight, sums
+        self.check, self.send = check, send
+        self.running = False  # our own backward has begun
+        self.hooked = False  # gradients are written as they come
+
+
+class RowWriter:
+    """Hooks on the parameters of one model; knows no network."""
+
+    def __init__(self, payload: Payload, *, overlap: bool) -> None:
+        """Attach the hooks. `overlap` False: rows are written after the backward."""
+        self._payload = payload
+        parameters = payload.parameters
+        self._handles: list[Any] = []
+        self._hooks: list[int] = []
+        if overlap and len(payload.bucket_starts) > 2:
+            self._handles = [
+                p.register_post_accumulate_grad_hook(partial(self._arrived, i))
+                for i, p in enumerate(parameters)
+            ]
+            self._hooks = [_hooks_on(p) for p in parameters]
+        starts = payload.bucket_starts
+        self._bounds = list(itertools.pairwise(starts))
+        self._buckets = [payload.buckets_of(i) for i in range(len(parameters))]
+        self._needs = [0] * len(self._bounds)  # gradients, and the rest in the last
+        for buckets in self._buckets:
+            for b in buckets:
+                self._needs[b] += 1
+        for b, (_, end) in enumerate(self._bounds):
+            self._needs[b] += end > payload.gradients
+        self._usual = [1] * len(parameters)  # portions in which a gradient comes
+        self._learned = False
+        self._leaf: _Leaf | None = None
+        self._portions: list[int] = []  # in this pass, by parameter
+        self._missing: list[int] = []  # by bucket
+        self._finished: list[bool] = []
+
+    def close(self) -> None:
+        """Take the hooks off."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def begin(
+        self,
+        out: Tensor,
+        weight: float,
+        sums: Sequence[Tensor],
+        check: Callable[[Tensor], None],
+        send: Callable[[int], None] | None = None,
+    ) -> None:
+        """Before the forward of a micro-batch.
+
+        Args:
+            out: the row [count]; nobody else may write it until `finish`.
+            weight: of the micro-batch in the step.
+            sums: partial sums [count] to be added, the innermost last.
+            check: called with each bucket of the leaf; what it raises ends the pass.
+            send: called once with each bucket of the row that will not change any
+                more. None: not needed before `finish`.
+        """
+        leaf = _Leaf(out, weight, sums, check, send)
+        # Hooks that come after ours may change what we have read.
+        leaf.hooked = bool(self._handles) and self._learned and self._unchanged()
+        self._portions = [0] * len(self._usual)
+        self._missing = self._needs.copy()
+        self._finished = [False] * len(self._bounds)
+        self._leaf = leaf
+
+    def _unchanged(self) -> bool:
+        return self._hooks == [_hooks_on(p) for p in self._payload.parameters]
+
+    def backward_begins(self) -> None:
+        """Gradients that came before are the loss function's own doing."""
+        if self._leaf is not None:
+            self._leaf.running = True
+
+    def abort(self) -> None:
+        """The pass ends without a row."""
+        self._leaf = None
+
+    def finish(self, loss: float) -> None:
+        """After the backward: write and finish what is not yet."""
+        leaf, self._leaf = self._leaf, None
+        assert leaf is not None  # begin comes first
+        with torch.no_grad():
+            left: Sequence[int] = range(len(self._usual))
+            if leaf.hooked:
+                left = [i for i in left if self._portions[i] < self._usual[i]]
+            self._payload.encode_gradients(left, leaf.out, leaf.weight)
+            self._payload.encode_rest(leaf.out, leaf.weight, loss)
+            for bucket, finished in enumerate(self._finished):
+                if not finished:
+                    self._finish(leaf, bucket)
+        self._usual = list(map(max, self._usual, self._portions))
+        self._learned = True
+
+    def nothing(
+        self,
+        out: Tensor,
+        sums: Sequence[Tensor],
+        send: Callable[[int], None] | None = None,
+    ) -> None:
+        """A micro-batch without samples: its leaf is zero."""
+        out.zero_()
+        leaf = _Leaf(out, 0.0, sums, lambda _piece: None, send)
+        self._finished = [False] * len(self._bounds)
+        for bucket in range(len(self._bounds)):
+            self._finish(leaf, bucket)
+
+    def _finish(self, leaf: _Leaf, bucket: int) -> None:
+        begin, end = self._bounds[bucket]
+        piece = leaf.out[begin:end]
+        rounded = self._payload.round_bucket(bucket, piece)
+        leaf.check(piece)
+        for other in reversed(leaf.sums):
+            piece.add_(other[begin:end])
+            if rounded:  # and may so have left the range of the type
+                self._payload.round_bucket(bucket, piece)
+                leaf.check(piece)
+        self._finished[bucket] = True
+        if leaf.send is not None:
+            leaf.send(bucket)
+
+    def _arrived(self, index: int, _parameter: Tensor) -> None:
+        leaf = self._leaf
+        if leaf is None:
+            return
+        if not leaf.running:
+            leaf.hooked = False
+            return
+        self._portions[index] += 1
+        if not leaf.hooked or self._portions[index] < self._usual[index]:
+            return
+        buckets = self._buckets[index]
+        first = self._portions[index] == self._usual[index]
+        if not first and any(self._finished[b] for b in buckets):
+            raise ConfigError(
+                f"the gradient of {self._payload.names[index]!r} came in "
+                f"{self._portions[index]} portions, in earlier passes in "
+                f"{self._usual[index]} at most, and has been sent already; use "
+                f"CodedGradient(..., overlap=False) for a model that does so"
+            )
+        self._payload.encode_gradient(index, leaf.out, leaf.weight)
+        if not first:
+            return
+        for b in buckets:
+            self._missing[b] -= 1
+            if self._missing[b] == 0:
+                self._finish(leaf, b)
+
+
+def _hooks_on(parameter: Tensor) -> int:
+    return len(getattr(parameter, "_post_accumulate_grad_hooks", None) or ())
