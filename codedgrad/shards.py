@@ -15,15 +15,25 @@ from torch.utils.data import TensorDataset, default_collate
 from codedgrad.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
     from codedgrad.codes import Code
 
+PARTITIONS = ("shuffle", "fixed")
+
 
 class ShardSampler:
-    """Divides each epoch into steps and each step into parts."""
+    """Divides each epoch into steps and each step into parts.
+
+    With partition="fixed" the data are cut once, from the seed alone, into k parts, one
+    per shard, whose sizes differ by one at most; shard j takes from part j in every
+    step and epoch, each time batch_size / k samples, in an order from (seed, epoch, j).
+    An epoch has every sample once: its last step has what is left, of some shards one
+    sample less than of others, maybe none; `drop_last` leaves that step out (less than
+    batch_size + k samples, others in every epoch).
+    """
 
     def __init__(
         self,
@@ -34,6 +44,8 @@ class ShardSampler:
         shuffle: bool = True,
         drop_last: bool = False,
         collate_fn: Callable[[list[Any]], Any] | None = None,
+        partition: str = "shuffle",
+        by: Any = None,
     ) -> None:
         """Sample `dataset` in steps of `batch_size`.
 
@@ -44,11 +56,22 @@ class ShardSampler:
             shuffle: a new permutation every epoch, from (seed, epoch).
             drop_last: leave out the last step of an epoch if it is smaller.
             collate_fn: list of samples -> batch; torch's default if None.
+            partition: "shuffle", any shard gets any sample; or "fixed", shard j always
+                those of its own part of the data (see the class).
+            by: for "fixed": a label or source of every sample, in whose order the parts
+                are cut (stable, so shuffled within a label): every shard sees few.
 
         Raises:
-            ConfigError: no length, or fewer samples than one step takes.
+            ConfigError: no length, fewer samples than one step takes, no such
+                partition, or `by` of another length or without "fixed".
         """
         self._size = dataset_size(dataset, batch_size)
+        if partition not in PARTITIONS:
+            raise ConfigError(
+                f"no partition {partition!r}; there are {', '.join(PARTITIONS)}"
+            )
+        self.partition = partition
+        self._by = _labels(by, self._size, partition)
         self._dataset = dataset
         self.batch_size = batch_size
         self._seed = seed
@@ -70,22 +93,57 @@ class ShardSampler:
         """The epoch's permutation of the samples."""
         return permutation(self._size, self._seed, self.epoch, shuffle=self._shuffle)
 
-    def steps(self, parts: int) -> Iterator[StepShards]:
+    def steps(self, parts: int, shards: int | None = None) -> Iterator[StepShards]:
         """One epoch, each step cut into `parts` micro-batches.
 
+        Args:
+            parts: micro-batches of a step; shard j has parts / shards of them in a row.
+            shards: k, of the code, for a fixed partition; None: each part is a shard.
+
         Raises:
-            ConfigError: a step has fewer samples than parts.
+            ConfigError: a step has fewer samples than parts; with a fixed partition
+                also: shards do not divide the parts or the batch size.
         """
         if self.batch_size < parts:
             raise ConfigError(
                 f"a step of {self.batch_size} samples cannot be cut into {parts} "
                 f"micro-batches; raise batch_size or lower the code's `micro`"
             )
-        order, epoch = self.order(), self.epoch
+        epoch = self.epoch
+        if self.partition == "fixed":
+            yield from self._fixed_steps(epoch, parts, shards or parts)
+            return
+        order = self.order()
         for index in range(len(self)):
             begin = index * self.batch_size
             samples = order[begin : begin + self.batch_size]
-            yield StepShards(self, epoch, index, samples, parts)
+            yield StepShards(self, epoch, index, samples, even(len(samples), parts))
+
+    def shard_samples(self, shards: int) -> list[NDArray[np.int64]]:
+        """The fixed part of each of `shards` shards, the same in every epoch."""
+        order = permutation(self._size, self._seed, 0, shuffle=self._shuffle)
+        if self._by is not None:
+            order = order[np.argsort(self._by[order], kind="stable")]
+        return np.array_split(order, shards)
+
+    def _fixed_steps(self, epoch: int, parts: int, shards: int) -> Iterator[StepShards]:
+        if parts % shards or self.batch_size % shards:
+            raise ConfigError(
+                f"a fixed partition needs a batch_size ({self.batch_size}) and "
+                f"micro-batches ({parts}) that are multiples of the {shards} shards; "
+                f"change batch_size"
+            )
+        own = self.shard_samples(shards)
+        if self._shuffle:
+            own = [
+                part[permutation(len(part), self._seed, epoch, j, shuffle=True)]
+                for j, part in enumerate(own)
+            ]
+        each = self.batch_size // shards
+        for index in range(len(self)):
+            taken = [part[index * each : (index + 1) * each] for part in own]
+            sizes = [n for part in taken for n in even(len(part), parts // shards)]
+            yield StepShards(self, epoch, index, np.concatenate(taken), sizes)
 
     def fetch(self, samples: NDArray[np.int64]) -> tuple[Any, ...]:
         """The collated batch of these samples, as positional arguments."""
@@ -109,7 +167,8 @@ class StepShards:
         epoch: of the sampler.
         index: of the step within the epoch.
         parts: number of micro-batches.
-        sizes: samples of each part, as even as possible, larger ones first.
+        sizes: samples of each part; of a shard's parts as even as possible, larger
+            ones first.
         total: samples of the step.
     """
 
@@ -119,17 +178,16 @@ class StepShards:
         epoch: int,
         index: int,
         samples: NDArray[np.int64],
-        parts: int,
+        sizes: Sequence[int],
     ) -> None:
-        """Cut `samples` into `parts`."""
+        """Cut `samples` into parts of these sizes."""
         self._sampler = sampler
         self._samples = samples
         self.epoch = epoch
         self.index = index
-        self.parts = parts
+        self.parts = len(sizes)
         self.total = len(samples)
-        each, extra = divmod(self.total, parts)
-        self.sizes = tuple(each + (part < extra) for part in range(parts))
+        self.sizes = tuple(sizes)
         self._starts = [0, *np.cumsum(self.sizes).tolist()]
 
     def indices(self, part: int) -> NDArray[np.int64]:
@@ -214,15 +272,35 @@ class ShardBatchSampler:
 
 
 def permutation(
-    size: int, seed: int, epoch: int, *, shuffle: bool
+    size: int, seed: int, epoch: int, *shard: int, shuffle: bool
 ) -> NDArray[np.int64]:
-    """The order of an epoch's samples, from (seed, epoch) alone."""
+    """The order of an epoch's samples (of a shard), from (seed, epoch, shard) alone."""
     if not shuffle:
         return np.arange(size)
     generator = np.random.Generator(
-        np.random.PCG64(np.random.SeedSequence([seed, epoch]))
+        np.random.PCG64(np.random.SeedSequence([seed, epoch, *shard]))
     )
     return generator.permutation(size)
+
+
+def even(total: int, parts: int) -> list[int]:
+    """Sizes of `parts` parts of `total`, as even as possible, larger ones first."""
+    each, extra = divmod(total, parts)
+    return [each + (part < extra) for part in range(parts)]
+
+
+def _labels(by: Any, size: int, partition: str) -> NDArray[np.int64] | None:
+    """`by` as numbers in its order."""
+    if by is None:
+        return None
+    if partition != "fixed":
+        raise ConfigError('`by` says how fixed parts are cut; add partition="fixed"')
+    labels = np.asarray(by)
+    if labels.shape != (size,):
+        raise ConfigError(
+            f"`by` is {labels.shape}, wanted one label for each of the {size} samples"
+        )
+    return np.unique(labels, return_inverse=True)[1]
 
 
 def dataset_size(dataset: Any, batch_size: int) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import chain
+
 import numpy as np
 import pytest
 import torch
@@ -82,6 +84,87 @@ def test_bad_datasets(data: object, batch: int, message: str) -> None:
 def test_fewer_samples_than_parts() -> None:
     with pytest.raises(ConfigError, match="cannot be cut into 16 micro-batches"):
         next(ShardSampler(DATA, 8).steps(16))
+
+
+LABELS = np.arange(101) * 7 % 4
+
+
+def fixed(number: int = 0, **settings: object) -> ShardSampler:
+    sampler = ShardSampler(DATA, 16, seed=3, partition="fixed", **settings)
+    sampler.set_epoch(number)
+    return sampler
+
+
+def by_shard(sampler: ShardSampler, shards: int, micro: int) -> list[list[int]]:
+    """[shard]: its samples of an epoch."""
+    found: list[list[int]] = [[] for _ in range(shards)]
+    for step in sampler.steps(shards * micro, shards):
+        for g in range(step.parts):
+            found[g // micro] += step.indices(g).tolist()
+    return found
+
+
+def test_the_default_is_the_global_shuffle_of_before() -> None:
+    order = np.random.Generator(
+        np.random.PCG64(np.random.SeedSequence([3, 2]))
+    ).permutation(101)
+    sampler = ShardSampler(DATA, 16, seed=3)
+    sampler.set_epoch(2)
+    for parts, shards in ((8, None), (8, 4)):
+        got = [s.indices(p) for s in sampler.steps(parts, shards) for p in range(parts)]
+        np.testing.assert_array_equal(np.concatenate(got), order)
+
+
+@pytest.mark.parametrize(("shards", "micro"), [(1, 4), (2, 1), (4, 4), (8, 2), (16, 1)])
+@pytest.mark.parametrize("by", [None, LABELS])
+def test_a_shard_stays_on_its_part(shards: int, micro: int, by: object) -> None:
+    epochs = [by_shard(fixed(e, by=by), shards, micro) for e in (0, 1)]
+    for a, b in zip(*epochs, strict=True):
+        assert sorted(a) == sorted(b)
+        assert a != b
+    # Every sample once; parts differ by one.
+    assert sorted(chain(*epochs[0])) == list(range(101))
+    sizes = {len(part) for part in epochs[0]}
+    assert max(sizes) - min(sizes) <= 1
+    # However the shard is cut into micro-batches.
+    assert by_shard(fixed(by=by), shards, 1) == epochs[0]
+
+
+def test_uneven_parts_of_a_fixed_partition() -> None:
+    steps = list(fixed().steps(8, 4))  # parts of 26, 25, 25, 25; 4 of each a step
+    assert len(steps) == len(fixed()) == 7
+    assert all(s.sizes == (2,) * 8 for s in steps[:6])
+    assert steps[6].sizes == (1, 1, 1, 0, 1, 0, 1, 0)
+    assert sum(steps[6].weight(p) for p in range(8)) == pytest.approx(1.0)
+    dropped = [list(chain(*by_shard(fixed(e, drop_last=True), 4, 2))) for e in (0, 1)]
+    assert [len(set(d)) for d in dropped] == [96, 96]
+    assert set(dropped[0]) != set(dropped[1])
+
+
+def test_parts_in_the_order_of_labels() -> None:
+    names = np.array(["d", "b", "a", "c"])[LABELS]
+    for by in (LABELS, LABELS.tolist(), torch.from_numpy(LABELS), names):
+        parts = by_shard(fixed(by=by), 4, 1)
+        # Four labels of 25 or 26 samples: all but a few of a shard have one label.
+        assert all(np.bincount(LABELS[p]).max() >= len(p) - 3 for p in parts)
+    plain = by_shard(fixed(by=LABELS, shuffle=False), 4, 1)
+    assert list(chain(*plain)) == np.argsort(LABELS, kind="stable").tolist()
+
+
+def test_bad_partitions() -> None:
+    with pytest.raises(ConfigError, match="no partition 'fix'; there are shuffle"):
+        ShardSampler(DATA, 16, partition="fix")
+    with pytest.raises(ConfigError, match=r"`by` is \(3,\), wanted one label for each"):
+        fixed(by=[1, 2, 3])
+    with pytest.raises(ConfigError, match='add partition="fixed"'):
+        ShardSampler(DATA, 16, by=LABELS)
+    with pytest.raises(ConfigError, match="multiples of the 3 shards"):
+        next(fixed().steps(3, 3))
+    with pytest.raises(ConfigError, match="multiples of the 4 shards"):
+        next(fixed().steps(6, 4))
+    few = ShardSampler((torch.ones(5),), 5, partition="fixed")
+    with pytest.raises(ConfigError, match="cannot be cut into 8"):
+        next(few.steps(8, 8))
 
 
 def test_drop_in_groups_share_their_batch() -> None:
