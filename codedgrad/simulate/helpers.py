@@ -18,13 +18,17 @@ import numpy as np
 
 from codedgrad import codes
 from codedgrad.errors import ConfigError
+from codedgrad.simulate.lag import Lag, Late
 from codedgrad.simulate.outcome import Comm, Outcome
-from codedgrad.simulate.simple import Lag
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
     from codedgrad.simulate.times import Times
+
+    Settle = Callable[["Play", float], float]
 
 _LONGEST = 1.0  # passes; this and the next as in codedgrad/patience.py
 _FORGET = 0.97
@@ -118,14 +122,19 @@ def partial(
 
 
 def simulate(
-    times: Times, comm: Comm, lists: Lists, patience: float, window: int
+    times: Times,
+    comm: Comm,
+    lists: Lists,
+    patience: float,
+    window: int,
+    settle: Settle | None = None,
 ) -> Outcome:
-    """Play every step."""
+    """Play every step; with `settle`, its owners may leave late ones out."""
     if not 0.0 <= patience <= 100.0:
         raise ConfigError(f"patience is 0 to 100 passes, got {patience}")
     steps, n = times.shape
     hop = comm.hop_s(n) / times.median_s
-    lag = Lag(n, window)
+    lag = Lag(n, window) if settle is None else Late(n, window)
     now = np.full(n, patience)
     longest = max(patience, _LONGEST)
     history = np.full((_REMEMBERED, n), np.nan)
@@ -136,8 +145,10 @@ def simulate(
         held = lag.wait()
         start = lag.begin(times.stall[s])
         now = patience + _FORGET * (now - patience)
-        play = _Step(lists, start, times.pace[s], now * usual, hop)
-        over = play.run()
+        play = Play(lists, start, times.pace[s], now * usual, hop)
+        over = covered = play.run()
+        if settle is not None:
+            over = settle(play, covered)
         out[s] = held + over + hop
         redundant[s] = play.work(over) / n
         helped_rows += play.rows(over)
@@ -152,7 +163,8 @@ def simulate(
         if s < _REMEMBERED or s % 8 == 0:
             seen = ~np.isnan(history).all(axis=0)
             usual[seen] = np.nanmedian(history[:, seen], axis=0)
-        lag.end(times.stall[s], over + hop)
+        left_out = times.pace[s] if over < covered else None
+        lag.end(times.stall[s], over + hop, left_out)
     return Outcome(out, redundant, 1.0 + helped_rows / (steps * n))
 
 
@@ -167,7 +179,7 @@ class _Help:
     whole: float  # when it is, or would have been, done
 
 
-class _Step:
+class Play:
     """One step's events; times from its begin. Lists are by worker or by piece."""
 
     def __init__(
@@ -211,6 +223,16 @@ class _Step:
                 self._start(w, piece, t)
                 over = float(self._shard.max())
         return over
+
+    def arrivals(self) -> NDArray[np.float64]:
+        """[shards * pieces]: when each piece is at the owners, alone or in a row."""
+        own = np.repeat(self._own, self._lists.pieces)
+        return np.asarray(np.minimum(self._piece, own))
+
+    def half(self) -> float:
+        """When half of the shards are there."""
+        count = (len(self._shard) + 1) // 2
+        return float(np.partition(self._shard, count - 1)[count - 1])
 
     def work(self, over: float) -> float:
         """Passes done for others until the step is over."""

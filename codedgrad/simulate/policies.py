@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from codedgrad.errors import ConfigError
 from codedgrad.simulate import helpers, sequential, simple
+from codedgrad.simulate.approximate import approximate
 from codedgrad.simulate.outcome import Comm, Outcome, figures
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ POLICIES: dict[str, Callable[..., Outcome]] = {
     "scheduled": helpers.scheduled,
     "spread": helpers.spread,
     "partial": helpers.partial,
+    "approximate": approximate,
     "sr_sgc": sequential.sr_sgc,
     "m_sgc": sequential.m_sgc,
     "dsag": sequential.dsag,

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from codedgrad.errors import ConfigError
+from codedgrad.simulate.lag import Lag
 from codedgrad.simulate.outcome import Comm, Outcome
-from codedgrad.simulate.simple import Lag
 
 if TYPE_CHECKING:
     from collections.abc import Callable

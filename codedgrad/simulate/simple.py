@@ -19,6 +19,7 @@ import numpy as np
 
 from codedgrad.codes import fractional as fractional_code
 from codedgrad.errors import ConfigError
+from codedgrad.simulate.lag import Lag
 from codedgrad.simulate.outcome import Comm, Outcome
 
 if TYPE_CHECKING:
@@ -29,36 +30,6 @@ if TYPE_CHECKING:
     from codedgrad.simulate.times import Times
 
     Rule = Callable[[NDArray[np.float64]], NDArray[np.float64]]
-
-
-class Lag:
-    """What stalled workers carry from one step into the next."""
-
-    def __init__(self, workers: int, window: int = 16) -> None:
-        """`window`: steps that a worker may be behind before the others wait."""
-        self.rest = np.zeros(workers)
-        self._behind = np.zeros(workers, int)
-        self._window = window
-
-    def wait(self) -> float:
-        """Time that the step's begin is held up by workers a window behind."""
-        far = self._behind >= self._window
-        held = float(self.rest[far].max(initial=0.0))
-        self.rest = np.maximum(0.0, self.rest - held)
-        return held
-
-    def begin(self, stall: NDArray[np.float64]) -> NDArray[np.float64]:
-        """When each worker can begin to compute, from the step's begin."""
-        return self.rest + stall
-
-    def end(self, stall: NDArray[np.float64], step: float) -> None:
-        """The step took `step`; one that never began it has not met its stall."""
-        never = self.rest >= step
-        left = np.where(never, self.rest, self.rest + stall) - step
-        self.rest = np.maximum(0.0, left)
-        # One that began has skipped to this step first: it is behind by this one only.
-        behind = np.where(never, self._behind + 1, 1)
-        self._behind = np.where(self.rest > 0.0, behind, 0)
 
 
 def by_rule(times: Times, load: float, rule: Rule) -> NDArray[np.float64]:

@@ -18,8 +18,10 @@ EXACT = [
     "spread:micro=4,copies=2",
     "spread:micro=16,copies=4,patience=0",
     "partial:micro=4,copies=2",
+    "approximate:max_error=0,copies=2",
 ]
 EVERY = [*EXACT, "backup", "dsag", "dropcompute", "deadline", "sr_sgc", "m_sgc"]
+EVERY += ["approximate", "approximate:max_error=inf,copies=1"]
 
 
 def steps(policy: str, ratios: np.ndarray, model: str = "rate", **comm: float) -> list:
