@@ -46,15 +46,22 @@ class Lag:
 
 
 class Late(Lag):
-    """Late workers go on with their pass: its row teaches and refreshes the memory.
+    """Workers that are late time and again go on: a late row refreshes the memory.
 
-    They do so for half a window of steps, then skip to the present one. A worker that
-    began its pass after the step's begin does not: else one late pass would make all
-    that follow late. A stall that is not over cannot be left.
+    A late worker leaves its pass when the step is over; if no row of its own came in
+    time for a quarter of a window of steps, it goes on with its next one, for half a
+    window at most, and then skips to the present step. One that began after the step's
+    begin never goes on: else one late pass would make all that follow late. A stall
+    that is not over cannot be left.
+
+    If every late worker went on, it would be late in the next step as well: on the two
+    slowest of the Lambda logs, at 64 workers and max_error = 0.1, a step would take
+    2.57 and 2.24 passes instead of 1.50 and 1.51.
 
     Attributes:
         work: [workers], what remains, after `rest`, of a pass of an earlier step.
         since: [workers], steps ago that that pass was begun; 0: there is none.
+        missed: [workers], steps in a row whose gradient lacked the worker's row.
     """
 
     def __init__(self, workers: int, window: int = 16) -> None:
@@ -62,6 +69,7 @@ class Late(Lag):
         super().__init__(workers, window)
         self.work = np.zeros(workers)
         self.since = np.zeros(workers, int)
+        self.missed = np.zeros(workers, int)
 
     def wait(self) -> float:
         """As Lag; the others' late passes go on meanwhile."""
@@ -88,8 +96,12 @@ class Late(Lag):
         busy = free >= step  # and has not begun this step
         carried = np.where(busy, np.minimum(self.work, free - step), 0.0)
         age = np.where(busy & (self.since > 0), self.since + 1, 0)
-        if pace is not None and self._window > 1:
-            on = (free <= 0.0) & (stall + pace > step)
+        if pace is None:
+            self.missed = np.zeros_like(self.missed)
+        elif self._window > 1:
+            late = free + stall + pace > step
+            self.missed = np.where(late, self.missed + 1, 0)
+            on = late & (free <= 0.0) & (self.missed > self._window // 4)
             carried = np.where(on, np.minimum(pace, stall + pace - step), carried)
             age = np.where(on, 1, age)
         super().end(np.where(busy, 0.0, self.work + stall), step)

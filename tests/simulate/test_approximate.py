@@ -82,26 +82,23 @@ def test_a_larger_allowed_error_is_never_slower(model: str) -> None:
     assert errors[2] <= 0.3
 
 
+def begins(window: int, pace: float, steps: int) -> list[float]:
+    """When a worker whose passes take `pace` begins, in steps of 1."""
+    late, none, found = Late(1, window), np.zeros(1), []
+    for _ in range(steps):
+        found.append(float(late.begin(none)[0]))
+        late.end(none, 1.0, np.full(1, pace))
+    return found
+
+
 def test_late_workers_go_on_and_skip() -> None:
-    """A pass of 3 in steps of 1: begun in step 0, it is done in step 2."""
-    one, pace = np.zeros(1), np.full(1, 3.5)
-    late = Late(1, window=16)
-    begins = []
-    for _ in range(9):
-        begins.append(float(late.begin(one)[0]))
-        late.end(one, 1.0, pace)
-    # The pass of step 3 begins at 0.5 and is left at the end of the step.
-    assert begins == pytest.approx([0, 2.5, 1.5, 0.5, 0, 2.5, 1.5, 0.5, 0])
-    late = Late(1, window=4)
-    pace = np.full(1, 100.0)
-    begins = []
-    for _ in range(6):
-        begins.append(float(late.begin(one)[0]))
-        late.end(one, 1.0, pace)
-    assert begins == pytest.approx([0, 99, 98, 0, 99, 98])
-    late = Late(1, window=1)
-    late.end(one, 1.0, pace)
-    assert late.begin(one)[0] == 0.0
+    # Four rows are missed, the fifth pass is gone on with. The one that begins at 0.5
+    # is left at the end of its step.
+    want = [0, 0, 0, 0, 0, 2.5, 1.5, 0.5, 0, 2.5, 1.5, 0.5, 0]
+    assert begins(16, 3.5, len(want)) == pytest.approx(want)
+    # Half a window later it skips to the present.
+    assert begins(4, 100.0, 7) == pytest.approx([0, 0, 99, 98, 0, 99, 98])
+    assert begins(1, 100.0, 4) == [0, 0, 0, 0]
 
 
 def test_nobody_goes_on_after_a_covered_step() -> None:
@@ -116,6 +113,7 @@ def test_nobody_goes_on_after_a_covered_step() -> None:
 def test_a_stall_is_not_left_and_not_met_twice() -> None:
     late = Late(1, window=16)
     stall, none, pace = np.full(1, 2.5), np.zeros(1), np.ones(1)
+    late.missed[:] = 4
     late.begin(stall)
     late.end(stall, 1.0, pace)  # stalls until 2.5, goes on until 3.5
     assert (late.rest[0], late.work[0]) == pytest.approx((1.5, 1.0))
