@@ -23,7 +23,13 @@ from setuptools.errors import SetupError
 
 ROOT = Path(__file__).resolve().parent
 KERNELS = ("csrc/ops/cpu/*.cpp",)
-ENGINE = ("csrc/engine/*.cpp", *KERNELS, "csrc/bindings.cpp")
+ENGINE = (
+    "csrc/engine/*.cpp",
+    "csrc/decoder/*.cpp",
+    *KERNELS,
+    "csrc/bindings.cpp",
+    "csrc/bindings_decoder.cpp",
+)
 REMEDY = """\
 codedgrad: {problem}
 Bring an MPI in one of these ways, then install again:

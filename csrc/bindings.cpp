@@ -7,6 +7,9 @@
 #include "engine/local_transport.h"
 #include "engine/mpi_transport.h"
 
+namespace codedgrad {
+void define_decoder(pybind11::module_& m);  // bindings_decoder.cpp
+}
 namespace py = pybind11;
 using namespace pybind11::literals;
 
@@ -59,6 +62,26 @@ class Exchange {
     check();
     engine_->post(session_, step, row, bucket, std::move(data));
   }
+  bool past_half(std::int64_t step) const { return session_->past_half(step); }
+  std::vector<Settled> drain_settled() { return session_->drain_settled(); }
+  std::vector<std::vector<double>> decoder_states() {
+    std::vector<std::vector<double>> out;
+    engine_->call([&] { out = session_->decoder_states(); });
+    check();
+    return out;
+  }
+  void restore_decoders(const std::vector<double>& state) {
+    std::exception_ptr error;
+    engine_->call([&] {
+      try {
+        session_->restore_decoders(state);
+      } catch (...) {
+        error = std::current_exception();
+      }
+    });
+    if (error) std::rethrow_exception(error);
+    check();
+  }
   std::vector<Arrival> drain_arrivals() { return session_->drain_arrivals(); }
   Counters counters() const { return session_->counters(); }
 
@@ -77,12 +100,13 @@ Wire wire_of(const std::string& name) {
   throw py::value_error("wire must be float32, bfloat16 or float16, got " + name);
 }
 
-std::shared_ptr<Exchange> open_exchange(std::shared_ptr<Engine> engine, bool is_double,
-                                        std::vector<std::size_t> bucket_starts,
-                                        int window, std::int64_t first_step,
-                                        std::shared_ptr<Plan> plan,
-                                        const std::string& wire, int narrow_buckets) {
+std::shared_ptr<Exchange> open_exchange(
+    std::shared_ptr<Engine> engine, bool is_double,
+    std::vector<std::size_t> bucket_starts, int window, std::int64_t first_step,
+    std::shared_ptr<Plan> plan, const std::string& wire, int narrow_buckets,
+    std::shared_ptr<ApproximateConfig> approximate) {
   SessionConfig config;
+  config.approximate = std::move(approximate);
   config.dtype = is_double ? DType::kFloat64 : DType::kFloat32;
   config.bucket_starts = std::move(bucket_starts);
   config.window = window;
@@ -179,6 +203,10 @@ void define_exchange(py::module_& m) {
       .def_readonly("rows_late", &Counters::rows_late)
       .def_readonly("slices_decoded", &Counters::slices_decoded)
       .def_readonly("bytes_sent", &Counters::bytes_sent)
+      .def_readonly("rows_refused", &Counters::rows_refused)
+      .def_readonly("slices_settled", &Counters::slices_settled)
+      .def_readonly("choose_s", &Counters::choose_s)
+      .def_readonly("learn_s", &Counters::learn_s)
       .def_readonly("decode_s", &Counters::decode_s);
   py::class_<Arrival>(m, "Arrival")
       .def_readonly("step", &Arrival::step)
@@ -190,7 +218,7 @@ void define_exchange(py::module_& m) {
   py::class_<Exchange, std::shared_ptr<Exchange>>(m, "Exchange")
       .def(py::init(&open_exchange), "engine"_a, "is_double"_a, "bucket_starts"_a,
            "window"_a, "first_step"_a, "plan"_a, "wire"_a = "float32",
-           "narrow_buckets"_a = 0)
+           "narrow_buckets"_a = 0, "approximate"_a = nullptr)
       .def("close", &Exchange::close)
       .def("begin", &Exchange::begin, "step"_a, "timeout_s"_a,
            py::call_guard<Release>())
@@ -203,6 +231,11 @@ void define_exchange(py::module_& m) {
       .def("post", &Exchange::post, "step"_a, "row"_a, "data"_a,
            "bucket"_a = kAllBuckets, py::call_guard<Release>())
       .def("drain_arrivals", &Exchange::drain_arrivals)
+      .def("past_half", &Exchange::past_half, "step"_a)
+      .def("drain_settled", &Exchange::drain_settled)
+      .def("decoder_states", &Exchange::decoder_states, py::call_guard<Release>())
+      .def("restore_decoders", &Exchange::restore_decoders, "state"_a,
+           py::call_guard<Release>())
       .def("counters", &Exchange::counters);
 }
 
@@ -215,6 +248,7 @@ PYBIND11_MODULE(_engine, m) {
   m.def("mpi_build_vendor", &codedgrad::mpi_build_vendor);
   m.def("mpi_build_version", &codedgrad::mpi_build_version);
   m.def("mpi_library_version", &codedgrad::mpi_library_version);
+  codedgrad::define_decoder(m);
   codedgrad::define_engine(m);
   codedgrad::define_exchange(m);
 }

@@ -67,7 +67,7 @@ void Engine::close_session(const std::shared_ptr<Session>& session) {
 
 bool Engine::begin(const std::shared_ptr<Session>& session, std::int64_t step,
                    double timeout_s, std::vector<int>* behind) {
-  submit({Command::What::kBegin, session, step, 0, kAllBuckets, nullptr, {}});
+  submit({Command::What::kBegin, session, step, 0, kAllBuckets, nullptr, {}, {}});
   return session->begin(step, timeout_s, behind);
 }
 
@@ -83,12 +83,18 @@ void Engine::post(const std::shared_ptr<Session>& session, std::int64_t step, in
                                 std::to_string(session->payload_bytes()) +
                                 " bytes, got " + std::to_string(data->bytes()));
   }
-  submit({Command::What::kPost, session, step, row, bucket, std::move(data), {}});
+  submit({Command::What::kPost, session, step, row, bucket, std::move(data), {}, {}});
 }
 
 void Engine::publish(std::string bytes) {
-  submit(
-      {Command::What::kPublish, nullptr, 0, 0, kAllBuckets, nullptr, std::move(bytes)});
+  submit({Command::What::kPublish,
+          nullptr,
+          0,
+          0,
+          kAllBuckets,
+          nullptr,
+          std::move(bytes),
+          {}});
 }
 
 std::optional<std::vector<std::string>> Engine::gather(double timeout_s,
@@ -116,7 +122,27 @@ std::optional<std::vector<std::string>> Engine::gather(double timeout_s,
 }
 
 void Engine::fail(const std::string& text) {
-  submit({Command::What::kFail, nullptr, 0, 0, kAllBuckets, nullptr, text});
+  submit({Command::What::kFail, nullptr, 0, 0, kAllBuckets, nullptr, text, {}});
+}
+
+bool Engine::call(std::function<void()> work) {
+  const auto done = std::make_shared<bool>(false);
+  submit({Command::What::kCall,
+          nullptr,
+          0,
+          0,
+          kAllBuckets,
+          nullptr,
+          {},
+          [this, done, work = std::move(work)] {
+            work();
+            std::lock_guard<std::mutex> lock(mutex_);
+            *done = true;
+            gathered_.notify_all();
+          }});
+  std::unique_lock<std::mutex> lock(mutex_);
+  gathered_.wait(lock, [&] { return *done || ended_; });
+  return *done;
 }
 
 std::vector<int> Engine::departed() const {
@@ -138,7 +164,7 @@ std::map<int, std::string> Engine::announced() const {
 bool Engine::stop(double timeout_s) {
   if (!thread_.joinable()) return pending_.empty();
   stop_timeout_s_.store(timeout_s);
-  submit({Command::What::kStop, nullptr, 0, 0, kAllBuckets, nullptr, {}});
+  submit({Command::What::kStop, nullptr, 0, 0, kAllBuckets, nullptr, {}, {}});
   thread_.join();
   if (pending_.empty()) return true;
   // MPI may still read or write these: they outlive the engine.
@@ -210,6 +236,21 @@ bool Engine::turn() {
     complete(id);
     busy = true;
   }
+  return tick() || busy;
+}
+
+bool Engine::tick() {
+  std::array<std::shared_ptr<Session>, kSessions> watching;
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    for (int i = 0; i < kSessions; ++i) {
+      if (sessions_[i] && sessions_[i]->approximate()) watching[i] = sessions_[i];
+    }
+  }
+  bool busy = false;
+  for (const auto& session : watching) {
+    if (session && !failure_->failed()) busy = session->tick() || busy;
+  }
   return busy;
 }
 
@@ -232,6 +273,9 @@ void Engine::execute(Command& command) {
       if (failure_->failed()) break;
       send_control(kError, command.bytes);
       set_failure(command.bytes);
+      break;
+    case Command::What::kCall:
+      command.work();
       break;
     case Command::What::kStop:
       send_control(kGoodbye, "");

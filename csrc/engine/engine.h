@@ -9,6 +9,7 @@
 #include <array>
 #include <condition_variable>
 #include <deque>
+#include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -58,6 +59,8 @@ class Engine final : private Outbox {
   std::optional<std::vector<std::string>> gather(double timeout_s,
                                                  std::vector<int>* missing);
 
+  // Runs `work` on the engine's thread and waits for it; false when the engine ended.
+  bool call(std::function<void()> work);
   void fail(const std::string& text);  // ends the job on every worker
   std::vector<int> departed() const;   // workers that have said goodbye
   // What workers have published in the round to come: where they wait.
@@ -72,12 +75,13 @@ class Engine final : private Outbox {
 
  private:
   struct Command {
-    enum class What { kBegin, kPost, kPublish, kFail, kStop } what;
+    enum class What { kBegin, kPost, kPublish, kFail, kStop, kCall } what;
     std::shared_ptr<Session> session;
     std::int64_t step = 0;
     int row = 0, bucket = kAllBuckets;
     BufferRef data;
     std::string bytes;
+    std::function<void()> work;
   };
   struct Pending {
     bool receive = false;
@@ -94,6 +98,7 @@ class Engine final : private Outbox {
   void submit(Command command);
   void run();
   void loop();
+  bool tick();  // sessions that watch the clock
   bool turn();  // one round; true when something happened
   void execute(Command& command);
   void take_message(const Envelope& envelope);

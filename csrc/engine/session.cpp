@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cstring>
 #include <stdexcept>
 
 namespace codedgrad {
@@ -55,10 +56,18 @@ Session::Session(const SessionConfig& config, int rank, int size, int max_tag,
       done_through_(config.first_step - 1),
       near_(config.first_step),
       told_(size, config.first_step - 1),
+      approximate_(config.approximate),
+      done_s_(now_s()),
       last_own_(layout_.buckets() - 1) {
   while (last_own_ > 0 && layout_.slice(last_own_, rank_).count == 0) --last_own_;
   if (narrow_buckets_ > 0 && dtype_ != DType::kFloat32) {
     throw std::invalid_argument("only a payload of fp32 can travel in 16 bits");
+  }
+  if (approximate_) {
+    for (int bucket = 0; bucket < layout_.buckets(); ++bucket) {
+      estimators_.push_back(Estimator::make(
+          approximate_, bucket, layout_.slice(bucket, rank_), window_, dtype_, pool_));
+    }
   }
   if (window_ < 2) throw std::invalid_argument("the window must be at least 2 steps");
 }
@@ -95,8 +104,9 @@ bool Session::has(std::int64_t step, int row) const {
   const auto found = steps_.find(step);
   if (found == steps_.end()) return false;
   const auto& buckets = found->second.buckets;
-  return std::all_of(buckets.begin(), buckets.end(), [row](const Bucket& b) {
-    return !b.cover || b.decoded || b.cover->has(row);
+  return std::all_of(buckets.begin(), buckets.end(), [&](const Bucket& b) {
+    return !b.cover || b.decoded || b.cover->has(row) ||
+           (!b.refused.empty() && refused(b, row));
   });
 }
 
@@ -160,7 +170,8 @@ void Session::tell_progress(std::int64_t step) {
 }
 
 void Session::post(std::int64_t step, int row, int which, const BufferRef& data) {
-  if (done(step)) return;  // every owner has decoded it
+  // Every owner has decoded it; a late row still teaches.
+  if (done(step) && !approximate_) return;
   std::int64_t sent = 0;
   const int first = which == kAllBuckets ? 0 : which;
   const int last = which == kAllBuckets ? layout_.buckets() - 1 : which;
@@ -289,6 +300,7 @@ void Session::note(std::int64_t step, int bucket, int source, int row,
   if (kind == ArrivalKind::kUseful) ++counters_.rows_useful;
   if (kind == ArrivalKind::kRedundant) ++counters_.rows_redundant;
   if (kind == ArrivalKind::kLate) ++counters_.rows_late;
+  if (kind == ArrivalKind::kRefused) ++counters_.rows_refused;
   if (bucket != last_own_) return;
   if (arrivals_.size() >= kArrivalsKept) arrivals_.pop_front();
   arrivals_.push_back({step, source, row, kind, now_s()});
@@ -296,31 +308,60 @@ void Session::note(std::int64_t step, int bucket, int source, int row,
 
 void Session::arrive(std::int64_t number, int bucket, int row, int source,
                      const void* data, const BufferRef& keep) {
+  if (approximate_ && refuse(number, bucket, row, source, data)) return;
+  bool complete = false, is_late = false;
   {
     std::lock_guard<std::mutex> lock(mutex_);
-    Step* step = open(number);
-    if (step == nullptr || step->buckets[bucket].decoded) {
-      return note(number, bucket, source, row, ArrivalKind::kLate);
-    }
-    Bucket& b = step->buckets[bucket];
-    if (!b.cover->add(row)) {
+    Bucket* b = undecoded(number, bucket);
+    if (b == nullptr) {
+      note(number, bucket, source, row, ArrivalKind::kLate);
+      is_late = true;
+    } else if (!b->cover->add(row)) {
       return note(number, bucket, source, row, ArrivalKind::kRedundant);
+    } else {
+      note(number, bucket, source, row, ArrivalKind::kUseful);
+      b->rows[row] = data;
+      b->keep.emplace_back(row, keep);
+      b->tried = false;
+      complete = b->cover->complete();
     }
-    note(number, bucket, source, row, ArrivalKind::kUseful);
-    b.rows[row] = data;
-    b.keep.push_back(keep);
-    if (!b.cover->complete()) return;
   }
-  decode(number, bucket);
+  if (is_late) {
+    late(number, bucket, row, data, keep);
+  } else if (complete) {
+    decode(number, bucket);
+  } else if (approximate_) {
+    settle_if_due(number, bucket, true);
+  }
+}
+
+Session::Bucket* Session::undecoded(std::int64_t number, int bucket) {
+  Step* step = open(number);
+  if (step == nullptr || step->buckets[bucket].decoded) return nullptr;
+  return &step->buckets[bucket];
+}
+
+void Session::decode(std::int64_t number, int bucket) {
+  const Slice slice = layout_.slice(bucket, rank_);
+  const Wire narrow = wire(bucket);
+  const Bucket* b = nullptr;
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    b = undecoded(number, bucket);
+  }
+  conclude(number, bucket, true, [&](void* out, void* out2) {
+    b->cover->decode(b->rows, out, out2, slice.count, dtype_, narrow);
+  });
 }
 
 // The step cannot be taken, so cannot vanish, before slice_in() below: my own slice
 // is missing until then.
-void Session::decode(std::int64_t number, int bucket) {
+void Session::conclude(std::int64_t number, int bucket, bool exact, const Fill& fill) {
   const double begin = now_s();
   const Slice slice = layout_.slice(bucket, rank_);
   const Wire narrow = wire(bucket);
   const std::size_t bytes = slice.count * bytes_on_wire(bucket);
+  Estimator* estimator = approximate_ ? estimators_[bucket].get() : nullptr;
   Bucket* b = nullptr;
   char* result = nullptr;
   {
@@ -329,22 +370,38 @@ void Session::decode(std::int64_t number, int bucket) {
     b = &step->buckets[bucket];
     result = result_at(step, slice);
   }
-  if (size_ == 1 && narrow == Wire::kAsIs) {
-    b->cover->decode(b->rows, result, nullptr, slice.count, dtype_, narrow);
+  const bool alone = size_ == 1 && narrow == Wire::kAsIs;
+  const BufferRef sent = alone ? nullptr : pool_->get(bytes);
+  // The owner's own copy of the result may be changed once the step is taken.
+  if (alone) {
+    fill(result, nullptr);
+  } else if (narrow == Wire::kAsIs) {
+    fill(sent->data(), result);
   } else {
-    const BufferRef sent = pool_->get(bytes);
-    if (narrow == Wire::kAsIs) {
-      b->cover->decode(b->rows, sent->data(), result, slice.count, dtype_, narrow);
-    } else {  // the sum is rounded once, and so the same for its owner and the others
-      b->cover->decode(b->rows, result, nullptr, slice.count, dtype_, narrow);
-      pack(result, sent->data(), slice.count, narrow);
-      unpack(sent->data(), result, slice.count, narrow);
-    }
-    const int tag = codec_.encode({Kind::kResult, id_, number, bucket, 0});
-    for (int i = 1; i < size_; ++i) {
-      outbox_->send((rank_ + i) % size_, tag, sent->data(), bytes, sent);
+    fill(result, nullptr);
+  }
+  double learn_s = 0.0;
+  const auto learn = [&] {
+    const double from = now_s();
+    estimator->decoded(number, {&b->rows, &b->keep}, result, exact);
+    learn_s = now_s() - from;
+  };
+  const bool compensates = estimator != nullptr && approximate_->compensate;
+  if (compensates) {
+    learn();
+    if (estimator->compensate(result) && !alone && narrow == Wire::kAsIs) {
+      std::memcpy(sent->data(), result, bytes);
     }
   }
+  if (narrow != Wire::kAsIs) {  // rounded once, and so the same for all
+    pack(result, sent->data(), slice.count, narrow);
+    unpack(sent->data(), result, slice.count, narrow);
+  }
+  const int tag = codec_.encode({Kind::kResult, id_, number, bucket, 0});
+  for (int i = 1; i < size_; ++i) {
+    outbox_->send((rank_ + i) % size_, tag, sent->data(), bytes, sent);
+  }
+  if (estimator != nullptr && !compensates) learn();
   {
     std::lock_guard<std::mutex> lock(mutex_);
     b->decoded = true;
@@ -352,7 +409,9 @@ void Session::decode(std::int64_t number, int bucket) {
     b->rows.clear();
     counters_.bytes_sent += bytes * (size_ - 1);
     ++counters_.slices_decoded;
-    counters_.decode_s += now_s() - begin;
+    counters_.decode_s += now_s() - begin - learn_s;
+    counters_.learn_s += learn_s;
+    if (!exact) ++counters_.slices_settled;
   }
   slice_in(number, rank_);
 }
@@ -370,6 +429,7 @@ void Session::slice_in(std::int64_t number, int owner) {
     ++through;
   }
   done_through_.store(through);
+  done_s_ = now_s();
   changed_.notify_all();
 }
 

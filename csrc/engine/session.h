@@ -14,6 +14,7 @@
 #include <condition_variable>
 #include <cstdint>
 #include <deque>
+#include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -22,6 +23,7 @@
 
 #include "engine/buffer_pool.h"
 #include "engine/cover.h"
+#include "engine/estimator.h"
 #include "engine/layout.h"
 #include "engine/packing.h"
 
@@ -55,13 +57,14 @@ struct SessionConfig {
   int window = 16;                         // open steps at most, >= 2
   std::int64_t first_step = 0;
   std::shared_ptr<const Plan> plan;
+  std::shared_ptr<const ApproximateConfig> approximate;  // null: exact
   Wire wire = Wire::kAsIs;  // in what type the first buckets travel
   int narrow_buckets = 0;   // how many; rows must hold values of that type there
 };
 
 constexpr int kAllBuckets = -1;
 
-enum class ArrivalKind : int { kUseful = 0, kRedundant = 1, kLate = 2 };
+enum class ArrivalKind : int { kUseful = 0, kRedundant = 1, kLate = 2, kRefused = 3 };
 
 struct Arrival {
   std::int64_t step;
@@ -73,8 +76,11 @@ struct Arrival {
 
 struct Counters {
   std::int64_t rows_useful = 0, rows_redundant = 0, rows_late = 0;
-  std::int64_t slices_decoded = 0, bytes_sent = 0;
-  double decode_s = 0.0;
+  std::int64_t rows_refused = 0;  // NaN or Inf; approximate only
+  std::int64_t slices_decoded = 0, slices_settled = 0, bytes_sent = 0;
+  double decode_s = 0.0;  // all sums; of slices that were settled:
+  double choose_s = 0.0;  // what the decoder took, the sum aside
+  double learn_s = 0.0;   // labels and memory, off the critical path
 };
 
 class Session {
@@ -94,6 +100,11 @@ class Session {
   BufferRef take(std::int64_t step);  // the decoded sum; closes the step
   std::vector<Arrival> drain_arrivals();
   Counters counters() const;
+  // True when half of the batch has arrived in every own slice: a worker that is not
+  // done then is late. Always false in an exact session.
+  bool past_half(std::int64_t step) const;
+  std::vector<Settled> drain_settled();
+  bool approximate() const { return approximate_ != nullptr; }
   const Layout& layout() const { return layout_; }
   std::size_t payload_bytes() const { return layout_.count() * bytes_of(dtype_); }
 
@@ -108,13 +119,21 @@ class Session {
   void received(const TagFields& f, int source, const BufferRef& keep);
   void wake();
   bool open_work() const;  // something has arrived here and is not finished
+  bool tick();             // settles what is due; else postponed work. True: did some
+  // By bucket, empty where there is no slice of mine.
+  std::vector<std::vector<double>> decoder_states() const;
+  void restore_decoders(const std::vector<double>& state);
 
  private:
   struct Bucket {
     std::unique_ptr<Cover> cover;
-    std::vector<const void*> rows;  // my slice, by row
-    std::vector<BufferRef> keep;
+    std::vector<const void*> rows;                // my slice, by row
+    std::vector<std::pair<int, BufferRef>> keep;  // with the row it keeps
     bool decoded = false;
+    double half_s = 0.0;        // when half of the batch was here; 0: not yet
+    bool tried = false;         // no arrival since the last attempt to settle
+    bool hopeless = false;      // all that is not here was refused
+    std::vector<char> refused;  // by unit; empty: none
   };
   struct Step {
     std::vector<Bucket> buckets;
@@ -135,6 +154,17 @@ class Session {
   void arrive(std::int64_t step, int bucket, int row, int source, const void* data,
               const BufferRef& keep);
   void decode(std::int64_t step, int bucket);
+  // Sends the slice that `fill` writes, and closes the bucket.
+  using Fill = std::function<void(void* out, void* out2)>;
+  void conclude(std::int64_t step, int bucket, bool exact, const Fill& fill);
+  void late(std::int64_t step, int bucket, int row, const void* data,
+            const BufferRef& keep);
+  bool refuse(std::int64_t step, int bucket, int row, int source, const void* data);
+  // `arrived`: after an arrival, not by the clock.
+  bool settle_if_due(std::int64_t step, int bucket, bool arrived);
+  bool refused(const Bucket& b, int row) const;
+  void collect_settled(Estimator* estimator);
+  Bucket* undecoded(std::int64_t step, int bucket);  // under mutex_
   void slice_in(std::int64_t step, int owner);
   void applied(int worker, std::int64_t step);
   void note(std::int64_t step, int bucket, int source, int row, ArrivalKind kind);
@@ -160,7 +190,11 @@ class Session {
   std::atomic<std::int64_t> done_through_;
   std::atomic<std::int64_t> near_;  // the training thread's step
   std::vector<std::int64_t> told_;  // engine's thread: what each worker knows of me
-  int last_own_;  // the last bucket with a slice of mine: with it a row is noted
+  const std::shared_ptr<const ApproximateConfig> approximate_;
+  std::vector<std::unique_ptr<Estimator>> estimators_;  // by bucket; engine's thread
+  std::vector<Settled> settled_;                        // under mutex_
+  double done_s_;  // when the last step was decoded; engine's thread
+  int last_own_;   // the last bucket with a slice of mine: with it a row is noted
 };
 
 }  // namespace codedgrad

@@ -1,0 +1,134 @@
+// The decoder's settings for an exchange, and the learned decoder by itself, so that
+// tests can hold it against its reference in codedgrad/decoders.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <cmath>
+
+#include "engine/estimator.h"
+
+namespace py = pybind11;
+using namespace pybind11::literals;
+
+namespace codedgrad {
+namespace {
+
+using decoder::Network;
+template <typename T>
+using Array = py::array_t<T, py::array::c_style | py::array::forcecast>;
+
+template <typename T>
+std::vector<T> flat(const Array<T>& array) {
+  return std::vector<T>(array.data(), array.data() + array.size());
+}
+
+std::shared_ptr<Network> make_network(const Array<double>& w1, const Array<double>& b1,
+                                      const Array<double>& w2,
+                                      const Array<double>& b2) {
+  auto network =
+      std::make_shared<Network>(Network{flat(w1), flat(b1), flat(w2), flat(b2)});
+  network->check();
+  return network;
+}
+
+std::shared_ptr<ApproximateConfig> make_approximate(
+    double max_error, double patience, bool compensate, const Array<int>& left,
+    const Array<int>& right, const Array<int>& parent, const Array<int>& start,
+    const Array<int>& stop, std::vector<int> units, std::vector<double> weights,
+    std::vector<std::size_t> tensors, std::shared_ptr<Network> network) {
+  auto config = std::make_shared<ApproximateConfig>();
+  config->max_error = max_error;
+  config->patience = patience;
+  config->compensate = compensate;
+  config->left = flat(left);
+  config->right = flat(right);
+  config->parent = flat(parent);
+  config->start = flat(start);
+  config->stop = flat(stop);
+  config->units = std::move(units);
+  config->weights = std::move(weights);
+  config->tensors = std::move(tensors);
+  config->network = std::move(network);
+  if (config->units.empty() || config->units.size() != config->weights.size()) {
+    throw std::invalid_argument("one weight for every unit, and at least one unit");
+  }
+  return config;
+}
+
+decoder::Problem make_problem(const Array<double>& base, std::vector<double> alpha,
+                              std::vector<double> weight, std::vector<char> seen,
+                              std::vector<double> age) {
+  decoder::Shards shards{std::move(alpha), std::move(weight), std::move(seen),
+                         std::move(age)};
+  const int n = shards.vectors();
+  if (base.ndim() != 3 || base.shape(1) != n || base.shape(2) != n) {
+    throw py::value_error("base must be [tiles, 3 k + 2, 3 k + 2]");
+  }
+  return decoder::make_problem(flat(base), static_cast<int>(base.shape(0)), shards,
+                               decoder::span_weights(shards));
+}
+
+Array<double> stacked(const std::vector<decoder::Coefficients>& c) {
+  Array<double> out(
+      {static_cast<py::ssize_t>(c.size()), static_cast<py::ssize_t>(decoder::kSpan)});
+  for (std::size_t t = 0; t < c.size(); ++t) {
+    std::copy(c[t].begin(), c[t].end(), out.mutable_data(t, 0));
+  }
+  return out;
+}
+
+decoder::Label make_label(const Array<double>& target, const Array<double>& norm) {
+  decoder::Label label;
+  label.norm = flat(norm);
+  for (py::ssize_t t = 0; t < norm.size(); ++t) {
+    decoder::Coefficients row;
+    std::copy(target.data(t, 0), target.data(t, 0) + decoder::kSpan, row.begin());
+    label.target.push_back(row);
+  }
+  return label;
+}
+
+}  // namespace
+
+void define_decoder(py::module_& m) {
+  py::class_<Network, std::shared_ptr<Network>>(m, "Network")
+      .def(py::init(&make_network), "w1"_a, "b1"_a, "w2"_a, "b2"_a);
+  py::class_<ApproximateConfig, std::shared_ptr<ApproximateConfig>>(m, "Approximate")
+      .def(py::init(&make_approximate), "max_error"_a, "patience"_a, "compensate"_a,
+           "left"_a, "right"_a, "parent"_a, "start"_a, "stop"_a, "units"_a, "weights"_a,
+           "tensors"_a, "network"_a);
+  py::class_<Settled>(m, "Settled")
+      .def_readonly("step", &Settled::step)
+      .def_readonly("bucket", &Settled::bucket)
+      .def_readonly("missing", &Settled::missing)
+      .def_readonly("predicted", &Settled::predicted)
+      .def_readonly("bound", &Settled::bound)
+      .def_readonly("truth", &Settled::truth);
+  py::class_<decoder::Problem>(m, "DecoderProblem").def(py::init(&make_problem));
+  py::class_<decoder::Chosen>(m, "DecoderChoice")
+      .def_property_readonly("c", [](const decoder::Chosen& c) { return stacked(c.c); })
+      .def_property_readonly("predicted",
+                             [](const decoder::Chosen& c) { return c.predicted.mean; })
+      .def_property_readonly(
+          "bound", [](const decoder::Chosen& c) { return c.predicted.bound; });
+  py::class_<decoder::Learned>(m, "LearnedDecoder")
+      .def(py::init([](int tiles, std::shared_ptr<Network> network) {
+             return std::make_unique<decoder::Learned>(tiles, std::move(network));
+           }),
+           "tiles"_a, "network"_a)
+      .def("choose", &decoder::Learned::choose, "problem"_a)
+      .def(
+          "learn",
+          [](decoder::Learned& self, const decoder::Problem& problem,
+             const decoder::Chosen& chosen, const Array<double>& target,
+             const Array<double>& norm) {
+            self.learn(problem, chosen, make_label(target, norm));
+          },
+          "problem"_a, "chosen"_a, "target"_a, "norm"_a)
+      .def("replay", &decoder::Learned::replay, "problem"_a)
+      .def("state", &decoder::Learned::state)
+      .def("restore", &decoder::Learned::restore, "state"_a);
+}
+
+}  // namespace codedgrad

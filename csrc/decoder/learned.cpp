@@ -1,0 +1,205 @@
+#include "decoder/learned.h"
+
+#include <algorithm>
+#include <cmath>
+#include <stdexcept>
+#include <string>
+
+namespace codedgrad::decoder {
+namespace {
+
+constexpr double kSlow = 0.97, kFast = 0.8;
+constexpr int kGateLabels = 20;
+constexpr double kGateRatio = 1.01;
+constexpr double kFarthest = 6.0, kFloor = 1e-12;
+constexpr int kPerTile = kSpan * kSpan + kSpan;
+constexpr std::size_t kState = 3 * kPerTile + 2 * kCandidates + 4 + 5;
+
+using Row = std::array<double, kCandidates>;
+
+// log(e_k / min_k e), at most kFarthest, into feature `i` of one tile.
+void relative(const Row& errors, int i, Features* out) {
+  Row logs;
+  for (int k = 0; k < kCandidates; ++k) logs[k] = std::log(errors[k] + kFloor);
+  const double least = *std::min_element(logs.begin(), logs.end());
+  for (int k = 0; k < kCandidates; ++k) {
+    (*out)[k][i] = std::min(logs[k] - least, kFarthest);
+  }
+}
+
+}  // namespace
+
+Learned::Learned(int tiles, std::shared_ptr<const Network> network)
+    : tiles_(tiles),
+      network_(std::move(network)),
+      squares_(tiles),
+      slow_(tiles, Row{}),
+      fast_(tiles, Row{}) {}
+
+Chosen Learned::choose(const Problem& problem) const {
+  Chosen chosen;
+  chosen.candidates = squares_.candidates(problem);
+  const auto f = features(problem, chosen.candidates);
+  const auto context = contexts(problem);
+  chosen.mixed.assign(tiles_, Coefficients{});
+  chosen.t = chosen.s = 0.0;
+  for (int i = 0; i < tiles_; ++i) {
+    const Choice choice = decoder::choose(*network_, f[i], context[i], labels());
+    for (int k = 0; k < kCandidates; ++k) {
+      for (int s = 0; s < kSpan; ++s) {
+        chosen.mixed[i][s] += choice.w[k] * chosen.candidates[i][k][s];
+      }
+    }
+    chosen.t += choice.t / tiles_;
+    chosen.s += choice.s / tiles_;
+  }
+  const int k = gate();
+  chosen.c = chosen.mixed;
+  for (int i = 0; k >= 0 && i < tiles_; ++i) chosen.c[i] = chosen.candidates[i][k];
+  chosen.predicted = predictor_.predict(problem, chosen.c, chosen.t, chosen.s);
+  return chosen;
+}
+
+int Learned::gate() const {
+  if (labels() < kGateLabels) return -1;
+  Row pooled{};
+  for (const Row& tile : slow_) {
+    for (int k = 0; k < kCandidates; ++k) pooled[k] += tile[k];
+  }
+  const auto best = std::min_element(pooled.begin(), pooled.end());
+  if (mixture_ <= kGateRatio * *best) return -1;
+  return static_cast<int>(best - pooled.begin());
+}
+
+void Learned::learn(const Problem& problem, const Chosen& chosen, const Label& label) {
+  predictor_.learn(problem, chosen.c, label, chosen.t, chosen.s);
+  const double scale = 1.0 / energy(problem);
+  double mixed = 0.0;
+  for (int i = 0; i < tiles_; ++i) {
+    const Matrix& gram = problem.tiles[i].gram;
+    mixed += squared_error(chosen.mixed[i], gram, label.target[i], label.norm[i]);
+    for (int k = 0; k < kCandidates; ++k) {
+      const double e = scale * squared_error(chosen.candidates[i][k], gram,
+                                             label.target[i], label.norm[i]);
+      slow_[i][k] = kSlow * slow_[i][k] + e;
+      fast_[i][k] = kFast * fast_[i][k] + e;
+    }
+  }
+  mixture_ = kSlow * mixture_ + scale * mixed;
+  slow_weight_ = kSlow * slow_weight_ + 1.0;
+  fast_weight_ = kFast * fast_weight_ + 1.0;
+  squares_.learn(problem, label);
+}
+
+std::vector<Features> Learned::features(const Problem& problem,
+                                        const Choices& c) const {
+  const double scale = 1.0 / energy(problem);
+  Errors tables[3] = {slow_, fast_, Errors(tiles_, Row{})};
+  const double weights[2] = {std::max(slow_weight_, 1.0), std::max(fast_weight_, 1.0)};
+  for (int i = 0; i < tiles_; ++i) {
+    const Tile& tile = problem.tiles[i];
+    for (int k = 0; k < kCandidates; ++k) {
+      tables[0][i][k] /= weights[0];
+      tables[1][i][k] /= weights[1];
+      tables[2][i][k] = scale * squared_error(c[i][k], tile.left_gram, tile.left_target,
+                                              tile.left_norm);
+    }
+  }
+  std::vector<Features> out(tiles_, Features{});
+  const bool known[3] = {labels() > 0, labels() > 0, problem.left_count > 0};
+  for (int table = 0; table < 3; ++table) {
+    if (!known[table]) continue;
+    Row pooled{};
+    for (const Row& tile : tables[table]) {
+      for (int k = 0; k < kCandidates; ++k) pooled[k] += tile[k];
+    }
+    for (int i = 0; i < tiles_; ++i) {
+      relative(tables[table][i], 2 * table, &out[i]);
+      relative(pooled, 2 * table + 1, &out[i]);
+    }
+  }
+  return out;
+}
+
+std::vector<Context> Learned::contexts(const Problem& problem) const {
+  const double n = static_cast<double>(labels());
+  const Context same = {
+      1.0 / (1.0 + n),
+      std::log1p(std::min(n, 200.0)) / 5.0,
+      std::log(problem.count > 0 ? problem.count + 1e-9 : 1.0),
+      std::log(static_cast<double>(problem.shards)) / 4.0,
+      problem.rho,
+      std::log1p(problem.staleness) / 3.0,
+      problem.known,
+      problem.partial,
+      1.0 / (1.0 + problem.left_count),
+  };
+  std::vector<Context> out(tiles_, same);
+  for (int i = 0; i < tiles_; ++i) {
+    const Tile& tile = problem.tiles[i];
+    const Matrix& g = tile.gram;
+    const auto cosine = [&g](int a, int b) {
+      const double da = std::sqrt(g[a][a]) + 1e-150, db = std::sqrt(g[b][b]) + 1e-150;
+      return g[a][b] / da / db;
+    };
+    const double ratio = std::log((tile.left_norm + 1e-300) / (g[0][0] + 1e-300));
+    out[i][9] = cosine(0, 2);
+    out[i][10] = cosine(3, 4);
+    out[i][11] = cosine(5, 6);
+    out[i][12] = problem.left_count > 0 ? std::clamp(ratio, -4.0, 6.0) / 4.0 : 0.0;
+  }
+  return out;
+}
+
+std::vector<double> Learned::state() const {
+  std::vector<double> out;
+  for (int kind = 0; kind < 3; ++kind) {
+    Equations sum;
+    for (const Equations& e : *squares_.kind(kind)) sum.add(1, 1, e.gram, e.target);
+    for (const auto& row : sum.gram) out.insert(out.end(), row.begin(), row.end());
+    out.insert(out.end(), sum.target.begin(), sum.target.end());
+  }
+  for (const Errors* errors : {&slow_, &fast_}) {
+    Row pooled{};
+    for (const Row& tile : *errors) {
+      for (int k = 0; k < kCandidates; ++k) pooled[k] += tile[k];
+    }
+    out.insert(out.end(), pooled.begin(), pooled.end());
+  }
+  out.insert(out.end(),
+             {slow_weight_, fast_weight_, mixture_, static_cast<double>(labels())});
+  const auto predictor = predictor_.state();
+  out.insert(out.end(), predictor.begin(), predictor.end());
+  return out;
+}
+
+void Learned::restore(const std::vector<double>& state) {
+  const bool finite = std::all_of(state.begin(), state.end(),
+                                  [](double v) { return std::isfinite(v); });
+  if (state.size() != kState || !finite) {
+    throw std::invalid_argument("a decoder's state must be " + std::to_string(kState) +
+                                " finite numbers, got " + std::to_string(state.size()));
+  }
+  const double* at = state.data();
+  const double share = 1.0 / tiles_;
+  for (int kind = 0; kind < 3; ++kind) {
+    Equations sum;
+    for (auto& row : sum.gram) {
+      for (double& value : row) value = share * *at++;
+    }
+    for (double& value : sum.target) value = share * *at++;
+    for (Equations& e : *squares_.kind(kind)) e = sum;
+  }
+  for (Errors* errors : {&slow_, &fast_}) {
+    Row row;
+    for (double& value : row) value = share * *at++;
+    for (Row& tile : *errors) tile = row;
+  }
+  slow_weight_ = *at++, fast_weight_ = *at++, mixture_ = *at++;
+  squares_.set_labels(static_cast<long>(*at++));
+  std::array<double, 5> predictor;
+  std::copy(at, at + 5, predictor.begin());
+  predictor_.restore(predictor);
+}
+
+}  // namespace codedgrad::decoder

@@ -1,0 +1,49 @@
+// The learned decoder: which coefficients, and how wrong. Twin of statistics.py and
+// learned.py in codedgrad/decoders. One object per slice of a bucket; one thread.
+#pragma once
+
+#include <memory>
+
+#include "decoder/network.h"
+
+namespace codedgrad::decoder {
+
+// What was chosen in a step, kept until its label comes.
+struct Chosen {
+  std::vector<Coefficients> c;  // what the gate let through, by tile
+  std::vector<Coefficients> mixed;
+  Choices candidates;
+  double t = 0.5, s = 0.0;
+  Prediction predicted;
+};
+
+class Learned {
+ public:
+  Learned(int tiles, std::shared_ptr<const Network> network);
+
+  Chosen choose(const Problem& problem) const;
+  void learn(const Problem& problem, const Chosen& chosen, const Label& label);
+  void replay(const Problem& problem) { squares_.replay(problem); }
+  long labels() const { return squares_.labels(); }
+
+  // What the job has learned, pooled over tiles, so that another slice of the same
+  // model can begin from it. restore() throws std::invalid_argument on another length.
+  std::vector<double> state() const;
+  void restore(const std::vector<double>& state);
+
+ private:
+  using Errors = std::vector<std::array<double, kCandidates>>;  // by tile
+  int gate() const;                                             // -1: the mixture
+  std::vector<Features> features(const Problem& problem, const Choices& c) const;
+  std::vector<Context> contexts(const Problem& problem) const;
+
+  const int tiles_;
+  const std::shared_ptr<const Network> network_;
+  LeastSquares squares_;
+  Errors slow_, fast_;
+  double slow_weight_ = 0.0, fast_weight_ = 0.0;
+  double mixture_ = 0.0;
+  Predictor predictor_;
+};
+
+}  // namespace codedgrad::decoder

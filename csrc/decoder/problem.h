@@ -1,0 +1,72 @@
+// One step of one owner in inner products: the twin of codedgrad/decoders/gram.py,
+// which defines every symbol. Knows shards and vectors; no workers, no messages.
+#pragma once
+
+#include <array>
+#include <vector>
+
+namespace codedgrad::decoder {
+
+// arrived, previous, average, last_missing, last_arrived, mean_missing, mean_arrived,
+// partial; the order of SPAN in gram.py.
+constexpr int kSpan = 8;
+
+using Coefficients = std::array<double, kSpan>;
+using Matrix = std::array<Coefficients, kSpan>;  // symmetric
+
+struct Tile {
+  Matrix gram{};          // <v_i, v_j>
+  Coefficients cross{};   // <R, v_i>
+  double total_norm = 0;  // <R, R>
+  Matrix left_gram{};     // means over the left-out shards
+  Coefficients left_target{};
+  double left_norm = 0;
+};
+
+struct Problem {
+  std::vector<Tile> tiles;
+  double rho = 0;  // missing share
+  int count = 0;   // shards of which something is missing
+  int shards = 0;
+  double staleness = 0, known = 1, partial = 0;
+  int left_count = 0;
+};
+
+struct Label {
+  std::vector<Coefficients> target;  // <x, v_i> by tile
+  std::vector<double> norm;          // <x, x>
+};
+
+// The state of the k shards when the owner decodes.
+struct Shards {
+  std::vector<double> alpha;   // arrived share
+  std::vector<double> weight;  // share of the batch; sums to 1
+  std::vector<char> seen;      // remembered
+  std::vector<double> age;     // of the memory, in steps
+  int size() const { return static_cast<int>(alpha.size()); }
+  int vectors() const { return 3 * size() + 2; }
+};
+
+// The span as combinations of U = (rows, last, mean, previous, average), row-major
+// [3 k + 2, kSpan].
+std::vector<double> span_weights(const Shards& shards);
+
+// From `base` [tiles, n, n], the inner products of U (n = 3 k + 2), and the weights.
+Problem make_problem(const std::vector<double>& base, int tiles, const Shards& shards,
+                     const std::vector<double>& weights);
+
+// |x - V c|^2 >= 0.
+double squared_error(const Coefficients& c, const Matrix& gram,
+                     const Coefficients& target, double norm);
+
+// Positive: squared length of what arrived and of the running average, all tiles.
+double energy(const Problem& problem);
+
+// |R + rho V c|^2, all tiles.
+double estimate_norm(const Problem& problem, const std::vector<Coefficients>& c);
+
+// |g^ - g|^2 / |g|^2 once the missing part is known; infinite where g is 0.
+double true_error(const Problem& problem, const std::vector<Coefficients>& c,
+                  const Label& label);
+
+}  // namespace codedgrad::decoder
