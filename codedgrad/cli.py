@@ -7,7 +7,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from codedgrad import doctor
-from codedgrad.commands import plan, report, simulate, trace
+from codedgrad.commands import decoder, plan, report, simulate, trace
 from codedgrad.errors import CodedGradError
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ _COMMANDS: tuple[Adder, ...] = (
     simulate.add,
     plan.add,
     report.add,
+    decoder.add,
 )
 
 

@@ -42,7 +42,7 @@ LAYERS: dict[str, set[str]] = {
     "simulate": BASE | {"codes", "traces"},
     "monitor": BASE | {"reports", "traces"},
     "doctor": BASE | {"startup"},
-    "commands": BASE | {"monitor", "simulate", "traces"},
+    "commands": BASE | {"decoders", "monitor", "simulate", "traces"},
     "cli": BASE | {"commands", "doctor"},
     "__main__": {"cli"},
 }

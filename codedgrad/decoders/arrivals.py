@@ -47,7 +47,8 @@ class Arrivals:
         A row with NaN or Inf is refused: its fraction becomes 0.
 
         Raises:
-            ConfigError: shapes do not fit, or a fraction is outside [0, 1].
+            ConfigError: shapes do not fit, a fraction is outside [0, 1], or the weights
+                are not shares of the batch.
         """
         rows = np.asarray(rows)
         alpha = np.array(fraction, np.float64)
@@ -60,6 +61,10 @@ class Arrivals:
             raise ConfigError(f"fractions must be 0 to 1, got {alpha.tolist()}")
         k = len(alpha)
         share = np.full(k, 1.0 / k) if weight is None else np.asarray(weight, float)
+        if share.shape != (k,) or (share < 0).any() or abs(share.sum() - 1) > 1e-6:
+            raise ConfigError(
+                f"weight must be [k], not negative, of sum 1; got {share.tolist()}"
+            )
         finite = np.asarray(np.isfinite(rows).all(axis=1))
         alpha[~finite] = 0.0
         clean = rows if finite.all() else np.where(finite[:, None], rows, 0.0)

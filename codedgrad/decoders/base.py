@@ -10,6 +10,7 @@ import numpy as np
 from codedgrad.decoders.candidates import FIXED
 from codedgrad.decoders.gram import problem, vectors
 from codedgrad.decoders.predictor import Predictor
+from codedgrad.errors import ConfigError
 
 if TYPE_CHECKING:
     from codedgrad.decoders.arrivals import Arrivals, Memory, Vector
@@ -61,7 +62,17 @@ class Decoder(ABC):
         Args:
             arrivals: of the step.
             memory: before the step; its `bounds` are the tiles.
+
+        Raises:
+            ConfigError: arrivals, memory and decoder are not of the same model.
         """
+        shape = (len(memory.seen), int(memory.bounds[-1]))
+        if arrivals.rows.shape != shape or len(memory.bounds) - 1 != self.tiles:
+            raise ConfigError(
+                f"arrivals are {arrivals.rows.shape}, memory is {shape} in "
+                f"{len(memory.bounds) - 1} tiles, the decoder has {self.tiles} tiles: "
+                "after a change of the model start with a new memory and decoder"
+            )
         total = arrivals.total()
         if arrivals.missing <= 0.0:
             return Estimate(total, 0.0, 0.0)

@@ -57,8 +57,8 @@ _TINY, _SMALL = 1e-6, 1e-2  # ridge, relative to the normalised Gram matrix
 
 
 def energy(problem: Problem) -> float:
-    """S > 0: squared length of what arrived and of the running average."""
-    return float(np.sum(problem.gram[:, 0, 0] + problem.gram[:, 2, 2])) + 1e-300
+    """S >= 0: squared length of what arrived and of the running average."""
+    return float(np.sum(problem.gram[:, 0, 0] + problem.gram[:, 2, 2]))
 
 
 def solve(gram: Array, target: Array, ridge: float) -> Array:
@@ -91,16 +91,20 @@ class LeastSquares:
         self.replays = 0
 
     def learn(self, problem: Problem, label: Label) -> None:
-        """One label."""
-        scale = 1.0 / energy(problem)
+        """One label; a step without energy teaches nothing."""
+        s = energy(problem)
+        if s <= 0.0:
+            return
+        scale = 1.0 / s
         for i, keep in enumerate((_SLOW, _FAST)):
             self._add(i, keep, scale, problem.gram, label.target)
         self.labels += 1
 
     def replay(self, problem: Problem) -> None:
         """A step's left-out problems; call after the step."""
-        if problem.left_count:
-            scale = 1.0 / energy(problem)
+        s = energy(problem)
+        if problem.left_count and s > 0.0:
+            scale = 1.0 / s
             self._add(2, _LEFT, scale, problem.left_gram, problem.left_target)
             self.replays += 1
 
@@ -113,7 +117,8 @@ class LeastSquares:
         tiles = len(problem.gram)
         out = np.empty((tiles, K, P))
         out[:, : len(FIXED)] = np.array(list(FIXED.values()))
-        scale = 0.5 / energy(problem)
+        s = energy(problem)
+        scale = 0.5 / s if s > 0.0 else 0.0
         now = (scale * problem.left_gram, scale * problem.left_target)
         slow, fast, left = zip(self.gram, self.target, strict=True)
         past = (left[0] + now[0], left[1] + now[1])

@@ -20,6 +20,7 @@ from codedgrad.decoders.saga import Saga
 from codedgrad.decoders.shrink import Shrink
 from codedgrad.decoders.stale import Stale
 from codedgrad.decoders.zero import Zero
+from codedgrad.errors import ConfigError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -96,6 +97,20 @@ def _population(
     row["population"][step.number] = error / max(float((want**2).sum()), 1e-300)
 
 
+def population_of_batch(recording: Recording) -> Array:
+    """The batch's own gradient [steps], judged as an estimate of the population's.
+
+    |g - p|^2 / |p|^2: what no decoder of the batch is asked to beat.
+    """
+    out = np.zeros(len(recording.grads))
+    if recording.population is None:
+        return out
+    for t, want in enumerate(recording.population.astype(np.float64)):
+        got = recording.grads[t].astype(np.float64).mean(axis=(0, 1))
+        out[t] = ((got - want) ** 2).sum() / max(float((want**2).sum()), 1e-300)
+    return out
+
+
 def summary(found: dict[str, dict[str, Array]]) -> dict[str, dict[str, Any]]:
     """By decoder the figures of `codedgrad decoder eval`, first 10 % left out.
 
@@ -103,7 +118,18 @@ def summary(found: dict[str, dict[str, Array]]) -> dict[str, dict[str, Any]]:
     of its error over rescaling's. first_50: mean over the first 50 steps.
     calibration: mean predicted over mean true error. exceeded: share of the steps whose
     error is above the bound. population: the mean against the population's gradient.
+
+    Raises:
+        ConfigError: every step's gradient is 0.
     """
+    # Relative to a gradient of 0 an error is infinite: such steps count for nobody.
+    there = np.all([np.isfinite(rows["true"]) for rows in found.values()], axis=0)
+    if not there.any():
+        raise ConfigError("the recording has no step with a gradient")
+    found = {
+        name: {key: row[there] for key, row in rows.items()}
+        for name, rows in found.items()
+    }
     rescale = found["rescale"]["true"]
     skip = int(SKIPPED * len(rescale))
     floor = 1e-30

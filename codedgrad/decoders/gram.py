@@ -13,23 +13,22 @@ missing mean x (the part that has not arrived) has weights that sum to about 1.
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from codedgrad.decoders.arrivals import Arrivals, Memory
 
-    Array = NDArray[np.float64]
+Array = NDArray[np.float64]
 
 SPAN = (
     "arrived",  # A = R / (1 - rho)
     "previous",  # the last decoded gradient
     "average",  # the running average of decoded gradients
-    "last_missing",  # sum_j delta_j w_j h_j / rho
+    "last_missing",  # sum_j w_j (h_j - alpha_j rows_j) / rho over shards not complete
     "last_arrived",  # sum_j alpha_j w_j h_j / (1 - rho)
     "mean_missing",  # as the last two, of the shards' running means
     "mean_arrived",
@@ -109,6 +108,9 @@ def span_weights(
         delta: [k], missing share; in a left-out problem they do not add up to 1.
         weight: [k].
         seen: [k], the shard is remembered; where it is not, A stands for its memory.
+
+    Of a shard of which a part has arrived, memory tells the missing part as what it
+    remembers of the whole less what has arrived.
     """
     k = len(alpha)
     v = np.zeros((3 * k + 2, P))
@@ -127,6 +129,9 @@ def span_weights(
         else:
             v[:, i + 1] = v[:, 0]
     part = (alpha > 0.0) & (delta > 0.0)
+    for j in np.flatnonzero(part & seen):
+        v[k + j, 3] += a[j] / missing
+        v[j, 3] -= a[j] / missing
     if part.any():
         v[:k, 7] = np.where(part, d, 0.0) / missing
         v[:, 7] -= v[:, 0] * (d[part].sum() / missing)
@@ -189,6 +194,18 @@ def _leave_one_out(
         left += 1
     scale = 1.0 / max(1, left)
     return gram * scale, target * scale, norm * scale, left
+
+
+def without(problem: Problem, keep: Array) -> Problem:
+    """The problem with the span's vectors times keep [P], 0 or 1."""
+    square = keep[:, None] * keep
+    return replace(
+        problem,
+        gram=problem.gram * square,
+        total=problem.total * np.append(keep, 1.0),
+        left_gram=problem.left_gram * square,
+        left_target=problem.left_target * keep,
+    )
 
 
 def label(u: Array, v: Array, x: Array, bounds: NDArray[np.int64]) -> Label:

@@ -73,8 +73,10 @@ class Learned(Decoder):
             return
         _, candidates, mixed, mixing = known
         self.predictor.learn(problem, c, label, *mixing)
-        error = squared_error(mixed, problem.gram, label.target, label.norm).sum()
-        self._mixture = _KEEP * self._mixture + float(error) / energy(problem)
+        s = energy(problem)
+        if s > 0.0:
+            error = squared_error(mixed, problem.gram, label.target, label.norm).sum()
+            self._mixture = _KEEP * self._mixture + float(error) / s
         self.statistics.learn(problem, candidates, label)
 
     def replay(self, problem: Problem) -> None:

@@ -18,6 +18,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -42,6 +43,7 @@ SHAPES = {
 FARTHEST = 6.0  # of a log error from the best candidate's
 STRONGEST = 2.0  # prior of a candidate
 _FLOOR = 1e-12
+_UNREADABLE = (OSError, ValueError, EOFError, TypeError, AttributeError, BadZipFile)
 
 
 @dataclass(frozen=True)
@@ -78,10 +80,24 @@ class Network:
             ) from None
 
     @classmethod
+    def load(cls, path: str | Path) -> Network:
+        """From an .npz archive.
+
+        Raises:
+            ConfigError: no such file, or not one of these.
+        """
+        try:
+            with Path(path).open("rb") as raw, np.load(raw) as file:
+                return cls.of(file)
+        except ConfigError:
+            raise
+        except _UNREADABLE as error:
+            raise ConfigError(f"cannot read decoder network {path}: {error}") from None
+
+    @classmethod
     def pretrained(cls) -> Network:
         """What the package ships, fitted by benchmarks/fit_decoder.py."""
-        with np.load(Path(__file__).with_name("pretrained.npz")) as file:
-            return cls.of(file)
+        return cls.load(Path(__file__).with_name("pretrained.npz"))
 
     def __call__(
         self, features: Array, context: Array, labels: float

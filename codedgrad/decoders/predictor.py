@@ -52,6 +52,9 @@ class Predictor:
     def raw_error(self, problem: Problem, c: Array, t: float, s: float) -> float:
         """E / (|g^|^2 + e), before kappa."""
         unit = _unit(problem)
+        if unit <= 0.0:  # nothing to measure by
+            nothing = problem.rho < 1.0 and _estimate_norm(problem, c) == 0.0
+            return 0.0 if nothing else 1.0
         left = self._left(problem, c)
         past = self.past / self.weight if self.weight else left
         if not problem.left_count:
@@ -118,7 +121,10 @@ def _estimate_norm(problem: Problem, c: Array) -> float:
 
 
 def true_error(problem: Problem, c: Array, label: Label) -> float:
-    """|g^ - g|^2 / |g|^2 with the missing part known; inf where g is 0."""
+    """|g^ - g|^2 / |g|^2 with the missing part known.
+
+    Where g is 0: 0 for an estimate of 0, inf for another.
+    """
     rho = problem.rho
     error = squared_error(c, problem.gram, label.target, label.norm)
     norm = (
@@ -127,4 +133,7 @@ def true_error(problem: Problem, c: Array, label: Label) -> float:
         + rho**2 * label.norm
     )
     whole = float(norm.sum())
-    return rho**2 * float(error.sum()) / whole if whole > 0.0 else math.inf
+    wrong = rho**2 * float(error.sum())
+    if wrong == 0.0:
+        return 0.0
+    return wrong / whole if whole > 0.0 else math.inf

@@ -38,12 +38,16 @@ class Statistics:
 
     def learn(self, problem: Problem, candidates: Array, label: Label) -> None:
         """The label of a step whose candidates were these [T, K, P]."""
+        s = energy(problem)
+        if s <= 0.0:
+            return
         error = squared_error(
             candidates,
             problem.gram[:, None],
             label.target[:, None],
             label.norm[:, None],
-        ) / energy(problem)
+        )
+        error = error / s
         for i, keep in enumerate((_SLOW, _FAST)):
             self.errors[i] = keep * self.errors[i] + error
             self.weight[i] = keep * self.weight[i] + 1.0
@@ -56,7 +60,7 @@ class Statistics:
             problem.left_gram[:, None],
             problem.left_target[:, None],
             problem.left_norm[:, None],
-        ) / energy(problem)
+        ) / (energy(problem) or 1.0)
         tables = []
         for i in range(2):
             tables.append(self.errors[i] / max(self.weight[i], 1.0))
