@@ -24,6 +24,7 @@ from codedgrad.errors import (
 from codedgrad.faults import Faults
 from codedgrad.gradient import CodedGradient
 from codedgrad.optimizer import DistributedOptimizer
+from codedgrad.policy import approximate
 from codedgrad.runtime import (
     barrier,
     init,
@@ -50,6 +51,7 @@ __all__ = [
     "ShardBatchSampler",
     "ShardSampler",
     "WorkerError",
+    "approximate",
     "barrier",
     "broadcast_optimizer_state",
     "broadcast_parameters",

@@ -57,6 +57,69 @@ class Counters:
     slices_decoded: int
     bytes_sent: int
     decode_s: float
+    rows_refused: int
+    slices_settled: int
+    choose_s: float
+    learn_s: float
+
+class Network:
+    def __init__(
+        self, w1: ArrayLike, b1: ArrayLike, w2: ArrayLike, b2: ArrayLike
+    ) -> None: ...
+
+class Approximate:
+    def __init__(
+        self,
+        max_error: float,
+        patience: float,
+        compensate: bool,
+        left: ArrayLike,
+        right: ArrayLike,
+        parent: ArrayLike,
+        start: ArrayLike,
+        stop: ArrayLike,
+        units: list[int],
+        weights: list[float],
+        tensors: list[int],
+        network: Network,
+    ) -> None: ...
+
+class Settled:
+    step: int
+    bucket: int
+    missing: float
+    predicted: float
+    bound: float
+    truth: float
+
+class DecoderProblem:
+    def __init__(
+        self,
+        base: NDArray[np.float64],
+        alpha: list[float],
+        weight: list[float],
+        seen: list[bool],
+        age: list[float],
+    ) -> None: ...
+
+class DecoderChoice:
+    c: NDArray[np.float64]
+    predicted: float
+    bound: float
+
+class LearnedDecoder:
+    def __init__(self, tiles: int, network: Network) -> None: ...
+    def choose(self, problem: DecoderProblem) -> DecoderChoice: ...
+    def learn(
+        self,
+        problem: DecoderProblem,
+        chosen: DecoderChoice,
+        target: NDArray[np.float64],
+        norm: NDArray[np.float64],
+    ) -> None: ...
+    def replay(self, problem: DecoderProblem) -> None: ...
+    def state(self) -> list[float]: ...
+    def restore(self, state: list[float]) -> None: ...
 
 class Arrival:
     step: int
@@ -76,6 +139,7 @@ class Exchange:
         plan: Plan,
         wire: str = "float32",
         narrow_buckets: int = 0,
+        approximate: Approximate | None = None,
     ) -> None: ...
     def close(self) -> None: ...
     def begin(self, step: int, timeout_s: float) -> tuple[bool, list[int]]: ...
@@ -86,5 +150,9 @@ class Exchange:
     def take(self, step: int) -> Buffer: ...
     def acquire(self) -> Buffer: ...
     def post(self, step: int, row: int, data: Buffer, bucket: int = -1) -> None: ...
+    def past_half(self, step: int) -> bool: ...
+    def drain_settled(self) -> list[Settled]: ...
+    def decoder_states(self) -> list[list[float]]: ...
+    def restore_decoders(self, state: list[float]) -> None: ...
     def drain_arrivals(self) -> list[Arrival]: ...
     def counters(self) -> Counters: ...

@@ -184,6 +184,10 @@ class Payload:
         last = bisect.bisect_left(self.bucket_starts, begin + size) - 1
         return range(first, last + 1) if size else range(0)
 
+    def tensor_ends(self) -> list[int]:
+        """Where each gradient ends in a row, rising."""
+        return list(itertools.accumulate(reversed(self._sizes)))
+
     def describe(self) -> list[tuple[str, str]]:
         """(name, what it is) of everything in the payload, to compare workers."""
         rows = [

@@ -40,8 +40,11 @@ class Exchange:
         *,
         window: int,
         first_step: int = 0,
+        approximate: Any = None,
     ) -> None:
         """Open a session of the engine. All workers do so in the same order.
+
+        `approximate`: see `codedgrad.estimates.engine_settings`; None: exact.
 
         Raises:
             ConfigError: the engine refuses the settings (window, buckets, rows).
@@ -88,6 +91,7 @@ class Exchange:
                 plan,
                 payload.wire,
                 payload.narrow_buckets,
+                approximate,
             )
         except ValueError as error:
             raise ConfigError(str(error)) from None
@@ -135,6 +139,32 @@ class Exchange:
         """True when `step` is decoded (or the job failed). A few 100 ns."""
         return bool(self._core.done(step))
 
+    def past_half(self, step: int) -> bool:
+        """True when half of the batch has arrived here (never in an exact session)."""
+        return bool(self._core.past_half(step))
+
+    def settled(self) -> list[Any]:
+        """New estimates: step, bucket, missing, predicted, bound, truth (-1: unknown).
+
+        An estimate comes twice, the second time with the truth, if that gets known.
+        """
+        return list(self._core.drain_settled())
+
+    def decoder_states(self) -> list[list[float]]:
+        """What the decoders of the own slices have learned, by bucket."""
+        return [list(s) for s in self._call(self._core.decoder_states)]
+
+    def restore_decoders(self, state: list[float]) -> None:
+        """Let all of them begin from `state`.
+
+        Raises:
+            ConfigError: it has another length, or is not finite.
+        """
+        try:
+            self._call(self._core.restore_decoders, state)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+
     def has(self, step: int, row: int) -> bool:
         """True when `row` has arrived here or is implied by what has."""
         return bool(self._core.has(step, row))
@@ -169,7 +199,7 @@ class Exchange:
     def arrivals(self) -> Iterator[tuple[int, int, int, int, float]]:
         """New (step, worker, row, kind, monotonic seconds).
 
-        Kind 0: useful; 1: redundant; 2: late.
+        Kind 0: useful; 1: redundant; 2: late; 3: refused (NaN or Inf).
         """
         for a in self._core.drain_arrivals():
             yield a.step, a.source, a.row, a.kind, a.time_s
@@ -184,6 +214,10 @@ class Exchange:
             "slices_decoded",
             "bytes_sent",
             "decode_s",
+            "rows_refused",
+            "slices_settled",
+            "choose_s",
+            "learn_s",
         )
         return {name: getattr(c, name) for name in names}
 

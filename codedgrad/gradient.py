@@ -19,9 +19,11 @@ from codedgrad.boundaries import Abandoned
 from codedgrad.buckets import Payload
 from codedgrad.engine import Exchange
 from codedgrad.errors import ConfigError, WorkerError
+from codedgrad.estimates import LatePass, checkpoint, engine_settings, restore
 from codedgrad.faults import Faults, Injector
 from codedgrad.passes import Passes, Stopwatch
 from codedgrad.patience import Patience
+from codedgrad.policy import Approximate, resolve
 from codedgrad.reporting import Reporter, StepState
 from codedgrad.traces import Recorder
 
@@ -32,6 +34,9 @@ if TYPE_CHECKING:
     from codedgrad.codes import Code
     from codedgrad.reports import RunRecord, StepReport
     from codedgrad.shards import ShardSampler, StepShards
+
+
+_NONFINITE = ("raise", "continue", "refuse")
 
 
 class CodedGradient:
@@ -57,7 +62,8 @@ class CodedGradient:
         bucket_mb: float | None = None,
         overlap: bool = True,
         wire: str = "float32",
-        on_nonfinite: str = "raise",
+        policy: str | Approximate = "exact",
+        on_nonfinite: str | None = None,
         faults: Faults | str | None = None,
         log: str | Path | None = None,
     ) -> None:
@@ -81,7 +87,12 @@ class CodedGradient:
                 still depend on nobody's lateness, but on the number of workers (see
                 `codedgrad.buckets`). float16 overflows beyond 65,504 and loses what
                 is below 6e-8: scale the loss. Not for codes with `linear=True`.
-            on_nonfinite: "raise", or "continue" (counted in `nonfinite`).
+            policy: "exact": a step ends when the arrivals cover the batch; or
+                `codedgrad.approximate(max_error=...)`: or when a learned decoder's
+                estimate is good enough.
+            on_nonfinite: "raise"; "continue" (counted in `nonfinite`); or, under an
+                approximate policy and there the default, "refuse": owners leave such
+                rows out and estimate the step from the others.
             faults: slowness to inject, for experiments; else CODEDGRAD_FAULTS.
             log: folder to record this run's own seconds of compute in, one file per
                 worker; for `codedgrad plan` (see `codedgrad.traces`).
@@ -100,6 +111,7 @@ class CodedGradient:
             bucket_mb,
             overlap,
             wire,
+            policy,
             on_nonfinite,
             faults,
             log,
@@ -120,7 +132,8 @@ class CodedGradient:
         bucket_mb: float | None,
         overlap: bool,
         wire: str,
-        on_nonfinite: str,
+        policy: str | Approximate,
+        on_nonfinite: str | None,
         faults: Faults | str | None,
         log: str | Path | None,
     ) -> None:
@@ -131,9 +144,14 @@ class CodedGradient:
                 f"the code is for {self.code.workers} workers and the job has "
                 f"{here.size}; build it with codedgrad.size()"
             )
-        if on_nonfinite not in ("raise", "continue"):
+        self._policy = resolve(policy) if here.size > 1 else None
+        if on_nonfinite is None:
+            on_nonfinite = "raise" if self._policy is None else "refuse"
+        known = ("raise", "continue") if policy == "exact" else _NONFINITE
+        if on_nonfinite not in known:
             raise ConfigError(
-                f'on_nonfinite must be "raise" or "continue", got {on_nonfinite!r}'
+                f"on_nonfinite must be one of {known} under {policy}, got "
+                f"{on_nonfinite!r}"
             )
         self.model = model
         self.faults = _parse_faults(faults, here.size)
@@ -162,7 +180,8 @@ class CodedGradient:
         self._reporter = Reporter(self.code, here.rank, self._patience, recorder)
         self._window = window
         self._step = 0
-        self._exchange = Exchange(here, self.code, self._payload, window=window)
+        self._late = LatePass(window, active=self._policy is not None)
+        self._exchange = self._open(0)
         self._rows = [
             (row.after, self._exchange.row_of(here.rank, i), row)
             for i, row in enumerate(self.code.rows[here.rank])
@@ -176,6 +195,7 @@ class CodedGradient:
                 ("window", str(window)),
                 ("bucket_mb", str(bucket_mb)),
                 ("wire", wire),
+                ("policy", str(self._policy or "exact")),
                 ("torch", torch.__version__),
                 *self._payload.describe(),
             ],
@@ -250,12 +270,19 @@ class CodedGradient:
         self._passes.begin(step)
         try:
             for item in range(self.code.required[rank]):
-                self._compute(item, state, loss_fn, shards, lambda: self._over(step))
+                self._compute(
+                    item,
+                    state,
+                    loss_fn,
+                    shards,
+                    lambda: self._late.needless(self._exchange, step),
+                )
         except Abandoned:
             state.abandoned = True
             state.done = self._passes.progress()
         else:
             self._passes.note_duration(clock.total())
+        self._late.over(abandoned=state.abandoned)
 
     def _help_until_decoded(
         self, state: StepState, loss_fn: Callable[..., Tensor], shards: StepShards
@@ -313,8 +340,16 @@ class CodedGradient:
         # A required item is abandoned only once its step is decoded: only then may
         # some buckets of a row have been sent and others never come.
         early = self._overlap and item < self.code.required[rank]
+        own = item < self.code.required[rank]
         self._passes.row(
-            node, done.tensor, loss_fn, shards, step, needless, send if early else None
+            node,
+            done.tensor,
+            loss_fn,
+            shards,
+            step,
+            needless,
+            send if early else None,
+            self._late.sender(self._exchange, self.code, step) if own else None,
         )
         if early:
             return
@@ -364,25 +399,45 @@ class CodedGradient:
 
     # ---- checkpoints ----
 
-    def state_dict(self) -> dict[str, int]:
-        """What a checkpoint needs: the number of the next step."""
-        return {"step": self._step}
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint needs: the next step's number, what the decoder learned.
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on from a checkpoint. Collective; all workers load the same step."""
+        Any worker may load any worker's; the decoder's memory of gradients is not in
+        it and fills within a step.
+        """
+        state: dict[str, Any] = {"step": self._step}
+        if self._policy is not None:
+            state["decoder"] = checkpoint(self._exchange, self.code, self._payload)
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a checkpoint. Collective; all workers load the same step.
+
+        Raises:
+            ConfigError: its decoder was trained with another code or model.
+        """
         step = int(state["step"])
         with self._failing_together("could not load a checkpoint"):
             runtime.check_agreement("checkpoint", [("step", str(step))])
             self._exchange.close()
-            self._exchange = Exchange(
-                self._runtime,
-                self.code,
-                self._payload,
-                window=self._window,
-                first_step=step,
-            )
+            self._exchange = self._open(step)
             self._step = step
+            if self._policy is not None and "decoder" in state:
+                restore(self._exchange, self.code, self._payload, state["decoder"])
             runtime.barrier()
+
+    def _open(self, first_step: int) -> Exchange:
+        settings = None
+        if self._policy is not None:
+            settings = engine_settings(self._policy, self.code, self._payload)
+        return Exchange(
+            self._runtime,
+            self.code,
+            self._payload,
+            window=self._window,
+            first_step=first_step,
+            approximate=settings,
+        )
 
     def close(self) -> None:
         """End the exchange and take the hooks off the model. Collective."""

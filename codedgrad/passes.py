@@ -102,12 +102,15 @@ class Passes:
         step: int,
         needless: Callable[[], bool],
         send: Callable[[int], None] | None = None,
+        done: Callable[[int, Tensor], None] | None = None,
         depth: int = 0,
     ) -> None:
         """Compute the row of `node` into `out`; `depth` below the item's own node.
 
         `send` is called once with each bucket of `out` that is done, most of them
-        while the backward of the last micro-batch runs.
+        while the backward of the last micro-batch runs. `done` is called with every
+        node below that is finished before, and its value, which stays until a node
+        above it is.
 
         Raises:
             Abandoned: `needless` became true at a module boundary. What has been sent
@@ -124,7 +127,18 @@ class Passes:
             other = self._spare.get(level)
             if other is None:
                 other = self._spare[level] = torch.empty_like(out)
-            self.row(left, other, loss_fn, shards, step, needless, depth=level + 1)
+            self.row(
+                left,
+                other,
+                loss_fn,
+                shards,
+                step,
+                needless,
+                done=done,
+                depth=level + 1,
+            )
+            if done is not None:
+                done(left, other)
             sums.append(other)
             node = int(tree.right[node])
         self._pass(node, out, sums, loss_fn, shards, step, needless, send)

@@ -34,7 +34,10 @@ LAYERS: dict[str, set[str]] = {
     "passes": BASE
     | {"boundaries", "buckets", "codes", "faults", "overlap", "rng", "shards"},
     "reporting": {"codes", "engine", "passes", "patience", "reports", "traces"},
+    "policy": {"errors"},
+    "estimates": BASE | {"buckets", "codes", "decoders", "engine", "policy", "_engine"},
     "gradient": BASE
+    | {"estimates", "policy"}
     | {"boundaries", "buckets", "codes", "engine", "faults", "passes", "patience"}
     | {"reporting", "reports", "runtime", "shards", "traces"},
     "optimizer": BASE | {"buckets", "codes", "engine", "rng", "runtime", "shards"},
