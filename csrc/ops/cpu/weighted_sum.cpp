@@ -77,8 +77,8 @@ class Summation {
       if (wire_ == Wire::kBFloat16) round<BFloat16>(sum, n);
       if (wire_ == Wire::kFloat16) round<Float16>(sum, n);
     }
-    const Out* stored = as_out(sum, n);
-    if (!direct) store(stored, n, out);
+    const Out* stored = as_out(sum, streamed_ ? stored_.data() : out, n);
+    if (stored != out) store(stored, n, out);
     if (out2 != nullptr) store(stored, n, out2);
   }
 
@@ -89,12 +89,13 @@ class Summation {
     convert(sum, rounded, n);
     convert(rounded, sum, n);
   }
-  const Out* as_out(const Wide* sum, std::size_t n) {
+  // The sum as Out, where it lies or in `to`.
+  const Out* as_out(const Wide* sum, Out* to, std::size_t n) {
     if constexpr (std::is_same_v<Wide, Out>) {
       return sum;
     } else {
-      convert(sum, stored_.data(), n);
-      return stored_.data();
+      convert(sum, to, n);
+      return to;
     }
   }
   void store(const Out* from, std::size_t n, Out* to) const {
@@ -137,6 +138,9 @@ void weighted_sum(const std::vector<double>& weights,
     used_weights.push_back(static_cast<Wide>(weights[j]));
     used.push_back(inputs[j]);
   }
+  // Storing rounds to Out as it is.
+  if (std::is_same_v<Out, BFloat16> && wire == Wire::kBFloat16) wire = Wire::kAsIs;
+  if (std::is_same_v<Out, Float16> && wire == Wire::kFloat16) wire = Wire::kAsIs;
   const bool streamed = count * sizeof(Out) >= kStreamed;
   if (count * (used.size() + 1) < kThreaded) threads = 1;
   parallel_for((count + kChunk - 1) / kChunk, threads, [&](std::size_t chunk) {
