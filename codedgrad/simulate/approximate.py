@@ -22,6 +22,7 @@ from codedgrad.errors import ConfigError
 from codedgrad.simulate.helpers import Lists, Play, lists_of, simulate
 
 if TYPE_CHECKING:
+    from codedgrad.simulate.lag import Lag
     from codedgrad.simulate.outcome import Comm, Outcome
     from codedgrad.simulate.times import Times
 
@@ -51,7 +52,7 @@ class Settle:
         self.lost: list[float] = []
         self.errors: list[float] = []
 
-    def __call__(self, play: Play, over: float) -> float:
+    def __call__(self, play: Play, over: float, _: Lag) -> float:
         """When the step is over; `over`: when it is covered."""
         there = np.sort(play.arrivals())
         rho = 1.0 - np.arange(1, len(there) + 1) / len(there)

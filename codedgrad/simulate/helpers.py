@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
     from codedgrad.simulate.times import Times
 
-    Settle = Callable[["Play", float], float]
+    # (play, when it is covered, the lag at its begin) -> when it is over
+    Settle = Callable[["Play", float, Lag], float]
 
 _LONGEST = 1.0  # passes; this and the next as in codedgrad/patience.py
 _FORGET = 0.97
@@ -148,7 +149,7 @@ def simulate(
         play = Play(lists, start, times.pace[s], now * usual, hop)
         over = covered = play.run()
         if settle is not None:
-            over = settle(play, covered)
+            over = settle(play, covered, lag)
         out[s] = held + over + hop
         redundant[s] = play.work(over) / n
         helped_rows += play.rows(over)

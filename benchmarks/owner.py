@@ -1,0 +1,185 @@
+"""An owner that settles, for the benchmarks in virtual time: what it learns, and when.
+
+The decoder is taught by
+
+1. late rows: once no more rows of a step will come, those that came late are its
+   label. A shard of which nothing comes any more counts with what had arrived of it,
+   as if the rest had not been part of the batch.
+2. a step that did not settle: what it saw when it first looked, and then the truth.
+3. mirrors: in every step that settles, complete shards are taken away as others were
+   incomplete (with the same finished shares) and estimated. Not in the place of shards
+   whose memory is old: those that are always in time are easier to estimate.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from codedgrad.decoders.arrivals import Arrivals, Memory
+from codedgrad.decoders.base import apply
+from codedgrad.decoders.gram import label, problem, vectors
+from codedgrad.decoders.learned import Learned
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from codedgrad.decoders.base import Decoder
+
+    Array = NDArray[np.float64]
+
+MIRRORS = 2  # per settled step
+
+
+@dataclass(frozen=True)
+class Look:
+    """What an owner would decode now."""
+
+    arrivals: Arrivals
+    gradient: Array
+    predicted: float
+    bound: float
+
+
+@dataclass
+class _Waiting:
+    """A settled step of which rows may still come."""
+
+    arrivals: Arrivals
+    memory: Memory
+    late: dict[int, Array] = field(default_factory=dict)
+
+
+class Owner:
+    """Memory and decoder of one run; k shards."""
+
+    def __init__(
+        self, shards: int, bounds: NDArray[np.int64], decoder: Decoder, seed: int = 0
+    ) -> None:
+        """`bounds` [T + 1]: of the tiles; `seed`: of the mirrors."""
+        self.memory = Memory(shards, bounds)
+        self.decoder = decoder
+        self._random = np.random.default_rng(seed)
+        self._waiting: dict[int, _Waiting] = {}
+
+    def look(self, rows: Array, fraction: Array) -> Look:
+        """Decode what has arrived; changes nothing."""
+        arrivals = Arrivals.of(rows, fraction)
+        if arrivals.missing <= 1e-12:
+            return Look(arrivals, np.asarray(arrivals.total()), 0.0, 0.0)
+        inner, weights = problem(arrivals, self.memory)
+        c = self.decoder.coefficients(inner)
+        predicted, bound = self.decoder.predictor.predict(
+            inner, c, *self.decoder.mixing()
+        )
+        gradient = apply(
+            arrivals.total(),
+            vectors(arrivals, self.memory),
+            weights,
+            c,
+            inner.rho,
+            self.memory,
+        )
+        return Look(arrivals, np.asarray(gradient), predicted, bound)
+
+    def take(
+        self,
+        step: int,
+        look: Look,
+        pieces: Array | None = None,
+        first: Look | None = None,
+    ) -> None:
+        """The step ends with this.
+
+        Args:
+            step: its number.
+            look: what is decoded.
+            pieces: [k, m, D], for mirrors: micro-batches; only those of complete shards
+                are looked at. None: no partial work.
+            first: the first look, if it did not settle.
+        """
+        arrivals, memory = look.arrivals, self.memory
+        complete = arrivals.fraction >= 1.0
+        if not complete.all():
+            self._waiting[step] = _Waiting(arrivals, copy.deepcopy(memory))
+            for _ in range(MIRRORS):
+                self._mirror(arrivals, complete, pieces)
+        elif first is not None:
+            self._teach(first.arrivals, arrivals.rows, memory)
+        for j in np.flatnonzero(complete).tolist():
+            memory.shard(j, step, arrivals.rows[j])
+        memory.result(look.gradient)
+
+    def late(self, step: int, shard: int, row: Array) -> None:
+        """A late row; it may belong to an old step."""
+        self.memory.shard(shard, step, row)
+        if step in self._waiting:
+            self._waiting[step].late[shard] = row
+
+    def close(self, step: int) -> None:
+        """No more rows of this step will come."""
+        known = self._waiting.pop(step, None)
+        if known is None or not known.late:
+            return
+        before = known.arrivals
+        came = np.zeros(len(before.weight), bool)
+        came[list(known.late)] = True
+        weight = np.where(came, 1.0, before.fraction) * before.weight
+        fraction = np.where(came, before.fraction, np.ceil(before.fraction))
+        now = Arrivals.of(before.rows, fraction, weight / weight.sum())
+        full = np.array(before.rows)
+        for j, row in known.late.items():
+            full[j] = row
+        self._teach(now, full, known.memory)
+
+    def _mirror(
+        self, arrivals: Arrivals, complete: NDArray[np.bool_], pieces: Array | None
+    ) -> None:
+        there, gone = np.flatnonzero(complete), np.flatnonzero(~complete)
+        age = self.memory.decoded - self.memory.step
+        gone = gone[age[gone] <= 2.0 * np.median(age[there]) + 1.0]
+        if len(there) < 2 or not len(gone):
+            return
+        gone = self._random.permutation(gone)[: len(there) // 2]
+        stand_in = self._random.choice(there, len(gone), replace=False)
+        fraction = np.ceil(arrivals.fraction)
+        fraction[stand_in] = arrivals.fraction[gone]
+        rows = np.array(arrivals.rows)
+        if pieces is not None:
+            for j in stand_in.tolist():
+                count = round(fraction[j] * pieces.shape[1])
+                rows[j] = pieces[j, :count].mean(axis=0) if count else 0.0
+        else:
+            fraction[stand_in] = 0.0
+        weight = arrivals.weight * arrivals.fraction
+        mirrored = Arrivals.of(rows, fraction, weight / weight.sum())
+        self._teach(mirrored, arrivals.rows, self.memory)
+
+    def _teach(self, arrivals: Arrivals, full: Array, memory: Memory) -> None:
+        """`full` [k, D]: the gradient of every shard of some weight."""
+        part = np.flatnonzero(arrivals.weight > 0.0)
+        if len(part) < len(arrivals.weight):
+            arrivals = Arrivals(
+                arrivals.rows[part], arrivals.fraction[part], arrivals.weight[part]
+            )
+            full, memory = full[part], _of_shards(memory, part)
+        inner, weights = problem(arrivals, memory)
+        if not 0.0 < inner.rho < 1.0:
+            return
+        x = (arrivals.weight @ full - arrivals.total()) / inner.rho
+        u = vectors(arrivals, memory)
+        c = self.decoder.coefficients(inner)
+        self.decoder.learn(inner, c, label(u, weights, np.asarray(x), memory.bounds))
+        if isinstance(self.decoder, Learned):
+            self.decoder.replay(inner)
+
+
+def _of_shards(memory: Memory, part: NDArray[np.int64]) -> Memory:
+    """The memory of these shards alone."""
+    out = copy.copy(memory)
+    for name in ("last", "mean", "seen", "step"):
+        setattr(out, name, getattr(memory, name)[part])
+    return out
