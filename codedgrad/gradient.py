@@ -219,7 +219,7 @@ class CodedGradient:
     def steps(self, sampler: ShardSampler) -> Iterator[StepShards]:
         """One epoch of `sampler`, one item per step."""
         with self._failing_together("could not read its data"):
-            yield from sampler.steps(self.code.parts)
+            yield from sampler.steps(self.code.parts, self.code.shards)
 
     def backward(self, loss_fn: Callable[..., Tensor], shards: StepShards) -> Tensor:
         """Compute, exchange and decode one step; `p.grad` += the mean gradient.

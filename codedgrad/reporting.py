@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
+import math
+import statistics
 import time
 from typing import TYPE_CHECKING
 
-from codedgrad.reports import RunRecord, StepReport
+from codedgrad.reports import Estimate, RunRecord, StepReport
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -15,6 +18,10 @@ if TYPE_CHECKING:
     from codedgrad.passes import Stopwatch
     from codedgrad.patience import Patience
     from codedgrad.traces import Recorder
+
+log = logging.getLogger("codedgrad")
+
+_REFUSED = 3  # kind of arrival, see Exchange.arrivals
 
 
 class StepState:
@@ -46,6 +53,9 @@ class Reporter:
         self._recorder = recorder
         self._ended: float | None = None
         self._decode_s = 0.0
+        self._settles = False  # never, in an exact session
+        self._fresh: list[Estimate] = []  # of steps that are not reported yet
+        self._refused: dict[int, set[int]] = {}  # by step, the workers
 
     def end(
         self,
@@ -58,7 +68,13 @@ class Reporter:
         """Report a step that is over."""
         arrivals = self._arrivals(state, clock, exchange)
         total_s = clock.total()
-        decode_s = exchange.counters()["decode_s"]
+        refused = self._report_refused()
+        counters = exchange.counters()
+        decode_s = counters["decode_s"]
+        self._settles = self._settles or counters["slices_settled"] > 0
+        true_errors = self._drain_estimates(exchange) if self._settles else ()
+        settled = [e for e in self._fresh if e.step <= state.step]
+        self._fresh = [e for e in self._fresh if e.step > state.step]
         apply_s = 0.0 if self._ended is None else clock.start - self._ended
         self._ended = clock.start + total_s
         report = StepReport(
@@ -77,6 +93,11 @@ class Reporter:
             send_s=state.send_s,
             decode_s=max(0.0, decode_s - self._decode_s),
             apply_s=apply_s,
+            settled=len(settled),
+            missing=_mean([e.missing for e in settled]),
+            predicted_error=_mean([e.predicted for e in settled]),
+            true_errors=true_errors,
+            refused=refused,
         )
         self._decode_s = decode_s
         self.record.append(report)
@@ -89,6 +110,38 @@ class Reporter:
         if self._recorder is not None:
             self._recorder.close()
 
+    def _drain_estimates(self, exchange: Exchange) -> tuple[tuple[int, float], ...]:
+        """Record the new estimates; returns (step, true error) as they got known."""
+        true_errors = []
+        for s in exchange.settled():
+            truth = s.truth if s.truth >= 0.0 else math.nan
+            estimate = Estimate(
+                s.step, s.bucket, s.missing, s.predicted, s.bound, truth
+            )
+            self.record.settle(estimate)
+            if estimate.known:
+                true_errors.append((estimate.step, estimate.truth))
+            else:
+                self._fresh.append(estimate)
+        return tuple(true_errors)
+
+    def _report_refused(self) -> int:
+        """Say whose rows were refused; returns how many."""
+        count = 0
+        for step, workers in self._refused.items():
+            names = ", ".join(map(str, sorted(workers)))
+            log.warning(
+                "step %d: the gradient of worker(s) %s holds NaN or Inf and is left "
+                "out; the step is estimated from the others",
+                step,
+                names,
+            )
+            count += len(workers)
+            for worker in workers:
+                self.record.refused(worker)
+        self._refused.clear()
+        return count
+
     def _arrivals(
         self, state: StepState, clock: Stopwatch, exchange: Exchange
     ) -> dict[int, float]:
@@ -96,7 +149,10 @@ class Reporter:
         arrivals: dict[int, float] = {}
         own_rows = set()
         required = exchange.required_rows()
-        for step, worker, row, _, time_s in exchange.arrivals():
+        for step, worker, row, kind, time_s in exchange.arrivals():
+            if kind == _REFUSED:
+                self._refused.setdefault(step, set()).add(worker)
+                continue
             if row not in required[worker]:
                 continue
             if step == state.step:
@@ -121,3 +177,7 @@ class Reporter:
         return bool(
             tree.start[row] <= tree.start[node] and tree.stop[node] <= tree.stop[row]
         )
+
+
+def _mean(values: list[float]) -> float:
+    return statistics.fmean(values) if values else 0.0

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import logging
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
-from codedgrad import ConfigError, monitor
-from codedgrad.reports import RunRecord, StepReport
+from codedgrad import ConfigError, codes, monitor
+from codedgrad.passes import Stopwatch
+from codedgrad.patience import Patience
+from codedgrad.reporting import Reporter, StepState
+from codedgrad.reports import Estimate, RunRecord, StepReport
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -52,12 +57,100 @@ def test_summary() -> None:
     assert RunRecord().summary() == {"steps": 0}
 
 
+class Settling:
+    """An exchange of which only the reports are asked."""
+
+    def __init__(self) -> None:
+        self.found: list[list[tuple[float, ...]]] = []
+        self.came: list[tuple[int, int, int, int, float]] = []
+        self.settled_slices = 0
+        self.asked = 0
+
+    def settled(self) -> list[Any]:
+        self.asked += 1
+        names = ("step", "bucket", "missing", "predicted", "bound", "truth")
+        found = self.found.pop(0) if self.found else []
+        return [SimpleNamespace(**dict(zip(names, f, strict=True))) for f in found]
+
+    def arrivals(self) -> list[tuple[int, int, int, int, float]]:
+        came, self.came = self.came, []
+        return came
+
+    def required_rows(self) -> list[list[int]]:
+        return [[0], [1], [2]]
+
+    def counters(self) -> dict[str, float]:
+        return {"decode_s": 0.0, "slices_settled": self.settled_slices}
+
+
+def reported(steps: int, exchange: Settling) -> tuple[RunRecord, list[StepReport]]:
+    reporter = Reporter(codes.uncoded(3), 0, Patience(0.1), None)
+    made = []
+    for step in range(steps):
+        state, clock = StepState(step, forwarded=False), Stopwatch()
+        clock.lap("compute")
+        clock.lap("wait")
+        made.append(reporter.end(state, clock, exchange, 0.0, 1.0))  # type: ignore[arg-type]
+    return reporter.record, made
+
+
+def test_an_exact_session_is_never_asked_for_estimates() -> None:
+    exchange = Settling()
+    record, reports = reported(3, exchange)
+    assert exchange.asked == 0
+    assert record.estimates == []
+    assert [r.settled for r in reports] == [0, 0, 0]
+    assert "decoder" not in record.summary()
+
+
+def test_estimates_and_their_truth() -> None:
+    exchange = Settling()
+    exchange.settled_slices = 2
+    exchange.found = [
+        [(0, 0, 0.25, 0.1, 0.2, -1.0), (0, 1, 0.25, 0.3, 0.4, -1.0)],
+        [(2, 0, 0.5, 0.2, 0.3, -1.0), (0, 0, 0.25, 0.1, 0.2, 0.05)],
+        [(0, 1, 0.25, 0.3, 0.4, 0.5)],
+    ]
+    record, reports = reported(3, exchange)
+    assert [r.settled for r in reports] == [2, 0, 1]  # step 2's came early
+    assert reports[0].predicted_error == pytest.approx(0.2)
+    assert reports[2].missing == 0.5
+    assert [r.true_errors for r in reports] == [(), ((0, 0.05),), ((0, 0.5),)]
+    assert [e.known for e in record.estimates] == [True, True, False]
+    summary = record.summary()["decoder"]
+    assert (summary["settled"], summary["known"]) == (3, 2)
+    assert summary["predicted"] == pytest.approx(0.2)
+    assert summary["true"] == pytest.approx(0.275)
+    assert summary["calibration"] == pytest.approx(0.2 / 0.275)
+    assert summary["exceeded"] == 0.5  # 0.5 > 0.4
+    assert summary["refused_rows"] == 0
+
+
+def test_refused_rows_are_said_once_a_step(caplog: pytest.LogCaptureFixture) -> None:
+    exchange = Settling()
+    exchange.came = [(0, 0, 0, 0, 0.1), (0, 1, 1, 3, 0.1), (0, 1, 1, 3, 0.2)]
+    with caplog.at_level(logging.WARNING, logger="codedgrad"):
+        record, reports = reported(2, exchange)
+    (line,) = caplog.messages
+    assert "step 0" in line
+    assert "worker(s) 1 holds NaN or Inf" in line
+    assert set(reports[0].arrivals_s) == {0}
+    assert [r.refused for r in reports] == [1, 0]
+    assert record.refused_rows == {1: 1}
+    assert record.summary()["decoder"]["refused_rows"] == 1
+    assert record.summary()["decoder"]["calibration"] is None
+
+
 def test_a_long_run_keeps_the_latest() -> None:
     made = RunRecord(limit=100)
     for report in record(250).reports:
         made.append(report)
     assert len(made.reports) <= 100
     assert made.reports[-1].step == 249
+    for step in range(250):
+        made.settle(Estimate(step, 0, 0.25, 0.1, 0.2))
+    assert len(made.estimates) <= 100
+    assert made.estimates[-1].step == 249
 
 
 def test_save(tmp_path: Path) -> None:
@@ -98,6 +191,31 @@ def test_tensorboard_files_hold_the_scalars(tmp_path: Path) -> None:
     assert missing == [1, 0, 1, 0, 1, 0]
     (image,) = events.Images("straggler/arrivals")
     assert image.width > image.height > 100
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_tensorboard_files_hold_the_decoders_errors(tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    board = monitor.TensorBoardMonitor(tmp_path, workers=3)
+    reports = record(4).reports
+    reports[1] = replace(reports[1], settled=2, missing=0.25, predicted_error=0.1)
+    reports[3] = replace(reports[3], true_errors=((1, 0.1), (1, 0.3)))
+    for report in reports:
+        board.step(report)
+    board.close()
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+
+    def scalars(name: str) -> list[tuple[int, float]]:
+        return [(e.step, round(e.value, 6)) for e in events.Scalars(f"decoder/{name}")]
+
+    assert scalars("settled") == [(1, 2), (2, 0), (3, 0)]
+    assert scalars("missing") == [(1, 0.25)]
+    assert scalars("predicted_error") == [(1, 0.1)]
+    assert scalars("true_error") == [(1, 0.2)]
 
 
 def test_unknown_names_are_attribute_errors() -> None:

@@ -13,6 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from codedgrad.monitor.plots import draw_arrivals
+from codedgrad.reports import judged
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,7 +56,7 @@ workers. Waiting for everybody: {1e3 * waited:.1f} ms ({waited / measured:.2f} x
 a perfect division of the work: {1e3 * bound:.1f} ms.</p>
 <p>{html.escape(_kind(run))}</p>
 {_table(run)}
-{body}</body></html>
+{body}{_decoder(run)}</body></html>
 """
     path.write_text(page, encoding="utf-8")
 
@@ -83,6 +84,28 @@ def _table(run: RunLog) -> str:
         rows.append("<tr>" + "".join(f"<td>{x}</td>" for x in cells) + "</tr>")
     titles = "".join(f"<th>{x}</th>" for x in head)
     return f"<table><tr>{titles}</tr>{''.join(rows)}</table>"
+
+
+def _decoder(run: RunLog) -> str:
+    if not run.estimates:
+        return ""
+    figures = judged(run.estimates)
+    steps = len({e.step for e in run.estimates})
+    text = f"""{figures["settled"]} slices of {steps} steps were estimated, with
+{100 * (figures["missing"] or 0.0):.0f} % of the batch missing; expected error
+{figures["predicted"]:.3g} (|estimate - sum|<sup>2</sup> / |sum|<sup>2</sup>)."""
+    if figures["known"]:
+        ratio = figures["calibration"]
+        expected = f" ({ratio:.2f} x as much was expected)" if ratio else ""
+        text += f""" Of {figures["known"]} the late rows came: true error
+{figures["true"]:.3g}{expected}, above its bound in
+{100 * (figures["exceeded"] or 0.0):.1f} %."""
+    title = "What was estimated"
+    data = _figure(lambda f: _errors(f, run))
+    return (
+        f"<h2>{title}</h2><p>{text}</p>"
+        f'<img alt="{title}" src="data:image/png;base64,{data}">\n'
+    )
 
 
 def _figure(draw: Callable[[Figure], None], height: float = 3.0) -> str:
@@ -143,3 +166,24 @@ def _loss(figure: Figure, run: RunLog) -> None:
     axes.plot(run.elapsed_s(), run.loss, color=_BLUE, lw=1.0)
     axes.set_xlabel("seconds")
     axes.set_ylabel("loss")
+
+
+def _errors(figure: Figure, run: RunLog) -> None:
+    axes = figure.subplots()
+    steps = np.array([e.step for e in run.estimates])
+    numbers, place = np.unique(steps, return_inverse=True)
+    for name, label, color, mark in (
+        ("truth", "true", _BLUE, "o"),
+        ("predicted", "expected", _ORANGE, "x"),
+    ):
+        values = np.array([getattr(e, name) for e in run.estimates])
+        known = ~np.isnan(values)
+        count = np.bincount(place[known], minlength=len(numbers))
+        total = np.bincount(place[known], values[known], minlength=len(numbers))
+        there = count > 0
+        mean = total[there] / count[there]
+        axes.plot(numbers[there], mean, mark, label=label, color=color, ms=3.0)
+    axes.set_yscale("log")
+    axes.set_xlabel("step")
+    axes.set_ylabel("relative squared error")
+    axes.legend(frameon=False, ncols=2, loc="upper center", bbox_to_anchor=(0.5, 1.18))

@@ -18,7 +18,11 @@ _TOTALS = {
     "redundant_passes": "redundant_passes",
     "abandoned_passes": "abandoned",
     "fast_forwarded_steps": "fast_forwarded",
+    "settled_slices": "settled",
+    "refused_rows": "refused",
 }
+# Sums over slices: of the settled ones, and of those whose true error is known.
+_ERRORS = ("predicted_error", "true_error", "true_error_slices")
 
 
 class PrometheusFile:
@@ -34,7 +38,7 @@ class PrometheusFile:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._labels = f'{{worker="{worker}"}}'
         self._every = every
-        self._totals = dict.fromkeys(_TOTALS, 0.0)
+        self._totals = dict.fromkeys((*_TOTALS, *_ERRORS), 0.0)
         self._steps = 0
         self._last: StepReport | None = None
 
@@ -42,6 +46,9 @@ class PrometheusFile:
         """Count one step."""
         for name, attribute in _TOTALS.items():
             self._totals[name] += float(getattr(report, attribute))
+        self._totals["predicted_error"] += report.settled * report.predicted_error
+        self._totals["true_error"] += sum(error for _, error in report.true_errors)
+        self._totals["true_error_slices"] += len(report.true_errors)
         self._steps += 1
         self._last = report
         if self._steps % self._every == 0:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import csv
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from codedgrad.errors import ConfigError
+from codedgrad.reports import Estimate
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -40,12 +41,14 @@ class RunLog:
         steps: int [steps], their numbers.
         columns: float64 [steps, workers] by name; NaN where a worker has no line.
         arrivals_s: [steps, workers], as worker 0 saw them; NaN: absent.
+        estimates: of the workers that wrote `RunRecord.save_estimates`.
     """
 
     name: str
     steps: NDArray[np.int64]
     columns: dict[str, NDArray[np.float64]]
     arrivals_s: NDArray[np.float64]
+    estimates: list[Estimate] = field(default_factory=list)
 
     @property
     def workers(self) -> int:
@@ -115,7 +118,28 @@ def read_run(folder: str | Path) -> RunLog:
             columns[name][at] = row[name]
         for worker, seconds in row["arrivals"]:
             arrivals[at[0], worker] = seconds
-    return RunLog(str(folder), np.array(numbers), columns, arrivals)
+    estimates = [e for p in sorted(folder.glob("decoder-*.csv")) for e in _estimates(p)]
+    return RunLog(str(folder), np.array(numbers), columns, arrivals, estimates)
+
+
+def _estimates(path: Path) -> list[Estimate]:
+    out: list[Estimate] = []
+    with path.open(encoding="utf-8", newline="") as file:
+        reader = csv.DictReader(file)
+        for row in reader:
+            try:
+                step, bucket, *errors = (row[name] for name in Estimate._fields)
+                out.append(Estimate(int(step), int(bucket), *map(float, errors)))
+            except (KeyError, TypeError, ValueError) as error:
+                raise _broken(path, reader.line_num, error) from error
+    return out
+
+
+def _broken(path: Path, line: int, error: Exception) -> ConfigError:
+    return ConfigError(
+        f"{path}, line {line}: {error!r}; the file is cut short or not a recording of "
+        f"this version"
+    )
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
@@ -129,9 +153,6 @@ def _rows(path: Path) -> list[dict[str, Any]]:
                 pairs = [pair.split(":") for pair in (row["arrivals"] or "").split()]
                 line["arrivals"] = [(int(w), float(t)) for w, t in pairs]
             except (KeyError, TypeError, ValueError) as error:
-                raise ConfigError(
-                    f"{path}, line {reader.line_num}: {error!r}; the file is cut short "
-                    f"or not a recording of this version"
-                ) from error
+                raise _broken(path, reader.line_num, error) from error
             out.append(line)
     return out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,13 +34,16 @@ class TensorBoardMonitor:
         """
         self._writer = SummaryWriter(str(log_dir))
         self._workers = workers or 0
+        self._estimates = False  # of no step so far
 
     def step(self, report: StepReport, lr: float | None = None) -> None:
         """Write one step.
 
         train/loss, train/lr; straggler/step_s, wait_s, backpressure_s (seconds),
         straggler/redundant_passes, straggler/missing: workers whose own rows were not
-        there when the step was over.
+        there when the step was over. Where steps are estimated also decoder/settled
+        (own slices), missing, predicted_error, and true_error, of the step it belongs
+        to, once it is known.
         """
         arrived = report.arrivals_s
         self._workers = max(self._workers, 1 + max(arrived, default=-1))
@@ -53,8 +57,20 @@ class TensorBoardMonitor:
         }
         if lr is not None:
             scalars["train/lr"] = lr
+        self._estimates = self._estimates or report.settled > 0
+        if self._estimates:
+            scalars["decoder/settled"] = report.settled
+        if report.settled:
+            scalars["decoder/missing"] = report.missing
+            scalars["decoder/predicted_error"] = report.predicted_error
         for name, value in scalars.items():
             self._writer.add_scalar(name, value, report.step)
+        errors: dict[int, list[float]] = {}
+        for step, error in report.true_errors:
+            errors.setdefault(step, []).append(error)
+        for step, values in errors.items():
+            mean = statistics.fmean(values)
+            self._writer.add_scalar("decoder/true_error", mean, step)
 
     def picture(self, record: RunRecord, workers: int) -> None:
         """Write the heat map of arrivals, workers x steps, as an image."""

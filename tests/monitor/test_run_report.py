@@ -6,6 +6,7 @@ import html.parser
 import json
 import shutil
 import subprocess
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,7 +15,7 @@ import pytest
 from codedgrad import ConfigError, cli, traces
 from codedgrad.monitor.prometheus import PrometheusFile
 from codedgrad.monitor.runlog import read_run
-from codedgrad.reports import StepReport
+from codedgrad.reports import Estimate, RunRecord, StepReport
 from codedgrad.traces import Recorder
 
 if TYPE_CHECKING:
@@ -87,6 +88,31 @@ def test_the_page_needs_nothing_else(run: Path, capsys: object) -> None:
     assert "http" not in page
 
 
+def test_the_page_tells_what_was_estimated(run: Path) -> None:
+    for worker in range(2):
+        record = RunRecord()
+        for step in range(STEPS):
+            truth = 0.1 if step < 30 else float("nan")
+            record.settle(Estimate(step, 0, 0.25, 0.12, 0.2, truth))
+        record.save_estimates(run / f"decoder-{worker}.csv")
+    log = read_run(run)
+    assert len(log.estimates) == 2 * STEPS
+    assert log.estimates[0] == Estimate(0, 0, 0.25, 0.12, 0.2, 0.1)
+    assert not log.estimates[-1].known
+    assert cli.main(["report", str(run)]) == 0
+    page = (run / "report.html").read_text()
+    assert "What was estimated" in page
+    assert "80 slices of 40 steps" in page
+    assert "0.1 (1.20 x as much was expected)" in page
+    links = Links()
+    links.feed(page)
+    assert len(links.found) == 6
+    path = run / "decoder-1.csv"
+    path.write_text(path.read_text()[:-12])
+    with pytest.raises(ConfigError, match=r"decoder-1\.csv, line"):
+        read_run(run)
+
+
 def test_the_chrome_trace_has_a_process_per_worker(run: Path) -> None:
     cli.main(["report", str(run), "--trace", str(run / "trace.json")])
     events = json.loads((run / "trace.json").read_text())["traceEvents"]
@@ -108,6 +134,19 @@ def test_metrics_are_rewritten_in_one_move(tmp_path: Path) -> None:
     assert 'codedgrad_step_seconds_total{worker="2"} 0.84' in text
     assert "# TYPE codedgrad_redundant_passes_total counter" in text
     assert list(tmp_path.iterdir()) == [tmp_path / "codedgrad.prom"]
+
+
+def test_metrics_of_estimated_steps(tmp_path: Path) -> None:
+    file = PrometheusFile(tmp_path / "codedgrad.prom", worker=0, every=2)
+    settled = {"settled": 2, "missing": 0.25, "predicted_error": 0.1, "refused": 1}
+    file.step(replace(report(0, 0), **settled))
+    file.step(replace(report(1, 0), true_errors=((0, 0.05), (0, 0.25))))
+    text = (tmp_path / "codedgrad.prom").read_text()
+    for name, value in (
+        *(("settled_slices", "2"), ("refused_rows", "1"), ("predicted_error", "0.2")),
+        *(("true_error", "0.3"), ("true_error_slices", "2")),
+    ):
+        assert f'codedgrad_{name}_total{{worker="0"}} {value}\n' in text
 
 
 def test_bad_folders(tmp_path: Path, run: Path) -> None:
