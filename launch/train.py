@@ -2,6 +2,7 @@
 
     bash launch/mpirun.sh -n 4 python launch/train.py --task digits
     bash launch/mpirun.sh -n 4 python launch/train.py --task text --steps 200
+    bash launch/mpirun.sh -n 4 python launch/train.py --code uncoded --max-error 0.3
     bash launch/horovodrun.sh -np 4 python launch/train.py --task digits
 
 Writes OUT/summary.json, OUT/arrivals.png and TensorBoard files.
@@ -23,6 +24,8 @@ from tqdm import tqdm
 
 import codedgrad
 
+PARTITIONS = ("shuffle", "fixed", "classes")
+
 
 def arguments() -> argparse.Namespace:
     """The command line."""
@@ -40,6 +43,19 @@ def arguments() -> argparse.Namespace:
     add("--seed", type=int, default=0)
     add("--faults", help='e.g. "slow:worker=3,factor=8", see codedgrad/faults.py')
     add("--patience", type=float, default=0.1, help="of a pass")
+    add(
+        "--max-error",
+        type=float,
+        default=0.0,
+        help="relative squared error at which a step may end with an estimate",
+    )
+    add("--late", choices=("refresh", "compensate"), default="refresh")
+    add(
+        "--partition",
+        choices=PARTITIONS,
+        default="shuffle",
+        help="fixed: shard j keeps its part of the data; classes: cut by label",
+    )
     add("--log", type=Path, help="new folder for `codedgrad plan` and `report`")
     add("--out", type=Path, default=Path("runs/train"))
     return parser.parse_args()
@@ -53,12 +69,18 @@ def main() -> None:
     model, rank = task.model, codedgrad.rank()
     codedgrad.broadcast_parameters(model.state_dict())
     sampler = codedgrad.ShardSampler(
-        task.train, args.batch_size or task.batch_size, seed=args.seed, drop_last=True
+        task.train,
+        args.batch_size or task.batch_size,
+        seed=args.seed,
+        drop_last=True,
+        partition="shuffle" if args.partition == "shuffle" else "fixed",
+        by=labels(task) if args.partition == "classes" else None,
     )
     coded = codedgrad.CodedGradient(
         model,
         codedgrad.codes.parse(args.code, codedgrad.size()),
         patience=args.patience,
+        policy=policy(args),
         seed=args.seed,
         faults=args.faults,
         log=args.log,
@@ -99,8 +121,29 @@ def main() -> None:
         board.picture(coded.record, codedgrad.size())
         board.close()
         finish(args, task, coded, seconds, same_on_all_workers=same)
+    if args.log is not None and coded.record.estimates:
+        coded.record.save_estimates(args.log / f"decoder-{rank}.csv")
     coded.close()
     codedgrad.shutdown()
+
+
+def policy(args: argparse.Namespace) -> Any:
+    """When a step may end."""
+    if args.max_error == 0.0:
+        return "exact"
+    return codedgrad.approximate(args.max_error, patience=args.patience, late=args.late)
+
+
+def labels(task: tasks.Task) -> Tensor:
+    """One of every training sample.
+
+    Raises:
+        SystemExit: they have many.
+    """
+    found = task.train.tensors[1]
+    if found.ndim != 1:
+        raise SystemExit("--partition classes needs a task with one label per sample")
+    return found
 
 
 def checksum(model: nn.Module) -> str:
@@ -132,6 +175,8 @@ def finish(
         "task": args.task,
         "code": coded.code.describe(),
         "workers": codedgrad.size(),
+        "policy": "exact" if args.max_error == 0.0 else policy(args).describe(),
+        "partition": args.partition,
         "faults": coded.faults.describe() if coded.faults else "none",
         "train_s": round(seconds, 3),
         **coded.record.summary(skip=min(5, coded.step // 2)),
@@ -147,10 +192,22 @@ def finish(
         args.out / "arrivals.png",
         title=f"{coded.code.describe()}; {summary['faults']}",
     )
+    if "decoder" in summary:
+        print(decoder(summary["decoder"]))
     print(
         f"{coded.step} steps of {1e3 * summary['step_s']:.1f} ms, test accuracy "
         f"{summary['accuracy']:.3f}; see {args.out}/"
     )
+
+
+def decoder(figures: dict[str, Any]) -> str:
+    """A line on the estimates of worker 0's slices."""
+    line = f"{figures['settled']} slices estimated"
+    if figures["settled"]:
+        line += f", expected error {figures['predicted']:.3g}"
+    if figures["known"]:
+        line += f"; of {figures['known']} it is known: {figures['true']:.3g}"
+    return line
 
 
 if __name__ == "__main__":
