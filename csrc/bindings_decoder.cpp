@@ -57,10 +57,10 @@ std::shared_ptr<ApproximateConfig> make_approximate(
 }
 
 decoder::Problem make_problem(const Array<double>& base, std::vector<double> alpha,
-                              std::vector<double> weight, std::vector<char> seen,
+                              std::vector<double> weight, const std::vector<bool>& seen,
                               std::vector<double> age) {
-  decoder::Shards shards{std::move(alpha), std::move(weight), std::move(seen),
-                         std::move(age)};
+  decoder::Shards shards{std::move(alpha), std::move(weight),
+                         std::vector<char>(seen.begin(), seen.end()), std::move(age)};
   const int n = shards.vectors();
   if (base.ndim() != 3 || base.shape(1) != n || base.shape(2) != n) {
     throw py::value_error("base must be [tiles, 3 k + 2, 3 k + 2]");

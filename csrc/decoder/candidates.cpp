@@ -71,7 +71,9 @@ void Equations::add(double keep, double scale, const Matrix& g, const Coefficien
 }
 
 void LeastSquares::learn(const Problem& problem, const Label& label) {
-  const double scale = 1.0 / energy(problem);
+  const double s = energy(problem);
+  if (s <= 0.0) return;  // a step without energy teaches nothing
+  const double scale = 1.0 / s;
   for (std::size_t t = 0; t < slow_.size(); ++t) {
     const Matrix& gram = problem.tiles[t].gram;
     slow_[t].add(kSlow, scale, gram, label.target[t]);
@@ -81,8 +83,9 @@ void LeastSquares::learn(const Problem& problem, const Label& label) {
 }
 
 void LeastSquares::replay(const Problem& problem) {
-  if (problem.left_count == 0) return;
-  const double scale = 1.0 / energy(problem);
+  const double s = energy(problem);
+  if (problem.left_count == 0 || s <= 0.0) return;
+  const double scale = 1.0 / s;
   for (std::size_t t = 0; t < left_.size(); ++t) {
     const Tile& tile = problem.tiles[t];
     left_[t].add(kLeft, scale, tile.left_gram, tile.left_target);
@@ -93,7 +96,8 @@ Choices LeastSquares::candidates(const Problem& problem) const {
   const std::size_t tiles = slow_.size();
   Choices out(tiles);
   std::vector<Equations> now(tiles);
-  const double scale = 0.5 / energy(problem);
+  const double s = energy(problem);
+  const double scale = s > 0.0 ? 0.5 / s : 0.0;
   for (std::size_t t = 0; t < tiles; ++t) {
     const Tile& tile = problem.tiles[t];
     now[t].add(0.0, scale, tile.left_gram, tile.left_target);

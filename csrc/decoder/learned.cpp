@@ -73,7 +73,9 @@ int Learned::gate() const {
 
 void Learned::learn(const Problem& problem, const Chosen& chosen, const Label& label) {
   predictor_.learn(problem, chosen.c, label, chosen.t, chosen.s);
-  const double scale = 1.0 / energy(problem);
+  const double s = energy(problem);
+  if (s <= 0.0) return;
+  const double scale = 1.0 / s;
   double mixed = 0.0;
   for (int i = 0; i < tiles_; ++i) {
     const Matrix& gram = problem.tiles[i].gram;
@@ -93,7 +95,8 @@ void Learned::learn(const Problem& problem, const Chosen& chosen, const Label& l
 
 std::vector<Features> Learned::features(const Problem& problem,
                                         const Choices& c) const {
-  const double scale = 1.0 / energy(problem);
+  const double s = energy(problem);
+  const double scale = s > 0.0 ? 1.0 / s : 1.0;
   Errors tables[3] = {slow_, fast_, Errors(tiles_, Row{})};
   const double weights[2] = {std::max(slow_weight_, 1.0), std::max(fast_weight_, 1.0)};
   for (int i = 0; i < tiles_; ++i) {

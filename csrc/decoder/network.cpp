@@ -14,12 +14,16 @@ constexpr double kFloor = 1e-12;
 
 double softplus(double x) { return x > 30.0 ? x : std::log1p(std::exp(x)); }
 
+// u, the size that errors are measured by.
 double unit_of(const Problem& problem) {
-  double sum = 0.0;
+  double sum = 0.0, known = 0.0;
   for (const Tile& tile : problem.tiles) {
     sum += problem.left_count > 0 ? tile.left_norm : tile.gram[0][0];
+    known += tile.gram[5][5];
   }
-  return problem.rho * problem.rho * sum / std::max(1, problem.count);
+  const double square = problem.rho * problem.rho;
+  const double u = square * sum / std::max(1, problem.count);
+  return known > 0.0 ? std::sqrt(u) * std::sqrt(square * known) : u;
 }
 
 double left_log(const Problem& problem, const std::vector<Coefficients>& c) {
@@ -93,11 +97,15 @@ double Predictor::kappa() const { return std::clamp(true_ / raw_, 0.1, 10.0); }
 
 double Predictor::raw_error(const Problem& problem, const std::vector<Coefficients>& c,
                             double t, double s) const {
+  const double unit = unit_of(problem);
+  if (unit <= 0.0) {  // nothing to measure by
+    return problem.rho < 1.0 && estimate_norm(problem, c) == 0.0 ? 0.0 : 1.0;
+  }
   double left = left_log(problem, c);
   const double past = weight_ > 0.0 ? past_ / weight_ : left;
   if (problem.left_count == 0) left = past;
   const double log_error = std::min(30.0, t * left + (1.0 - t) * past + s);
-  const double e = unit_of(problem) * std::exp(log_error);
+  const double e = unit * std::exp(log_error);
   const double whole = e + estimate_norm(problem, c);
   return whole > 0.0 ? e / whole : 0.0;
 }

@@ -189,6 +189,10 @@ std::vector<double> span_weights(const Shards& shards) {
   }
   for (int j = 0; j < k && part > 0.0; ++j) {
     const bool partial = shards.alpha[j] > 0.0 && d[j] > 0.0;
+    if (partial && shards.seen[j]) {  // memory of the whole less what has arrived
+      at(k + j, 3) += a[j] / missing;
+      at(j, 3) -= a[j] / missing;
+    }
     at(j, 7) = (partial ? d[j] / missing : 0.0) - at(j, 0) * (part / missing);
   }
   return v;
@@ -243,7 +247,7 @@ double squared_error(const Coefficients& c, const Matrix& gram,
 }
 
 double energy(const Problem& problem) {
-  double sum = 1e-300;
+  double sum = 0.0;
   for (const Tile& tile : problem.tiles) sum += tile.gram[0][0] + tile.gram[2][2];
   return sum;
 }
@@ -273,8 +277,9 @@ double true_error(const Problem& problem, const std::vector<Coefficients>& c,
     whole += tile.total_norm + 2.0 * rho * (1.0 - rho) * label.target[t][0] +
              rho * rho * label.norm[t];
   }
-  if (whole <= 0.0) return std::numeric_limits<double>::infinity();
-  return rho * rho * error / whole;
+  const double wrong = rho * rho * error;
+  if (wrong == 0.0) return 0.0;
+  return whole > 0.0 ? wrong / whole : std::numeric_limits<double>::infinity();
 }
 
 }  // namespace codedgrad::decoder

@@ -59,13 +59,14 @@ Problem make_problem(const std::vector<double>& base, int tiles, const Shards& s
 double squared_error(const Coefficients& c, const Matrix& gram,
                      const Coefficients& target, double norm);
 
-// Positive: squared length of what arrived and of the running average, all tiles.
+// Squared length of what arrived and of the running average, all tiles.
 double energy(const Problem& problem);
 
 // |R + rho V c|^2, all tiles.
 double estimate_norm(const Problem& problem, const std::vector<Coefficients>& c);
 
-// |g^ - g|^2 / |g|^2 once the missing part is known; infinite where g is 0.
+// |g^ - g|^2 / |g|^2 once the missing part is known; where g is 0: 0 for an estimate
+// of 0, infinite for another.
 double true_error(const Problem& problem, const std::vector<Coefficients>& c,
                   const Label& label);
 

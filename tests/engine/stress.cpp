@@ -1,12 +1,19 @@
 // Many small steps of several engines in one process, with random delays, duplicate
 // rows and workers that lag; built with -fsanitize=thread by test_stress.py.
 //
-//   stress WORKERS STEPS MAX_DELAY_US SEED
+//   stress WORKERS STEPS MAX_DELAY_US SEED [settle | compensate]
 //
-// Every sum is checked: gradients are small integers, so floats add exactly.
+// Every sum is checked: gradients are small integers, so floats add exactly. With
+// `settle` owners do not wait for the late, whose rows come after all or never, some of
+// them NaN: then all workers must have the same finite bits.
 #include <chrono>
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
+#include <limits>
+#include <map>
+#include <mutex>
 #include <random>
 #include <thread>
 
@@ -22,7 +29,12 @@ const std::vector<std::size_t> kStarts = {0, 64, kCount};
 constexpr int kMicro = 2;  // rows: a shard's own, or its micro-batches
 
 // Leaves 0 .. kMicro * n - 1, then shard nodes, then a comb over the shards.
-std::shared_ptr<const Plan> plan_of(int n) {
+struct Tree {
+  std::vector<int> left, right, parent, start, stop;
+  int root;
+};
+
+Tree tree_of(int n) {
   std::vector<int> left(kMicro * n, -1), right(kMicro * n, -1);
   for (int shard = 0; shard < n; ++shard) {
     left.push_back(kMicro * shard);
@@ -38,8 +50,51 @@ std::shared_ptr<const Plan> plan_of(int n) {
   for (std::size_t i = 0; i < left.size(); ++i) {
     if (left[i] >= 0) parent[left[i]] = parent[right[i]] = static_cast<int>(i);
   }
-  return make_tree_plan(left, right, parent, root);
+  std::vector<int> start(left.size()), stop(left.size());
+  for (int i = 0; i < static_cast<int>(left.size()); ++i) {
+    start[i] = left[i] < 0 ? i : start[left[i]];
+    stop[i] = left[i] < 0 ? i + 1 : stop[right[i]];
+  }
+  return {left, right, parent, start, stop, root};
 }
+
+std::shared_ptr<const ApproximateConfig> settling(int n, bool compensate) {
+  const Tree tree = tree_of(n);
+  auto config = std::make_shared<ApproximateConfig>();
+  config->max_error = 1e9;
+  config->patience = 0.0;
+  config->compensate = compensate;
+  config->left = tree.left, config->right = tree.right, config->parent = tree.parent;
+  config->start = tree.start, config->stop = tree.stop;
+  for (int shard = 0; shard < n; ++shard) {
+    config->units.push_back(kMicro * n + shard);
+    config->weights.push_back(1.0 / n);
+  }
+  config->tensors = {30, 70, kCount - 20};  // the rest: flags, the loss
+  auto network = std::make_shared<decoder::Network>();
+  network->w1.assign(decoder::kHidden * decoder::kContext, 0.1);
+  network->b1.assign(decoder::kHidden, 0.0);
+  network->w2.assign(decoder::kOutputs * decoder::kHidden, 0.05);
+  network->b2.assign(decoder::kOutputs, 0.0);
+  config->network = network;
+  return config;
+}
+
+// What the first worker to take a step has; the others must have the same.
+class Results {
+ public:
+  bool same(std::int64_t step, const float* got) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    const auto [found, fresh] = steps_.try_emplace(step, got, got + kCount);
+    (void)fresh;
+    steps_.erase(steps_.begin(), steps_.lower_bound(step - 64));
+    return std::memcmp(found->second.data(), got, kCount * sizeof(float)) == 0;
+  }
+
+ private:
+  std::mutex mutex_;
+  std::map<std::int64_t, std::vector<float>> steps_;
+};
 
 float value(std::int64_t step, int part, std::size_t i) {
   return static_cast<float>((step * 7 + part * 3 + i) % 64);
@@ -82,7 +137,23 @@ void post_in_pieces(Engine* engine, const std::shared_ptr<Session>& session,
   std::exit(1);
 }
 
-void work(Engine* engine, int steps, int max_delay_us, std::uint64_t seed) {
+struct Mode {
+  bool settles = false, compensates = false;
+  Results* results = nullptr;
+};
+
+void check(const Mode& mode, const float* got, int n, int rank, std::int64_t step) {
+  if (mode.settles && !mode.results->same(step, got)) die("other bits", rank, step);
+  for (std::size_t i = 0; i < kCount; ++i) {
+    float want = 0;
+    for (int part = 0; part < kMicro * n; ++part) want += value(step, part, i);
+    if (mode.settles ? !std::isfinite(got[i]) : got[i] != want) {
+      die("wrong sum", rank, step);
+    }
+  }
+}
+
+void work(Engine* engine, int steps, int max_delay_us, std::uint64_t seed, Mode mode) {
   const int n = engine->size(), rank = engine->rank();
   std::mt19937_64 random(seed * 1000 + rank);
   SessionConfig config;
@@ -90,7 +161,9 @@ void work(Engine* engine, int steps, int max_delay_us, std::uint64_t seed) {
   config.window = 4;
   config.wire = Wire::kFloat16;  // holds all sums here; the second bucket is wide
   config.narrow_buckets = 1;
-  config.plan = plan_of(n);
+  const Tree tree = tree_of(n);
+  config.plan = make_tree_plan(tree.left, tree.right, tree.parent, tree.root);
+  if (mode.settles) config.approximate = settling(n, mode.compensates);
   auto session = engine->open_session(config);
   engine->publish("ready");
   std::vector<int> who;
@@ -99,10 +172,14 @@ void work(Engine* engine, int steps, int max_delay_us, std::uint64_t seed) {
   for (std::int64_t step = 0; step < steps; ++step) {
     if (!engine->begin(session, step, 30.0, &who)) die("no room", rank, step);
     if (random() % 8 == 0) pause(&random, 4 * max_delay_us);  // a straggler
-    if (!session->done(step)) {
+    if (!session->done(step) || (mode.settles && random() % 2 == 0)) {
       const int row = kMicro * n + rank;
       const BufferRef data =
           filled(engine, session, step, kMicro * rank, kMicro * (rank + 1));
+      if (mode.settles && rank == 0 && random() % 16 == 0) {
+        reinterpret_cast<float*>(data->data())[random() % kCount] =
+            std::numeric_limits<float>::quiet_NaN();
+      }
       if (random() % 2 == 0) {
         engine->post(session, step, row, kAllBuckets, data);
       } else {
@@ -118,13 +195,15 @@ void work(Engine* engine, int steps, int max_delay_us, std::uint64_t seed) {
     }
     if (!session->wait(step, 30.0)) die("not decoded", rank, step);
     const BufferRef result = session->take(step);
-    const float* got = reinterpret_cast<const float*>(result->data());
-    for (std::size_t i = 0; i < kCount; ++i) {
-      float want = 0;
-      for (int part = 0; part < kMicro * n; ++part) want += value(step, part, i);
-      if (got[i] != want) die("wrong sum", rank, step);
-    }
+    check(mode, reinterpret_cast<const float*>(result->data()), n, rank, step);
     if (step % 64 == 0) session->drain_arrivals();
+    if (step % 64 == 0 && mode.settles) {
+      session->drain_settled();
+      std::vector<std::vector<double>> states;
+      if (!engine->call([&] { states = session->decoder_states(); })) {
+        die("no states", rank, step);
+      }
+    }
   }
   if (!engine->stop(30.0)) die("did not end", rank, steps);
 }
@@ -132,7 +211,7 @@ void work(Engine* engine, int steps, int max_delay_us, std::uint64_t seed) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  if (argc != 5) return 2;
+  if (argc != 5 && argc != 6) return 2;
   const int workers = std::atoi(argv[1]), steps = std::atoi(argv[2]);
   const int delay = std::atoi(argv[3]);
   const auto seed = std::strtoull(argv[4], nullptr, 10);
@@ -142,8 +221,13 @@ int main(int argc, char** argv) {
     engines.push_back(std::make_unique<Engine>(make_local_transport(hub, rank)));
   }
   std::vector<std::thread> threads;
+  Results results;
+  Mode mode;
+  mode.settles = argc == 6;
+  mode.compensates = argc == 6 && std::strcmp(argv[5], "compensate") == 0;
+  mode.results = &results;
   for (auto& engine : engines)
-    threads.emplace_back(work, engine.get(), steps, delay, seed);
+    threads.emplace_back(work, engine.get(), steps, delay, seed, mode);
   for (auto& thread : threads) thread.join();
   std::printf("ok\n");
 }
