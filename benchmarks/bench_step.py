@@ -164,7 +164,7 @@ def methods(args: Any) -> dict[str, Any]:
         return Job(args.task, args.batch_size * n, MICRO)
 
     code = codes.spread(n, micro=MICRO)
-    how = {"bucket_mb": args.bucket_mb}
+    how = {"bucket_mb": args.bucket_mb, "wire": args.wire}
     made: dict[str, Any] = {
         "codedgrad": Coded(job(), code, overlap=args.overlap != "off", **how),
         "codedgrad_uncoded": Coded(
@@ -228,7 +228,8 @@ def scenario(made: dict[str, Any], factor: float, args: Any) -> dict[str, Any]:
             rows[name]["median_ms"]
             for name in ("codedgrad", "codedgrad_no_overlap", "no_exchange")
         )
-        rows["codedgrad"]["exchange_hidden"] = round((late - ours) / (late - none), 3)
+        hidden = round((late - ours) / (late - none), 3) if late > none else None
+        rows["codedgrad"]["exchange_hidden"] = hidden
     return rows
 
 
@@ -238,6 +239,9 @@ def main() -> None:
     parser.add_argument("--task", choices=TASKS, default="sleep")
     parser.add_argument("--overlap", choices=("on", "off", "both"), default="on")
     parser.add_argument("--bucket-mb", type=float, help="default: by codedgrad's rule")
+    parser.add_argument(
+        "--wire", choices=("float32", "bfloat16", "float16"), default="float32"
+    )
     parser.add_argument("--batch-size", type=int, default=32, help="of one worker")
     parser.add_argument("--factors", default="1,2,8,40")
     parser.add_argument("--rounds", type=int, default=12)
@@ -260,6 +264,7 @@ def main() -> None:
         "micro_batches": MICRO,
         "batch_size_of_a_worker": args.batch_size,
         "bucket_mb": args.bucket_mb,
+        "wire": args.wire,
     }
     n = COMM.size
     calm = None

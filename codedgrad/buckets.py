@@ -166,11 +166,6 @@ class Payload:
         piece.copy_(piece.to(self._narrow))
         return True
 
-    def round_row(self, row: Tensor) -> None:
-        """Round a whole row to the wire type."""
-        if self.narrow_buckets:
-            self.round_bucket(0, row[: self.gradients])
-
     def view(self, index: int, flat: Tensor) -> Tensor:
         """A parameter's place in a row, in its own shape and memory order."""
         return flat.as_strided(

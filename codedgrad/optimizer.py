@@ -3,9 +3,10 @@
     optimizer = codedgrad.DistributedOptimizer(
         optimizer, named_parameters=model.named_parameters(), code=code, model=model)
 
-The exchange completes inside the last `backward()` of a step, as in DDP, never in
-`step()`: clipping, GradScaler and schedulers need no change. The optimizer that comes
-back is the one that went in, with its class, state, defaults, hooks and pickling.
+The exchange begins in the last `backward()` of a step, bucket by bucket as gradients
+come, and completes inside it, as in DDP, never in `step()`: clipping, GradScaler and
+schedulers need no change. The optimizer that comes back is the one that went in, with
+its class, state, defaults, hooks and pickling.
 
 The loop cannot be run twice for somebody else, so here a worker computes only what
 its code requires: redundancy comes from fractional repetition, where each group's
@@ -25,6 +26,7 @@ from codedgrad import codes, runtime
 from codedgrad.buckets import Payload
 from codedgrad.engine import Exchange
 from codedgrad.errors import ConfigError, WorkerError
+from codedgrad.overlap import RowWriter
 from codedgrad.rng import seed_pass
 
 if TYPE_CHECKING:
@@ -49,6 +51,7 @@ def DistributedOptimizer(
     window: int = 16,
     seed: int = 0,
     bucket_mb: float | None = None,
+    overlap: bool = True,
     wire: str = "float32",
 ) -> torch.optim.Optimizer:
     """Make `backward()` leave the mean gradient over all workers in `p.grad`.
@@ -70,6 +73,7 @@ def DistributedOptimizer(
         seed: of the random numbers of a pass (with `model`).
         bucket_mb: size of the pieces that are exchanged, in MiB; None: by the rule of
             `codedgrad.cuts`.
+        overlap: send gradients bucket by bucket while the last backward runs.
         wire: "float32", or "bfloat16" or "float16": the type in which gradients and
             their sum travel, rounded to it.
 
@@ -89,7 +93,8 @@ def DistributedOptimizer(
             window,
             seed,
             bucket_mb,
-            wire,
+            overlap=overlap,
+            wire=wire,
         )
     except WorkerError:
         raise
@@ -129,6 +134,8 @@ class _DropIn:
         window: int,
         seed: int,
         bucket_mb: float | None,
+        *,
+        overlap: bool = True,
         wire: str = "float32",
     ) -> None:
         if code.workers != here.size:
@@ -180,10 +187,14 @@ class _DropIn:
         ]
         if model is not None:
             self._handles.append(model.register_forward_pre_hook(self._before_forward))
+        # After the hooks above, which begin the row that it writes.
+        self._writer = RowWriter(self._payload, overlap=overlap)
+        self._writing = False
 
     def close(self) -> None:
         for handle in self._handles:
             handle.remove()
+        self._writer.close()
         self._exchange.close()
 
     def decoded(self, step: int) -> bool:
@@ -202,6 +213,23 @@ class _DropIn:
             return
         self._queued = True
         torch.autograd.Variable._execution_engine.queue_callback(self._end_of_backward)
+        if self._passed == self._passes - 1:
+            self._begin_row()
+
+    def _begin_row(self) -> None:
+        """In the last backward of a step; what `p.grad` gets now is its last share."""
+        step = self._step
+        self._exchange.begin(step)
+        if self._exchange.done(step):
+            return
+        row = self._exchange.row_buffer()
+
+        def send(bucket: int) -> None:
+            self._exchange.post_bucket(step, self._row, bucket, row)
+
+        self._writer.begin(row.tensor, self._weight, (), lambda _: None, send)
+        self._writer.backward_begins()
+        self._writing = True
 
     def _end_of_backward(self) -> None:
         self._queued = False
@@ -211,12 +239,9 @@ class _DropIn:
         self._passed = 0
         step = self._step
         try:
-            self._exchange.begin(step)
-            if not self._exchange.done(step):
-                row = self._exchange.row_buffer()
-                self._payload.encode(row.tensor, self._weight, 0.0)
-                self._payload.round_row(row.tensor)
-                self._exchange.post(step, self._row, row)
+            if self._writing:
+                self._writing = False
+                self._writer.finish(0.0)
             self._exchange.wait_all(step)
         except WorkerError:
             raise

@@ -191,8 +191,8 @@ class RowWriter:
             raise ConfigError(
                 f"the gradient of {self._payload.names[index]!r} came in "
                 f"{self._portions[index]} portions, in earlier passes in "
-                f"{self._usual[index]} at most, and has been sent already; use "
-                f"CodedGradient(..., overlap=False) for a model that does so"
+                f"{self._usual[index]} at most, and has been sent already; set "
+                f"overlap=False for a model that does so"
             )
         self._payload.encode_gradient(index, leaf.out, leaf.weight)
         if not first:

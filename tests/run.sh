@@ -109,6 +109,9 @@ bench() {
     --task sleep --factors 1,8 --out "$out/sleep.json"
   check "bench_step digits" mpi 2 "$CG_PYTHON" benchmarks/bench_step.py --toy \
     --task digits --factors 1 --out "$out/digits.json"
+  check "bench_step overlap" mpi 2 "$CG_PYTHON" benchmarks/bench_step.py --toy \
+    --task device --overlap both --wire bfloat16 --no-horovod --factors 1 \
+    --batch-size 8 --out "$out/overlap.json"
   check "bench_stall" mpi 4 "$CG_PYTHON" benchmarks/bench_stall.py --toy \
     --out "$out/stall.json"
   check "validate_simulator" mpi 4 "$CG_PYTHON" benchmarks/validate_simulator.py --toy \
@@ -118,7 +121,8 @@ bench() {
   check "bench_traces" "$CG_PYTHON" benchmarks/bench_traces.py --scaling-only --out "$out"
   check "benchmarks wrote JSON" "$CG_PYTHON" -c \
     'import json, sys; [json.load(open(f))["results"] for f in sys.argv[1:]]' \
-    "$out/exchange.json" "$out/sleep.json" "$out/digits.json" "$out/stall.json" \
+    "$out/exchange.json" "$out/sleep.json" "$out/digits.json" "$out/overlap.json" \
+    "$out/stall.json" \
     "$out/simulator.json" "$out/kernels.json"
   rm -rf "$out"
 }

@@ -40,7 +40,8 @@ LAYERS: dict[str, set[str]] = {
     | {"estimates", "policy"}
     | {"boundaries", "buckets", "codes", "engine", "faults", "passes", "patience"}
     | {"reporting", "reports", "runtime", "shards", "traces"},
-    "optimizer": BASE | {"buckets", "codes", "engine", "rng", "runtime", "shards"},
+    "optimizer": BASE
+    | {"buckets", "codes", "engine", "overlap", "rng", "runtime", "shards"},
     "traces": BASE | {"reports"},
     "simulate": BASE | {"codes", "traces"},
     "monitor": BASE | {"reports", "traces"},

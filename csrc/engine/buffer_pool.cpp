@@ -53,6 +53,13 @@ BufferRef BufferPool::get(std::size_t bytes) {
   return BufferRef(buffer.release(), [self](Buffer* b) { self->put(b); });
 }
 
+void BufferPool::trim() {
+  std::map<std::size_t, Class> old;  // freed outside the lock
+  std::lock_guard<std::mutex> lock(mutex_);
+  old.swap(classes_);
+  for (const auto& [bytes, c] : old) total_ -= bytes * c.free.size();
+}
+
 std::size_t BufferPool::bytes() const {
   std::lock_guard<std::mutex> lock(mutex_);
   return total_;

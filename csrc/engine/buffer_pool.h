@@ -32,6 +32,9 @@ class BufferPool : public std::enable_shared_from_this<BufferPool> {
   // Thread-safe. The contents are undefined.
   BufferRef get(std::size_t bytes);
 
+  // Gives back what is free now, when a model's sizes are not needed any more.
+  void trim();
+
   // Bytes held now, in use and free.
   std::size_t bytes() const;
 

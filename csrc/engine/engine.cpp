@@ -63,6 +63,7 @@ void Engine::close_session(const std::shared_ptr<Session>& session) {
   for (auto& s : sessions_) {
     if (s == session) s.reset();
   }
+  pool_->trim();
 }
 
 bool Engine::begin(const std::shared_ptr<Session>& session, std::int64_t step,

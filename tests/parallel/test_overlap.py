@@ -13,6 +13,7 @@ from training import DELAYS, SEED, everywhere
 
 import codedgrad
 from codedgrad import codes
+from codedgrad.optimizer import detach
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -128,6 +129,34 @@ def test_compiled_models() -> None:
 
     want = run(overlap=False)
     assert run(bucket_mb=BUCKET_MB, faults=DELAYS) == want
+
+
+@pytest.mark.parametrize("passes", [1, 3])
+def test_drop_in(passes: int) -> None:
+    """The last backward of a step is overlapped, with what the others have left."""
+
+    def run(**how: Any) -> list[list[float]]:
+        model = Deep()
+        optimizer = codedgrad.DistributedOptimizer(
+            torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9),
+            model.named_parameters(),
+            backward_passes_per_step=passes,
+            **how,
+        )
+        x, y = data()[codedgrad.rank() :: codedgrad.size()]
+        for step in range(8):
+            for turn in range(passes):
+                # `first` is used in some passes only, at last in none of a step.
+                use = model if (step + turn) % 3 == 0 and step < 6 else model.layers
+                criterion(use(x), y).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        detach(optimizer)
+        values = [p.detach().flatten().tolist() for p in model.parameters()]
+        assert len(set(everywhere(str(values)))) == 1
+        return values
+
+    assert run(bucket_mb=BUCKET_MB) == run(overlap=False)
 
 
 def test_more_workers_than_elements() -> None:
