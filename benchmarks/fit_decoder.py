@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from codedgrad.decoders import candidates, network, record, replay
 from codedgrad.decoders.gram import squared_error
+from codedgrad.decoders.predictor import unit
 from codedgrad.decoders.statistics import Statistics
 
 FIT_TASKS = ("logistic", "mlp", "cancer", "diabetes")
@@ -92,8 +93,6 @@ def sequence(made: replay.Recording, arrived: np.ndarray, delay: int) -> dict[st
         f, context = stats.features(inner, c)
         norm = float(step.truth @ step.truth) + 1e-30
         scale = inner.rho**2 / norm
-        energy = inner.left_norm if inner.left_count else inner.gram[:, 0, 0]
-        unit = inner.rho**2 / norm * float(energy.sum()) / max(1, inner.count)
         error = squared_error(
             c, inner.gram[:, None], step.label.target[:, None], step.label.norm[:, None]
         )
@@ -110,7 +109,7 @@ def sequence(made: replay.Recording, arrived: np.ndarray, delay: int) -> dict[st
                 "left_gram": inner.left_gram,
                 "left_target": inner.left_target,
                 "left_norm": inner.left_norm,
-                "unit": unit,
+                "unit": unit(inner) / norm,
             }
         )
         asked[step.number] = (c, None)

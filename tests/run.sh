@@ -119,11 +119,14 @@ bench() {
   check "bench_kernels" mpi 1 "$CG_PYTHON" benchmarks/bench_kernels.py --toy \
     --out "$out/kernels.json"
   check "bench_traces" "$CG_PYTHON" benchmarks/bench_traces.py --scaling-only --out "$out"
+  check "bench_decoder" "$CG_PYTHON" benchmarks/bench_decoder.py --toy \
+    --out "$out/decoder.json" --page "$out/decoder.md"
+  check "fit_decoder" "$CG_PYTHON" benchmarks/fit_decoder.py --toy --out "$out/net.npz"
   check "benchmarks wrote JSON" "$CG_PYTHON" -c \
     'import json, sys; [json.load(open(f))["results"] for f in sys.argv[1:]]' \
     "$out/exchange.json" "$out/sleep.json" "$out/digits.json" "$out/overlap.json" \
     "$out/stall.json" \
-    "$out/simulator.json" "$out/kernels.json"
+    "$out/simulator.json" "$out/kernels.json" "$out/decoder.json"
   rm -rf "$out"
 }
 

@@ -16,8 +16,8 @@ from codedgrad.decoders.gram import Array, Label, Problem, squared_error
 from codedgrad.decoders.network import Network
 from codedgrad.decoders.statistics import Statistics
 
-GATE_LABELS = 20
-GATE_RATIO = 1.01
+GATE_LABELS = 10
+GATE_RATIO = 1.03
 _KEEP = 0.97
 
 

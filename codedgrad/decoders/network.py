@@ -7,9 +7,9 @@ and is on this step's left-out problems, and a context of the step, and chooses
 
 with a_f >= 0, |b_k| <= 2 (it fades as labels come), and the predicted squared error
 
-    log e = log(rho^2 Q / m) + t l_left + (1 - t) l_past + s,    (t, s) = net(context)
+    log e = log(u) + t l_left + (1 - t) l_past + s,    (t, s) = net(context)
 
-Q: energy of a shard; m: shards missing; l: log errors relative to it, of left-out
+u: see codedgrad.decoders.predictor; l: log errors relative to it, of left-out
 problems and of past labels. All inputs are logarithms of ratios: no scale, no size.
 """
 

@@ -1,8 +1,9 @@
 """How wrong will an estimate be? A prediction that is kept honest by what comes late.
 
-Two guesses of the squared error e, both relative to u = rho^2 Q / m, with Q a shard's
-energy and m the shards missing: the same coefficients on this step's left-out problems
-(l_left, a logarithm), and what the truth was in recent steps (l_past):
+Two guesses of the squared error e, both relative to u = rho^2 sqrt(M Q / m), with Q a
+shard's energy, m the shards missing and M the squared length of what is remembered of
+them (mean_missing; Q / m where that is 0): the same coefficients on this step's
+left-out problems (l_left, a logarithm), and the truth in recent steps (l_past):
 
     e = u exp(t l_left + (1 - t) l_past + s)
     predicted = kappa e / (|g^|^2 + e)
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 EXCEEDED = 0.03  # share of true errors that may be above the bound
 _GAIN = 0.15  # of log q, per label
 _KEEP = 0.95  # of l_past's average, per label
-_REMEMBER = 0.98  # of kappa's sums, per label
+_REMEMBER = 0.95  # of kappa's sums, per label
 _PRIOR = 5.0  # labels that kappa = 1 counts for
 _FIRST_Q = 2.5
 _FLOOR = 1e-12
@@ -41,7 +42,6 @@ class Predictor:
         self.past = 0.0
         self.weight = 0.0
         self.true = self.raw = _PRIOR
-        self.scale = 1.0  # typical predicted error, so that the prior has its unit
         self.q = _FIRST_Q
 
     @property
@@ -51,15 +51,15 @@ class Predictor:
 
     def raw_error(self, problem: Problem, c: Array, t: float, s: float) -> float:
         """E / (|g^|^2 + e), before kappa."""
-        unit = _unit(problem)
-        if unit <= 0.0:  # nothing to measure by
+        u = unit(problem)
+        if u <= 0.0:  # nothing to measure by
             nothing = problem.rho < 1.0 and _estimate_norm(problem, c) == 0.0
             return 0.0 if nothing else 1.0
         left = self._left(problem, c)
         past = self.past / self.weight if self.weight else left
         if not problem.left_count:
             left = past
-        e = unit * math.exp(min(30.0, t * left + (1.0 - t) * past + s))
+        e = u * math.exp(min(30.0, t * left + (1.0 - t) * past + s))
         whole = e + _estimate_norm(problem, c)
         return e / whole if whole > 0.0 else 0.0
 
@@ -88,9 +88,9 @@ class Predictor:
         absolute = problem.rho**2 * float(
             squared_error(c, problem.gram, label.target, label.norm).sum()
         )
-        unit = _unit(problem)
-        if unit > 0.0:
-            ratio = math.log(absolute / unit + _FLOOR)
+        u = unit(problem)
+        if u > 0.0:
+            ratio = math.log(absolute / u + _FLOOR)
             self.past = _KEEP * self.past + ratio
             self.weight = _KEEP * self.weight + 1.0
 
@@ -106,9 +106,12 @@ class Predictor:
         return math.log(float(error.sum()) / energy + _FLOOR) if energy > 0.0 else 0.0
 
 
-def _unit(problem: Problem) -> float:
+def unit(problem: Problem) -> float:
+    """U, the size that errors are measured by."""
     energy = problem.left_norm if problem.left_count else problem.gram[:, 0, 0]
-    return problem.rho**2 * float(energy.sum()) / max(1, problem.count)
+    u = problem.rho**2 * float(energy.sum()) / max(1, problem.count)
+    known = problem.rho**2 * float(problem.gram[:, 5, 5].sum())
+    return math.sqrt(u) * math.sqrt(known) if known > 0.0 else u
 
 
 def _estimate_norm(problem: Problem, c: Array) -> float:
