@@ -217,26 +217,36 @@ def run(
     }
 
 
-def plan(index: int, workers: int) -> list[tuple[str, float, int]]:
+def plan(index: int, workers: int, partition: str) -> list[tuple[str, float, int]]:
     """(decoder, max_error, copies) of a family's log; fewer where a run is long."""
     every = [(kind, e, copies) for kind, copies in CURVES.values() for e in ERRORS]
-    if index == 0 or workers < 32:
+    if workers < 32:
         return every
-    return [w for w in every if w[0] == "learned" and (w[2] == 0 or w[1] in (0, 0.1))]
+    if index > 0:
+        some = (
+            {("learned", 0.1, 0), ("learned", 0.1, 2)} if partition == "fresh" else {}
+        )
+    else:
+        some = {("learned", e, 0) for e in ERRORS} | {("learned", 0.1, 2)}
+        some |= {("rescale", 0.1, 0), ("rescale", math.inf, 0)}
+    return [w for w in every if w in some or (some and w[1] == 0.0)]
 
 
 def points(folder: Path | None, *, toy: bool) -> dict[str, Any]:
     """{family: {log, task, partition: {decoder, max_error: figures}}}."""
-    steps = 14 if toy else 80
     found: dict[str, Any] = {}
     for family, (_, _, workers) in LOGS.items():
         if toy and workers > 10:
             continue
+        steps = 14 if toy else 60 if workers > 32 else 100
         for index, (name, times) in enumerate(times_of(family, folder, steps).items()):
             for task, partition in TASKS:
+                todo = plan(index, workers, partition)
+                if not todo:
+                    continue
                 made = recording(task, partition, times.shape[1], times.shape[0])
                 cell: dict[str, dict[str, float]] = {}
-                for kind, max_error, copies in plan(index, workers):
+                for kind, max_error, copies in todo:
                     if toy and max_error not in (0.0, 0.1, math.inf):
                         continue
                     point = key(kind, max_error, copies)
@@ -269,10 +279,10 @@ def figure(found: dict[str, Any], path: Path) -> None:
     panels = np.atleast_1d(canvas.subplots(1, len(found)))
     for axes, (family, cells) in zip(panels, found.items(), strict=True):
         for label, (kind, copies) in CURVES.items():
+            most = max(len(c) for c in cells.values())
+            whole = [c for c in cells.values() if len(c) == most]
             names = [key(kind, e, copies) for e in ERRORS]
-            whole = [c for c in cells.values() if all(n in c for n in names)]
-            if not whole:
-                continue
+            names = [n for n in names if all(n in c for c in whole)]
             x = [np.mean([c[n]["mean_step"] for c in whole]) for n in names]
             y = [np.mean([c[n]["mean_error"] for c in whole]) for n in names]
             axes.plot(x, y, marker="o", ms=4, label=label)

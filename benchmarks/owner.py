@@ -28,10 +28,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from codedgrad.decoders.base import Decoder
+    from codedgrad.decoders.gram import Problem
 
     Array = NDArray[np.float64]
-
-MIRRORS = 2  # per settled step
 
 
 @dataclass(frozen=True)
@@ -42,6 +41,7 @@ class Look:
     gradient: Array
     predicted: float
     bound: float
+    inner: Problem | None = None
 
 
 @dataclass
@@ -57,9 +57,15 @@ class Owner:
     """Memory and decoder of one run; k shards."""
 
     def __init__(
-        self, shards: int, bounds: NDArray[np.int64], decoder: Decoder, seed: int = 0
+        self,
+        shards: int,
+        bounds: NDArray[np.int64],
+        decoder: Decoder,
+        seed: int = 0,
+        mirrors: int = 2,
     ) -> None:
-        """`bounds` [T + 1]: of the tiles; `seed`: of the mirrors."""
+        """`bounds` [T + 1]: of the tiles; `mirrors` per settled step, drawn by seed."""
+        self._mirrors = mirrors
         self.memory = Memory(shards, bounds)
         self.decoder = decoder
         self._random = np.random.default_rng(seed)
@@ -83,7 +89,7 @@ class Owner:
             inner.rho,
             self.memory,
         )
-        return Look(arrivals, np.asarray(gradient), predicted, bound)
+        return Look(arrivals, np.asarray(gradient), predicted, bound, inner)
 
     def take(
         self,
@@ -104,8 +110,10 @@ class Owner:
         arrivals, memory = look.arrivals, self.memory
         complete = arrivals.fraction >= 1.0
         if not complete.all():
+            if isinstance(self.decoder, Learned) and look.inner is not None:
+                self.decoder.replay(look.inner)
             self._waiting[step] = _Waiting(arrivals, copy.deepcopy(memory))
-            for _ in range(MIRRORS):
+            for _ in range(self._mirrors):
                 self._mirror(arrivals, complete, pieces)
         elif first is not None:
             self._teach(first.arrivals, arrivals.rows, memory)
@@ -173,8 +181,6 @@ class Owner:
         u = vectors(arrivals, memory)
         c = self.decoder.coefficients(inner)
         self.decoder.learn(inner, c, label(u, weights, np.asarray(x), memory.bounds))
-        if isinstance(self.decoder, Learned):
-            self.decoder.replay(inner)
 
 
 def _of_shards(memory: Memory, part: NDArray[np.int64]) -> Memory:

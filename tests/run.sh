@@ -122,11 +122,15 @@ bench() {
   check "bench_decoder" "$CG_PYTHON" benchmarks/bench_decoder.py --toy \
     --out "$out/decoder.json" --page "$out/decoder.md"
   check "fit_decoder" "$CG_PYTHON" benchmarks/fit_decoder.py --toy --out "$out/net.npz"
+  check "bench_anytime" "$CG_PYTHON" benchmarks/bench_anytime.py --toy --out "$out"
+  check "bench_time_to_loss" "$CG_PYTHON" benchmarks/bench_time_to_loss.py --toy \
+    --out "$out"
   check "benchmarks wrote JSON" "$CG_PYTHON" -c \
     'import json, sys; [json.load(open(f))["results"] for f in sys.argv[1:]]' \
     "$out/exchange.json" "$out/sleep.json" "$out/digits.json" "$out/overlap.json" \
     "$out/stall.json" \
-    "$out/simulator.json" "$out/kernels.json" "$out/decoder.json"
+    "$out/simulator.json" "$out/kernels.json" "$out/decoder.json" \
+    "$out/results/anytime.json" "$out/results/time_to_loss.json"
   rm -rf "$out"
 }
 
