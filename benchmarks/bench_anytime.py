@@ -14,6 +14,7 @@ recorded gradient of the whole batch.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import math
 import platform
@@ -36,6 +37,8 @@ from codedgrad.decoders.rescale import Rescale
 from codedgrad.simulate.helpers import Lists, lists_of
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from codedgrad.simulate.helpers import Play
     from codedgrad.simulate.lag import Late
 
@@ -81,6 +84,7 @@ def times_of(family: str, folder: Path | None, steps: int) -> dict[str, simulate
     return found
 
 
+@functools.lru_cache(2)
 def recording(task: str, partition: str, shards: int, steps: int) -> replay.Recording:
     """Gradients of a real run, micro-batch by micro-batch; 16 samples a shard."""
     made = record.task(task)
@@ -232,9 +236,8 @@ def plan(index: int, workers: int, partition: str) -> list[tuple[str, float, int
     return [w for w in every if w in some or (some and w[1] == 0.0)]
 
 
-def points(folder: Path | None, *, toy: bool) -> dict[str, Any]:
-    """{family: {log, task, partition: {decoder, max_error: figures}}}."""
-    found: dict[str, Any] = {}
+def points(folder: Path | None, found: dict[str, Any], *, toy: bool) -> Iterator[None]:
+    """Fill {family: {log, task, partition: {decoder, max_error: figures}}}."""
     for family, (_, _, workers) in LOGS.items():
         if toy and workers > 10:
             continue
@@ -263,7 +266,7 @@ def points(folder: Path | None, *, toy: bool) -> dict[str, Any]:
                         flush=True,
                     )
                 found.setdefault(family, {})[f"{name}, {task} {partition}"] = cell
-    return found
+                yield
 
 
 def key(kind: str, max_error: float, copies: int) -> str:
@@ -384,12 +387,19 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     begin = time.time()
-    found = points(args.folder, toy=args.toy)
+    results = args.out / "results"
+    results.mkdir(parents=True, exist_ok=True)
+    found: dict[str, Any] = {}
+    for _ in points(args.folder, found, toy=args.toy):
+        write(args, found, time.time() - begin)
+
+
+def write(args: argparse.Namespace, found: dict[str, Any], seconds: float) -> None:
+    """The page, the figure and the numbers of what is done."""
+    results = args.out / "results"
     source = "Logs: the published ones."
     if args.folder is None:
         source = "Logs: drawn from the shipped profiles."
-    results = args.out / "results"
-    results.mkdir(parents=True, exist_ok=True)
     figure(found, results / "anytime.png")
     (args.out / "anytime.md").write_text(page(found, source))
     out = {
@@ -398,7 +408,7 @@ def main() -> None:
             "python": platform.python_version(),
             "torch": torch.__version__,
             "codedgrad": codedgrad.__version__,
-            "seconds": round(time.time() - begin),
+            "seconds": round(seconds),
         },
         "results": found,
         "pooled": {label: pooled(found, *how) for label, how in CURVES.items()},
