@@ -112,6 +112,12 @@ class LeastSquares:
         self.gram[i] = keep * self.gram[i] + scale * gram
         self.target[i] = keep * self.target[i] + scale * target
 
+    def online(self, problem: Problem) -> Array:
+        """C [T, P] of "online_ls" alone."""
+        if not self.labels:
+            return np.broadcast_to(FIXED["rescale"], problem.left_target.shape)
+        return solve(self.gram[0], self.target[0], _TINY)
+
     def candidates(self, problem: Problem) -> Array:
         """C [T, K, P] in the order of NAMES, for a step before its label."""
         tiles = len(problem.gram)

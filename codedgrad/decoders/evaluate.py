@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from codedgrad.decoders.gram import Array, Problem
+from codedgrad.decoders import gram
+from codedgrad.decoders.gram import Array, Label, Problem, squared_error
 from codedgrad.decoders.learned import Learned
 from codedgrad.decoders.least_squares import OnlineLeastSquares
 from codedgrad.decoders.momentum import Momentum
@@ -65,6 +65,7 @@ def errors(
             continue
         t, inner = step.number, step.inner
         mine = chosen[t] = []
+        population = _population(recording, step)
         for decoder in made:
             c = decoder.coefficients(inner)
             predicted, bound = decoder.predictor.predict(inner, c, *decoder.mixing())
@@ -72,29 +73,37 @@ def errors(
             row = out[decoder.name]
             row["true"][t] = true_error(inner, c, step.label)
             row["predicted"][t], row["bound"][t] = predicted, bound
-            _population(recording, step, c, row)
+            _judge(inner, c, population, row, t)
             if isinstance(decoder, Learned):
                 decoder.replay(inner)
         best = oracle(inner, step.label)
         out["oracle"]["true"][t] = true_error(inner, best, step.label)
-        _population(recording, step, best, out["oracle"])
+        _judge(inner, best, population, out["oracle"], t)
     return {name: dict(rows) for name, rows in out.items()}
 
 
-def _population(
-    recording: Recording, step: Step, c: Array, row: dict[str, Array]
+def _judge(
+    inner: Problem,
+    c: Array,
+    population: tuple[Label, float] | None,
+    row: dict[str, Array],
+    t: int,
 ) -> None:
+    if population is not None:
+        known, whole = population
+        error = squared_error(c, inner.gram, known.target, known.norm)
+        row["population"][t] = float(error.sum()) / whole
+
+
+def _population(recording: Recording, step: Step) -> tuple[Label, float] | None:
+    """(p - R) / rho as if it were the missing mean, and |p|^2 / rho^2."""
     if recording.population is None:
-        return
+        return None
     want = recording.population[step.number].astype(np.float64)
-    u, rho = step.vectors, step.inner.rho
-    error = 0.0
-    edges = recording.bounds.tolist()
-    total = step.arrivals.total()
-    for i, (a, b) in enumerate(itertools.pairwise(edges)):
-        got = total[a:b] + rho * (step.weights @ c[i]) @ u[:, a:b]
-        error += float(((got - want[a:b]) ** 2).sum())
-    row["population"][step.number] = error / max(float((want**2).sum()), 1e-300)
+    rho = step.inner.rho
+    x = (want - step.arrivals.total()) / rho
+    known = gram.label(step.vectors, step.weights, x, recording.bounds)
+    return known, max(float((want**2).sum()), 1e-300) / rho**2
 
 
 def population_of_batch(recording: Recording) -> Array:

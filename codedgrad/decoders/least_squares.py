@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from codedgrad.decoders.base import Decoder
-from codedgrad.decoders.candidates import NAMES, LeastSquares
+from codedgrad.decoders.candidates import LeastSquares
 from codedgrad.decoders.gram import Array, Label, Problem
 
 
@@ -22,7 +22,7 @@ class OnlineLeastSquares(Decoder):
 
     def coefficients(self, problem: Problem) -> Array:
         """C [T, P]."""
-        return self._squares.candidates(problem)[:, NAMES.index(self.name)]
+        return self._squares.online(problem)
 
     def learn(self, problem: Problem, c: Array, label: Label) -> None:
         """One more label."""
