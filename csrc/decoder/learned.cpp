@@ -9,8 +9,8 @@ namespace codedgrad::decoder {
 namespace {
 
 constexpr double kSlow = 0.97, kFast = 0.8;
-constexpr int kGateLabels = 20;
-constexpr double kGateRatio = 1.01;
+constexpr int kGateLabels = 10;
+constexpr double kGateRatio = 1.03;
 constexpr double kFarthest = 6.0, kFloor = 1e-12;
 constexpr int kPerTile = kSpan * kSpan + kSpan;
 constexpr std::size_t kState = 3 * kPerTile + 2 * kCandidates + 4 + 5;
