@@ -118,6 +118,12 @@ bench() {
     --out "$out/simulator.json"
   check "bench_kernels" mpi 1 "$CG_PYTHON" benchmarks/bench_kernels.py --toy \
     --out "$out/kernels.json"
+  check "bench_estimates choose" mpi 4 "$CG_PYTHON" benchmarks/bench_estimates.py --toy \
+    --part choose --out "$out/estimates.json"
+  check "bench_estimates learn" mpi 2 "$CG_PYTHON" benchmarks/bench_estimates.py --toy \
+    --part learn --out "$out/estimates.json"
+  check "bench_estimates steps" mpi 4 "$CG_PYTHON" benchmarks/bench_estimates.py --toy \
+    --part steps --out "$out/estimates.json"
   check "bench_traces" "$CG_PYTHON" benchmarks/bench_traces.py --scaling-only --out "$out"
   check "bench_decoder" "$CG_PYTHON" benchmarks/bench_decoder.py --toy \
     --out "$out/decoder.json" --page "$out/decoder.md"
