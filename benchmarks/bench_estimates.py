@@ -233,11 +233,17 @@ def errors(method: Counting) -> dict[str, float]:
     found = [e for own in COMM.allgather(method.estimates) for e in own]
     figures = codedgrad.reports.judged(found)
     names = ("known", "predicted", "true", "calibration", "exceeded")
-    return {
+    out = {
         name: round(value, 4)
         for name in names
         if found and (value := figures[name]) is not None
     }
+    policy = method.gradient._policy
+    known = [e for e in found if e.known]
+    if policy is not None and known:
+        above = sum(e.truth > policy.max_error for e in known)
+        out["above_max_error"] = round(above / len(known), 4)
+    return out
 
 
 def timed(
