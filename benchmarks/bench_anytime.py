@@ -292,6 +292,7 @@ def figure(found: dict[str, Any], path: Path) -> None:
         axes.axvline(TARGET_STEP, color="gray", lw=0.8, ls=":")
         axes.set_xscale("log")
         axes.set_yscale("symlog", linthresh=1e-3)
+        axes.set_ylim(bottom=0.0)
         axes.set_title(family)
         axes.set_xlabel("mean step / median pass")
         axes.grid(visible=True, alpha=0.3)
@@ -348,7 +349,7 @@ def page(found: dict[str, Any], source: str) -> str:
         for name, cell in cells.items():
             for label, (kind, copies) in CURVES.items():
                 got = [cell.get(key(kind, e, copies)) for e in ERRORS]
-                if not any(got):
+                if not any(got[1:]):
                     continue
                 shown = [
                     f"{r['mean_step']:.2f} ({r['mean_error']:.3f})" if r else "-"
@@ -367,9 +368,20 @@ def page(found: dict[str, Any], source: str) -> str:
         text += "\n## Wanted: at max_error 0.1 at most 1.25 passes on Lambda (*)\n\n"
         text += "| log, task | " + " | ".join(CURVES) + " |\n"
         text += "|---" * (1 + len(CURVES)) + "|\n"
-        for name, cell in found["AWS Lambda"].items():
-            points_ = [cell.get(key(k, 0.1, copies)) for k, copies in CURVES.values()]
-            values = [p["mean_step"] if p else math.nan for p in points_]
+        table = {
+            name: [
+                cell[key(kind, 0.1, copies)]["mean_step"]
+                if key(kind, 0.1, copies) in cell
+                else math.nan
+                for kind, copies in CURVES.values()
+            ]
+            for name, cell in found["AWS Lambda"].items()
+        }
+        table["mean"] = [
+            float(np.mean([v for v in column if not math.isnan(v)] or [math.nan]))
+            for column in zip(*table.values(), strict=True)
+        ]
+        for name, values in table.items():
             marks = [
                 "-" if math.isnan(v) else f"{v:.2f}{' *' if v <= TARGET_STEP else ''}"
                 for v in values
