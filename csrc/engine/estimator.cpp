@@ -486,10 +486,11 @@ bool Estimator::rest_is_here(const std::vector<const void*>& rows,
 }
 
 std::unique_ptr<Estimator> Estimator::make(
-    std::shared_ptr<const ApproximateConfig> config, int bucket, const Slice& slice,
-    int window, DType dtype, std::shared_ptr<BufferPool> pool) {
+    std::shared_ptr<const ApproximateConfig> config, int bucket, int buckets,
+    const Slice& slice, int window, DType dtype, std::shared_ptr<BufferPool> pool) {
   if (slice.count == 0) return nullptr;
-  Sketch sketch(slice, config->tensors, static_cast<int>(config->units.size()));
+  Sketch sketch(slice, config->tensors, static_cast<int>(config->units.size()),
+                buckets);
   if (dtype == DType::kFloat32) {
     return std::make_unique<SliceEstimator<float>>(
         std::move(config), bucket, std::move(sketch), window, std::move(pool));

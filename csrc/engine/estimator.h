@@ -49,8 +49,8 @@ class Estimator {
  public:
   // For a slice of one of `size` workers. Slices without elements have none.
   static std::unique_ptr<Estimator> make(
-      std::shared_ptr<const ApproximateConfig> config, int bucket, const Slice& slice,
-      int window, DType dtype, std::shared_ptr<BufferPool> pool);
+      std::shared_ptr<const ApproximateConfig> config, int bucket, int buckets,
+      const Slice& slice, int window, DType dtype, std::shared_ptr<BufferPool> pool);
   virtual ~Estimator() = default;
 
   int unit_of(int node) const { return unit_of_[node]; }  // -1: of none

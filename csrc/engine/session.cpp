@@ -65,8 +65,9 @@ Session::Session(const SessionConfig& config, int rank, int size, int max_tag,
   }
   if (approximate_) {
     for (int bucket = 0; bucket < layout_.buckets(); ++bucket) {
-      estimators_.push_back(Estimator::make(
-          approximate_, bucket, layout_.slice(bucket, rank_), window_, dtype_, pool_));
+      estimators_.push_back(Estimator::make(approximate_, bucket, layout_.buckets(),
+                                            layout_.slice(bucket, rank_), window_,
+                                            dtype_, pool_));
     }
   }
   if (window_ < 2) throw std::invalid_argument("the window must be at least 2 steps");

@@ -16,13 +16,17 @@ namespace codedgrad {
 
 class Sketch {
  public:
-  // `tensors`: ends of the gradient's tensors in the payload, rising.
-  Sketch(const Slice& slice, const std::vector<std::size_t>& tensors, int units)
+  // `tensors`: ends of the gradient's tensors in the payload, rising. All `buckets` of
+  // a step share one budget, so that what a step costs does not grow with the model.
+  Sketch(const Slice& slice, const std::vector<std::size_t>& tensors, int units,
+         int buckets)
       : count_(slice.count) {
+    const std::size_t shares = std::clamp(buckets, 1, 8);
     const std::size_t gradients = tensors.empty() ? 0 : tensors.back();
     const std::size_t stop =
         std::clamp(gradients, slice.offset, slice.offset + slice.count) - slice.offset;
-    const std::size_t least = std::max<std::size_t>(256, (stop + 3) / 4);
+    const std::size_t most = std::max<std::size_t>(1, 4 / shares);  // tiles
+    const std::size_t least = std::max<std::size_t>(256, (stop + most - 1) / most);
     begins_ = {0};
     for (std::size_t end : tensors) {
       if (end <= slice.offset) continue;
@@ -37,7 +41,9 @@ class Sketch {
       }
     }
     if (begins_.size() == 1) begins_.push_back(0);  // the tail only: one empty tile
-    choose(std::clamp<std::size_t>(16384 / std::max(1, units), 512, 2048));
+    const std::size_t budget =
+        std::clamp<std::size_t>(16384 / std::max(1, units), 512, 2048);
+    choose(std::max<std::size_t>(256, budget / shares));
     begins_.push_back(slice.count);  // the tail's end
   }
 

@@ -38,7 +38,7 @@ class Job:
         generator = torch.Generator().manual_seed(2)
         x = torch.randn(480, 12, generator=generator)
         y = x @ torch.randn(12, 3, generator=generator)
-        self.sampler = codedgrad.ShardSampler((x, y), 96, partition=partition)
+        self.sampler = codedgrad.ShardSampler((x, y), 120, partition=partition)
         settings.setdefault("code", codes.uncoded(codedgrad.size(), micro=4))
         self.coded = codedgrad.CodedGradient(self.model, **settings)
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.05)
