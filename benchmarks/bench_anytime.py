@@ -290,7 +290,6 @@ def figure(found: dict[str, Any], path: Path) -> None:
             y = [np.mean([c[n]["mean_error"] for c in whole]) for n in names]
             axes.plot(x, y, marker="o", ms=4, label=label)
         axes.axvline(TARGET_STEP, color="gray", lw=0.8, ls=":")
-        axes.set_xscale("log")
         axes.set_yscale("symlog", linthresh=1e-3)
         axes.set_ylim(bottom=0.0)
         axes.set_title(family)
