@@ -90,8 +90,8 @@ the calibration remembers) were chosen after a look at some of them.
 How to read it: an error is |g^ - g|^2 / |g|^2 with g the gradient of the whole batch,
 averaged over the steps after the first 10 %; 0.1 is a gradient that is off by about a
 third of its length. All decoders learn from the past of the run only. *Best fixed*: the
-best of zero, rescale, momentum, stale and saga, chosen per scenario in hindsight: no job
-can know it. *online_ls*: least squares in the same span, tile by tile.
+best of zero, rescale, momentum, stale and saga, chosen per scenario in hindsight: no
+job can know it. *online_ls*: least squares in the same span, tile by tile.
 
 ## Against the targets ({count} scenarios)
 
