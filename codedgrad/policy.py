@@ -50,7 +50,7 @@ def approximate(
 
         bound on |g^ - g|^2 / |g|^2  <=  max_error,
 
-    a bound that is kept such that about 5 of 100 slices exceed it (see
+    a bound that is kept such that about 3 of 100 slices exceed it (see
     `codedgrad.decoders.predictor`). Where the arrivals cover before that, the result is
     the exact one, bit for bit.
 

@@ -23,7 +23,7 @@ class Estimate(NamedTuple):
     Attributes:
         gradient: [D], of the batch's mean.
         predicted: expected |g^ - g|^2 / |g|^2.
-        bound: the same, exceeded in about 5 of 100 steps.
+        bound: the same, exceeded in about 3 of 100 steps.
     """
 
     gradient: Vector

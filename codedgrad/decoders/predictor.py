@@ -9,7 +9,7 @@ left-out problems (l_left, a logarithm), and the truth in recent steps (l_past):
     predicted = kappa e / (|g^|^2 + e)
 
 kappa keeps the mean right: sum of recent true errors over sum of predicted ones. The
-bound is q times that, q moved so that 5 of 100 true errors are above it, as in
+bound is q times that, q moved so that 3 of 100 true errors are above it, as in
 I. Gibbs, E. Candes, "Adaptive Conformal Inference Under Distribution Shift", 2021.
 """
 
@@ -25,12 +25,12 @@ from codedgrad.decoders.gram import Label, Problem, squared_error
 if TYPE_CHECKING:
     from codedgrad.decoders.gram import Array
 
-EXCEEDED = 0.05  # share of true errors that may be above the bound
+EXCEEDED = 0.03  # share of true errors that may be above the bound
 _GAIN = 0.15  # of log q, per label
 _KEEP = 0.95  # of l_past's average, per label
 _REMEMBER = 0.95  # of kappa's sums, per label
 _PRIOR = 5.0  # labels that kappa = 1 counts for
-_FIRST_Q = 2.0
+_FIRST_Q = 2.5
 _FLOOR = 1e-12
 
 

@@ -9,7 +9,7 @@ namespace codedgrad::decoder {
 namespace {
 
 constexpr double kStrongest = 2.0;
-constexpr double kExceeded = 0.05, kGain = 0.15, kKeep = 0.95, kRemember = 0.95;
+constexpr double kExceeded = 0.03, kGain = 0.15, kKeep = 0.95, kRemember = 0.95;
 constexpr double kFloor = 1e-12;
 
 double softplus(double x) { return x > 30.0 ? x : std::log1p(std::exp(x)); }

@@ -46,7 +46,7 @@ class Predictor {
   double raw_error(const Problem& problem, const std::vector<Coefficients>& c, double t,
                    double s) const;
   double kappa() const;
-  double past_ = 0.0, weight_ = 0.0, true_ = 5.0, raw_ = 5.0, q_ = 2.0;
+  double past_ = 0.0, weight_ = 0.0, true_ = 5.0, raw_ = 5.0, q_ = 2.5;
 };
 
 }  // namespace codedgrad::decoder
