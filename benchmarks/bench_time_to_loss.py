@@ -500,9 +500,11 @@ def page(found: dict[str, Any], lines: Any, source: str, seeds: int) -> str:
                 shown = f"{mean:.0f} ± {half:.0f} | {base / mean:.1f}"
                 if not np.isfinite(times).all():
                     shown = "never | -"
-                rows.append(
-                    f"| {scenario} | {method} | {shown} | {final:.3f} ± {spread:.3f} |"
-                )
+                end = f"{final:.3f} ± {spread:.3f}"
+                lost = int((~np.isfinite(one["loss"][:, -1])).sum())
+                if lost:
+                    end = f"{lost} of {len(times)} seeds diverged"
+                rows.append(f"| {scenario} | {method} | {shown} | {end} |")
         if rows:
             text_ += f"\n## {task}, {partition}\n\n| fault | method | time | speed-up |"
             text_ += " final loss |\n|---|---|---|---|---|\n" + "\n".join(rows) + "\n"
