@@ -93,9 +93,7 @@ def test_the_engine_chooses_as_the_reference(kind: str, delay: int) -> None:
         if step.inner.rho > 0.0:
             compared += 1
             np.testing.assert_allclose(choice.c, c, rtol=1e-5, atol=1e-7)
-            predicted = reference.predictor.predict(
-                step.inner, c, *reference.mixing()
-            )
+            predicted = reference.predictor.predict(step.inner, c, *reference.mixing())
             got = (choice.predicted, choice.bound)
             np.testing.assert_allclose(got, predicted, rtol=1e-5)
         chosen[t] = (step.inner, c)

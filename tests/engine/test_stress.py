@@ -42,7 +42,14 @@ def test_stress(
     workers, steps, delay_us = size
     for mode, share in (([], 1), (["settle"], 2), (["compensate"], 4)):
         done = subprocess.run(
-            [str(program), str(workers), str(steps // share), str(delay_us), "7", *mode],
+            [
+                str(program),
+                str(workers),
+                str(steps // share),
+                str(delay_us),
+                "7",
+                *mode,
+            ],
             capture_output=True,
             text=True,
             timeout=250,
