@@ -83,7 +83,7 @@ class LatePass:
 
     def __init__(self, window: int, *, active: bool) -> None:
         """`active` False: every late pass is abandoned, as in exact steps."""
-        self._limit = max(1, window // 2)  # others wait at a whole window
+        self._limit = max(1, 3 * window // 4)  # others wait at a whole window
         self._active = active
         self._go_on = False
         self._ready: list[tuple[int, Tensor]] = []
@@ -92,7 +92,7 @@ class LatePass:
         """May the pass be abandoned?
 
         One that was late in the step before, too, is slow rather than held up once:
-        it finishes its pass if that takes at most half a window.
+        it finishes its pass if that takes at most three quarters of a window.
         """
         if not exchange.done(step):
             return False

@@ -11,14 +11,38 @@ from __future__ import annotations
 import numpy as np
 
 from codedgrad.decoders.base import Decoder
-from codedgrad.decoders.candidates import NAMES, energy
-from codedgrad.decoders.gram import Array, Label, Problem, squared_error
+from codedgrad.decoders.candidates import FIXED, NAMES, energy
+from codedgrad.decoders.gram import Array, Label, P, Problem, squared_error
 from codedgrad.decoders.network import Network
 from codedgrad.decoders.statistics import Statistics
 
 GATE_LABELS = 10
 GATE_RATIO = 1.03
 _KEEP = 0.97
+AGED = 3.0  # steps: memory that is older is old
+RESCALE, SAGA = NAMES.index("rescale"), NAMES.index("saga")
+
+
+def scarce(problem: Problem, labels: int) -> int | None:
+    """Which candidate to take while labels are rare and memory is old; None: neither is.
+
+    Where a worker is always far behind, its rows come once in many steps: coefficients
+    fitted to a few of them shrink what is missing, step after step, and what training
+    does not see it forgets. Until there are twice as many labels as the memory is steps
+    old, only rules without shrinkage are trusted: SAGA where memory of any kind is
+    better than rescaling on this step's left-out shards, else rescaling.
+    """
+    fresh = problem.staleness <= AGED and problem.known > 0.5
+    if fresh or labels >= max(P, 2.0 * problem.staleness):
+        return None
+    if not problem.left_count or problem.known <= 0.5:
+        return RESCALE
+    tables = problem.left_gram, problem.left_target, problem.left_norm
+    rescale, saga, mean = (
+        float(squared_error(FIXED[name], *tables).sum())
+        for name in ("rescale", "saga", "saga_mean")
+    )
+    return SAGA if min(saga, mean) < rescale else RESCALE
 
 
 class Learned(Decoder):
@@ -52,7 +76,9 @@ class Learned(Decoder):
         w, t, s = self.network(f, context, self.statistics.labels)
         mixed = np.asarray((w[..., None] * candidates).sum(axis=1))
         self._mixing = float(t.mean()), float(s.mean())
-        k = self._gate()
+        k = scarce(problem, self.statistics.labels)
+        if k is None:
+            k = self._gate()
         c = mixed if k is None else candidates[:, k]
         # A label may come many steps later, and must judge what was known now.
         self._asked = [(problem, candidates, mixed, self._mixing), *self._asked[:63]]

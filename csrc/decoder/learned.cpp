@@ -11,6 +11,7 @@ namespace {
 constexpr double kSlow = 0.97, kFast = 0.8;
 constexpr int kGateLabels = 10;
 constexpr double kGateRatio = 1.03;
+constexpr double kAged = 3.0;  // steps: memory that is older is old
 constexpr double kFarthest = 6.0, kFloor = 1e-12;
 constexpr int kPerTile = kSpan * kSpan + kSpan;
 constexpr std::size_t kState = 3 * kPerTile + 2 * kCandidates + 4 + 5;
@@ -53,11 +54,29 @@ Chosen Learned::choose(const Problem& problem) const {
     chosen.t += choice.t / tiles_;
     chosen.s += choice.s / tiles_;
   }
-  const int k = gate();
+  const int safe = scarce(problem);
+  const int k = safe >= 0 ? safe : gate();
   chosen.c = chosen.mixed;
   for (int i = 0; k >= 0 && i < tiles_; ++i) chosen.c[i] = chosen.candidates[i][k];
   chosen.predicted = predictor_.predict(problem, chosen.c, chosen.t, chosen.s);
   return chosen;
+}
+
+int Learned::scarce(const Problem& problem) const {
+  const bool fresh = problem.staleness <= kAged && problem.known > 0.5;
+  const double wanted = std::max<double>(kSpan, 2.0 * problem.staleness);
+  if (fresh || static_cast<double>(labels()) >= wanted) return -1;
+  constexpr int kRescale = 1, kSaga = 5, kSagaMean = 7;
+  if (problem.left_count == 0 || problem.known <= 0.5) return kRescale;
+  const auto error = [&problem](int k) {
+    double sum = 0.0;
+    for (const Tile& tile : problem.tiles) {
+      sum += squared_error(kFixedCoefficients[k], tile.left_gram, tile.left_target,
+                           tile.left_norm);
+    }
+    return sum;
+  };
+  return std::min(error(kSaga), error(kSagaMean)) < error(kRescale) ? kSaga : kRescale;
 }
 
 int Learned::gate() const {

@@ -34,6 +34,7 @@ class Learned {
  private:
   using Errors = std::vector<std::array<double, kCandidates>>;  // by tile
   int gate() const;                                             // -1: the mixture
+  int scarce(const Problem& problem) const;  // -1: labels are many, memory is young
   std::vector<Features> features(const Problem& problem, const Choices& c) const;
   std::vector<Context> contexts(const Problem& problem) const;
 

@@ -45,7 +45,9 @@ class SliceEstimator final : public Estimator {
         pool_(std::move(pool)),
         memory_(config_->units.size()),
         previous_(fresh()),
-        average_(fresh()) {}
+        average_(fresh()) {
+    sketch_results();
+  }
 
   bool finite(const void* row) const override {
     return all_finite(static_cast<const T*>(row), count_);
@@ -105,6 +107,7 @@ class SliceEstimator final : public Estimator {
     std::memcpy(at(previous_), g, count_ * sizeof(T));
     const double keep = decoded_ > 0 ? kAverageKeep : 0.0;
     blend(average_, keep, g, 1.0 - keep);
+    sketch_results();
     decoded_ = step + 1;
   }
 
@@ -139,8 +142,9 @@ class SliceEstimator final : public Estimator {
     if (due_.empty()) return false;
     const Due due = std::move(due_.front());
     due_.pop_front();
-    blend(memory_[due.unit].mean, 1.0 - due.gain, static_cast<const T*>(due.data),
-          due.gain);
+    Shard& shard = memory_[due.unit];
+    blend(shard.mean, 1.0 - due.gain, static_cast<const T*>(due.data), due.gain);
+    sketch_.take(at(shard.mean), 1.0 / config_->weights[due.unit], &shard.mean_sketch);
     return true;
   }
 
@@ -148,6 +152,7 @@ class SliceEstimator final : public Estimator {
   struct Shard {
     const T* last = nullptr;
     BufferRef keep, mean;
+    std::vector<float> last_sketch, mean_sketch;  // of gradients, not weighted
     std::int64_t step = -1, seen = 0;
   };
   struct Due {
@@ -172,6 +177,11 @@ class SliceEstimator final : public Estimator {
   void flush() {
     while (idle()) {
     }
+  }
+
+  void sketch_results() {
+    sketch_.take(at(previous_), 1.0, &previous_sketch_);
+    sketch_.take(at(average_), 1.0, &average_sketch_);
   }
 
   bool whole(int u, const std::vector<int>& nodes) const {
@@ -213,6 +223,7 @@ class SliceEstimator final : public Estimator {
     shard.step = step;
     shard.last = data;
     shard.keep = keep;
+    sketch_.take(data, 1.0 / config_->weights[u], &shard.last_sketch);
     if (!shard.mean) shard.mean = fresh();
     const double gain = std::max(1.0 / static_cast<double>(shard.seen), kMeanGain);
     due_.push_back({u, gain, data, std::move(keep)});
@@ -243,18 +254,18 @@ class SliceEstimator final : public Estimator {
       shards_.seen[u] = shard.seen > 0;
       shards_.age[u] = shard.seen > 0 ? static_cast<double>(step_ - shard.step) : 0.0;
       if (shard.seen == 0) continue;
-      sketch_.add(shard.last, 1.0 / w[u], place(k + u));
-      sketch_.add(at(shard.mean), 1.0 / w[u], place(2 * k + u));
+      std::copy(shard.last_sketch.begin(), shard.last_sketch.end(), place(k + u));
+      std::copy(shard.mean_sketch.begin(), shard.mean_sketch.end(), place(2 * k + u));
     }
-    sketch_.add(at(previous_), 1.0, place(3 * k));
-    sketch_.add(at(average_), 1.0, place(3 * k + 1));
+    std::copy(previous_sketch_.begin(), previous_sketch_.end(), place(3 * k));
+    std::copy(average_sketch_.begin(), average_sketch_.end(), place(3 * k + 1));
     scale_ = sketch_.normalise(&sketched_, static_cast<std::size_t>(k) * s);
     weights_ = decoder::span_weights(shards_);
     problem_ = decoder::make_problem(sketch_.gram(sketched_, 3 * k + 2),
                                      sketch_.tiles(), shards_, weights_);
   }
 
-  // out = R + rho V c and guess = rho V c, tile by tile; the tail is rescaled.
+  // guess = rho V c and out = R + guess, tile by tile; the tail is rescaled.
   void sum(const std::vector<const void*>& rows, T* out, T* guess) const {
     const int k = static_cast<int>(memory_.size());
     const double rho = problem_.rho;
@@ -269,27 +280,29 @@ class SliceEstimator final : public Estimator {
           combined[i] += rho * weights_[i * decoder::kSpan + s] * c;
         }
       }
-      std::vector<const T*> inputs;
-      std::vector<double> all, missing;
-      const auto use = [&](const T* data, double weight, double arrived) {
+      std::vector<const T*> inputs, here;
+      std::vector<double> weights;
+      const auto use = [&](const T* data, double weight) {
         inputs.push_back(data + begin);
-        all.push_back(weight + arrived);
-        missing.push_back(weight);
+        weights.push_back(weight);
       };
       for (int u = 0; u < k; ++u) {
         const double w = config_->weights[u];
         for (int n : nodes_[u]) {
-          use(static_cast<const T*>(rows[n]), combined[u] / (shards_.alpha[u] * w),
-              1.0);
+          use(static_cast<const T*>(rows[n]), combined[u] / (shards_.alpha[u] * w));
+          here.push_back(inputs.back());
         }
-        if (combined[k + u] != 0.0) use(memory_[u].last, combined[k + u] / w, 0.0);
+        if (combined[k + u] != 0.0) use(memory_[u].last, combined[k + u] / w);
         if (combined[2 * k + u] == 0.0) continue;
-        use(at(memory_[u].mean), combined[2 * k + u] / w, 0.0);
+        use(at(memory_[u].mean), combined[2 * k + u] / w);
       }
-      use(at(previous_), combined[3 * k], 0.0);
-      use(at(average_), combined[3 * k + 1], 0.0);
-      ops::weighted_sum<T, T>(all, inputs, out + begin, nullptr, end - begin);
-      ops::weighted_sum<T, T>(missing, inputs, guess + begin, nullptr, end - begin);
+      use(at(previous_), combined[3 * k]);
+      use(at(average_), combined[3 * k + 1]);
+      const std::size_t n = end - begin;
+      ops::weighted_sum<T, T>(weights, inputs, guess + begin, nullptr, n);
+      here.push_back(guess + begin);
+      ops::weighted_sum<T, T>(std::vector<double>(here.size(), 1.0), here, out + begin,
+                              nullptr, n);
     }
   }
 
@@ -367,6 +380,7 @@ class SliceEstimator final : public Estimator {
     const double age = static_cast<double>(decoded_ - 1 - p->step);
     if (age == 0.0) blend(previous_, 1.0, at(off), 1.0);
     blend(average_, 1.0, at(off), (1.0 - kAverageKeep) * std::pow(kAverageKeep, age));
+    sketch_results();
     if (!config_->compensate) return true;
     if (!carry_) {
       carry_ = off;
@@ -412,6 +426,7 @@ class SliceEstimator final : public Estimator {
   const std::shared_ptr<BufferPool> pool_;
   std::vector<Shard> memory_;  // rows as sent: weight times gradient
   BufferRef previous_, average_, carry_;
+  std::vector<float> previous_sketch_, average_sketch_;
   std::deque<Due> due_;
   std::deque<Pending> pending_;
   std::int64_t decoded_ = 0;

@@ -302,7 +302,7 @@ void Session::note(std::int64_t step, int bucket, int source, int row,
   if (kind == ArrivalKind::kRedundant) ++counters_.rows_redundant;
   if (kind == ArrivalKind::kLate) ++counters_.rows_late;
   if (kind == ArrivalKind::kRefused) ++counters_.rows_refused;
-  if (bucket != last_own_) return;
+  if (bucket != last_own_ && kind != ArrivalKind::kRefused) return;
   if (arrivals_.size() >= kArrivalsKept) arrivals_.pop_front();
   arrivals_.push_back({step, source, row, kind, now_s()});
 }

@@ -136,9 +136,9 @@ bool Session::settle_if_due(std::int64_t number, int bucket, bool arrived) {
   const std::size_t bytes = layout_.slice(bucket, rank_).count * bytes_of(dtype_);
   conclude(number, bucket, false, [&](void* out, void* out2) {
     estimator->settle(out, rows);
+    collect_settled(estimator);  // before the step can be taken and reported
     if (out2 != nullptr) std::memcpy(out2, out, bytes);
   });
-  collect_settled(estimator);
   return true;
 }
 

@@ -63,6 +63,12 @@ class Sketch {
     }
   }
 
+  template <typename T>
+  void take(const T* from, double weight, std::vector<float>* to) const {
+    to->assign(size(), 0.0f);
+    add(from, weight, to->data());
+  }
+
   void multiply(double factor, float* values) const {
     for (std::size_t i = 0; i < size(); ++i) {
       values[i] = static_cast<float>(values[i] * factor);

@@ -83,11 +83,11 @@ def test_all_workers_apply_the_same_bits() -> None:
 
 
 def test_with_cover_the_bits_are_the_exact_ones() -> None:
-    """A patience that outlasts every delay: nobody settles."""
+    """A bound that no estimate meets: the arrivals cover, sooner or later."""
     code = codes.spread(codedgrad.size(), micro=2)
     exact = coded(code, STEPS)
-    patient = codedgrad.approximate(math.inf, patience=100.0)
-    assert coded(code, STEPS, faults=DELAYS, policy=patient) == exact
+    strict = codedgrad.approximate(1e-15, patience=0.0)
+    assert coded(code, STEPS, faults=DELAYS, policy=strict) == exact
 
 
 def test_max_error_0_is_exact() -> None:
