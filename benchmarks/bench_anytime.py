@@ -127,7 +127,7 @@ class Settle:
         if look is None:
             now = covered
             look = self.owner.look(grads.mean(axis=1), np.ones(len(grads)))
-        self.owner.take(step, look, grads, self.first)
+        self.owner.take(step, look, first=self.first)
         self._judge(grads, look)
         done = lag.rest + lag.work <= now
         for w in [w for w in self.begun if done[w]]:

@@ -306,7 +306,7 @@ def train(
     if method != "exact":
         bounds = tiles_of([math.prod(s) for s in task.shapes])
         made = {d.name: d for d in evaluate.decoders(len(bounds) - 1)}[method]
-        owner = Owner(WORKERS, bounds, made, seed, mirrors=0)
+        owner = Owner(WORKERS, bounds, made, seed)
     plain = Plain(owner) if owner and isinstance(owner.decoder, FixedDecoder) else None
     rows: dict[int, np.ndarray] = {}
     losses = []

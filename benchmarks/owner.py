@@ -2,12 +2,10 @@
 
 The decoder is taught by
 
-1. late rows: once no more rows of a step will come, those that came late are its
-   label. A shard of which nothing comes any more counts with what had arrived of it,
-   as if the rest had not been part of the batch.
+1. late rows: once all rows of a step have come, those that came late are its label.
 2. a step that did not settle: what it saw when it first looked, and then the truth.
 3. mirrors: in every step that settles, complete shards are taken away as others were
-   incomplete (with the same finished shares) and estimated. Not in the place of shards
+   incomplete and estimated. Not in the place of shards
    whose memory is old: those that are always in time are easier to estimate.
 """
 
@@ -95,7 +93,6 @@ class Owner:
         self,
         step: int,
         look: Look,
-        pieces: Array | None = None,
         first: Look | None = None,
     ) -> None:
         """The step ends with this.
@@ -103,8 +100,6 @@ class Owner:
         Args:
             step: its number.
             look: what is decoded.
-            pieces: [k, m, D], for mirrors: micro-batches; only those of complete shards
-                are looked at. None: no partial work.
             first: the first look, if it did not settle.
         """
         arrivals, memory = look.arrivals, self.memory
@@ -114,7 +109,7 @@ class Owner:
                 self.decoder.replay(look.inner)
             self._waiting[step] = _Waiting(arrivals, copy.deepcopy(memory))
             for _ in range(self._mirrors):
-                self._mirror(arrivals, complete, pieces)
+                self._mirror(arrivals, complete)
         elif first is not None:
             self._teach(first.arrivals, arrivals.rows, memory)
         for j in np.flatnonzero(complete).tolist():
@@ -133,19 +128,14 @@ class Owner:
         if known is None or not known.late:
             return
         before = known.arrivals
-        came = np.zeros(len(before.weight), bool)
-        came[list(known.late)] = True
-        weight = np.where(came, 1.0, before.fraction) * before.weight
-        fraction = np.where(came, before.fraction, np.ceil(before.fraction))
-        now = Arrivals.of(before.rows, fraction, weight / weight.sum())
+        if set(np.flatnonzero(before.fraction < 1.0).tolist()) - set(known.late):
+            return
         full = np.array(before.rows)
         for j, row in known.late.items():
             full[j] = row
-        self._teach(now, full, known.memory)
+        self._teach(before, full, known.memory)
 
-    def _mirror(
-        self, arrivals: Arrivals, complete: NDArray[np.bool_], pieces: Array | None
-    ) -> None:
+    def _mirror(self, arrivals: Arrivals, complete: NDArray[np.bool_]) -> None:
         there, gone = np.flatnonzero(complete), np.flatnonzero(~complete)
         age = self.memory.decoded - self.memory.step
         gone = gone[age[gone] <= 2.0 * np.median(age[there]) + 1.0]
@@ -154,14 +144,8 @@ class Owner:
         gone = self._random.permutation(gone)[: len(there) // 2]
         stand_in = self._random.choice(there, len(gone), replace=False)
         fraction = np.ceil(arrivals.fraction)
-        fraction[stand_in] = arrivals.fraction[gone]
         rows = np.array(arrivals.rows)
-        if pieces is not None:
-            for j in stand_in.tolist():
-                count = round(fraction[j] * pieces.shape[1])
-                rows[j] = pieces[j, :count].mean(axis=0) if count else 0.0
-        else:
-            fraction[stand_in] = 0.0
+        fraction[stand_in] = 0.0
         weight = arrivals.weight * arrivals.fraction
         mirrored = Arrivals.of(rows, fraction, weight / weight.sum())
         self._teach(mirrored, arrivals.rows, self.memory)
@@ -180,7 +164,9 @@ class Owner:
         x = (arrivals.weight @ full - arrivals.total()) / inner.rho
         u = vectors(arrivals, memory)
         c = self.decoder.coefficients(inner)
-        self.decoder.learn(inner, c, label(u, weights, np.asarray(x), memory.bounds))
+        total = np.asarray(arrivals.total())
+        known = label(u, weights, np.asarray(x), total, memory.bounds)
+        self.decoder.learn(inner, c, known)
 
 
 def _of_shards(memory: Memory, part: NDArray[np.int64]) -> Memory:

@@ -78,9 +78,11 @@ Array<double> stacked(const std::vector<decoder::Coefficients>& c) {
   return out;
 }
 
-decoder::Label make_label(const Array<double>& target, const Array<double>& norm) {
+decoder::Label make_label(const Array<double>& target, const Array<double>& norm,
+                          const Array<double>& cross) {
   decoder::Label label;
   label.norm = flat(norm);
+  label.cross = flat(cross);
   for (py::ssize_t t = 0; t < norm.size(); ++t) {
     decoder::Coefficients row;
     std::copy(target.data(t, 0), target.data(t, 0) + decoder::kSpan, row.begin());
@@ -122,10 +124,10 @@ void define_decoder(py::module_& m) {
           "learn",
           [](decoder::Learned& self, const decoder::Problem& problem,
              const decoder::Chosen& chosen, const Array<double>& target,
-             const Array<double>& norm) {
-            self.learn(problem, chosen, make_label(target, norm));
+             const Array<double>& norm, const Array<double>& cross) {
+            self.learn(problem, chosen, make_label(target, norm, cross));
           },
-          "problem"_a, "chosen"_a, "target"_a, "norm"_a)
+          "problem"_a, "chosen"_a, "target"_a, "norm"_a, "cross"_a)
       .def("replay", &decoder::Learned::replay, "problem"_a)
       .def("state", &decoder::Learned::state)
       .def("restore", &decoder::Learned::restore, "state"_a);

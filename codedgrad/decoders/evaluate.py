@@ -102,7 +102,13 @@ def _population(recording: Recording, step: Step) -> tuple[Label, float] | None:
     want = recording.population[step.number].astype(np.float64)
     rho = step.inner.rho
     x = (want - step.arrivals.total()) / rho
-    known = gram.label(step.vectors, step.weights, x, recording.bounds)
+    known = gram.label(
+        step.vectors,
+        step.weights,
+        x,
+        np.asarray(step.arrivals.total()),
+        recording.bounds,
+    )
     return known, max(float((want**2).sum()), 1e-300) / rho**2
 
 

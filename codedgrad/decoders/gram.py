@@ -49,6 +49,7 @@ class Problem:
         shards: k.
         staleness: mean age in steps of the missing shards' memory, 0 if none.
         known: share of the missing that is remembered.
+        whole: share of the shards of which something is missing, rho or more.
         partial: share of the missing that belongs to shards of which a part is here.
         left_gram: [T, P, P], the mean over arrived shards j of the Gram matrix of the
             span if j alone had not arrived.
@@ -64,6 +65,7 @@ class Problem:
     shards: int
     staleness: float
     known: float
+    whole: float
     partial: float
     left_gram: Array
     left_target: Array
@@ -73,10 +75,17 @@ class Problem:
 
 @dataclass(frozen=True)
 class Label:
-    """What the missing mean x turned out to be: <x, v_i> [T, P] and <x, x> [T]."""
+    """What the missing mean x turned out to be.
+
+    Attributes:
+        target: [T, P], <x, v_i>.
+        norm: [T], <x, x>.
+        cross: [T], <x, R>.
+    """
 
     target: Array
     norm: Array
+    cross: Array
 
 
 def vectors(arrivals: Arrivals, memory: Memory) -> Array:
@@ -98,6 +107,12 @@ def tiled(a: Array, b: Array, bounds: NDArray[np.int64]) -> Array:
     return np.stack([a[:, i:j] @ b[:, i:j].T for i, j in itertools.pairwise(bounds)])
 
 
+def solid(alpha: Array) -> Array:
+    """[k]: 1 for complete shards, else 0; `alpha` itself where none is complete."""
+    complete = alpha >= 1.0
+    return complete.astype(np.float64) if complete.any() else alpha
+
+
 def span_weights(
     alpha: Array, delta: Array, weight: Array, seen: NDArray[np.bool_]
 ) -> Array:
@@ -109,10 +124,15 @@ def span_weights(
         weight: [k].
         seen: [k], the shard is remembered; where it is not, A stands for its memory.
 
-    Of a shard of which a part has arrived, memory tells the missing part as what it
-    remembers of the whole less what has arrived.
+    Only complete shards are in the means over the arrived: what is here of the others
+    is in R, and what is missing of them is estimated like a whole missing shard, with
+    the same error but for the smaller share. Where no shard is complete the parts stand
+    for their shards, and memory tells the missing part as what it remembers of the
+    whole less what has arrived.
     """
     k = len(alpha)
+    alpha = solid(alpha)
+    delta = np.where(alpha >= 1.0, 0.0, delta)
     v = np.zeros((3 * k + 2, P))
     a, d = alpha * weight, delta * weight
     arrived, missing = a.sum(), d.sum()
@@ -152,7 +172,7 @@ def problem(arrivals: Arrivals, memory: Memory) -> tuple[Problem, Array]:
     lost = delta * weight
     rho = float(lost.sum())
     age = np.where(seen, memory.decoded - memory.step, 0)
-    left = _leave_one_out(base, alpha, weight, seen)
+    left = _leave_one_out(base, solid(alpha), weight, seen)
     return (
         Problem(
             gram=v.T @ (base @ v),
@@ -162,6 +182,7 @@ def problem(arrivals: Arrivals, memory: Memory) -> tuple[Problem, Array]:
             shards=len(alpha),
             staleness=float(lost @ age / rho) if rho > 0.0 else 0.0,
             known=float(lost[seen].sum() / rho) if rho > 0.0 else 1.0,
+            whole=float(weight[delta > 0.0].sum()),
             partial=float(lost[alpha > 0.0].sum() / rho) if rho > 0.0 else 0.0,
             left_gram=left[0],
             left_target=left[1],
@@ -208,17 +229,24 @@ def without(problem: Problem, keep: Array) -> Problem:
     )
 
 
-def label(u: Array, v: Array, x: Array, bounds: NDArray[np.int64]) -> Label:
+def label(
+    u: Array, v: Array, x: Array, total: Array, bounds: NDArray[np.int64]
+) -> Label:
     """What late rows teach.
 
     Args:
         u: `vectors` of the step as they were, or views of fewer elements.
         v: the span's weights, from `problem`.
         x: [D], the missing mean.
+        total: [D], R.
         bounds: of the tiles.
     """
     xs = x[None].astype(np.float64)
-    return Label(tiled(xs, u, bounds)[:, 0] @ v, tiled(xs, xs, bounds)[:, 0, 0])
+    return Label(
+        tiled(xs, u, bounds)[:, 0] @ v,
+        tiled(xs, xs, bounds)[:, 0, 0],
+        tiled(xs, total[None].astype(np.float64), bounds)[:, 0, 0],
+    )
 
 
 def squared_error(c: Any, gram: Array, target: Array, norm: Array) -> Array:

@@ -24,7 +24,7 @@ RESCALE, SAGA = NAMES.index("rescale"), NAMES.index("saga")
 
 
 def scarce(problem: Problem, labels: int) -> int | None:
-    """Which candidate to take while labels are rare and memory is old; None: neither is.
+    """Which candidate to take while labels are rare and memory old; None: neither.
 
     Where a worker is always far behind, its rows come once in many steps: coefficients
     fitted to a few of them shrink what is missing, step after step, and what training

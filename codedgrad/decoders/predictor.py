@@ -1,9 +1,10 @@
 """How wrong will an estimate be? A prediction that is kept honest by what comes late.
 
-Two guesses of the squared error e, both relative to u = rho^2 sqrt(M Q / m), with Q a
-shard's energy, m the shards missing and M the squared length of what is remembered of
-them (mean_missing; Q / m where that is 0): the same coefficients on this step's
-left-out problems (l_left, a logarithm), and the truth in recent steps (l_past):
+Two guesses of the squared error e, both relative to u = rho W sqrt(M Q / m), with Q a
+shard's energy, m the shards of which something is missing, W their share of the batch
+and M the squared length of what is remembered of them (mean_missing; Q / m where that
+is 0): the same coefficients on this step's left-out problems (l_left, a logarithm), and
+the truth in recent steps (l_past):
 
     e = u exp(t l_left + (1 - t) l_past + s)
     predicted = kappa e / (|g^|^2 + e)
@@ -109,8 +110,9 @@ class Predictor:
 def unit(problem: Problem) -> float:
     """U, the size that errors are measured by."""
     energy = problem.left_norm if problem.left_count else problem.gram[:, 0, 0]
-    u = problem.rho**2 * float(energy.sum()) / max(1, problem.count)
-    known = problem.rho**2 * float(problem.gram[:, 5, 5].sum())
+    share = problem.rho * problem.whole
+    u = share * float(energy.sum()) / max(1, problem.count)
+    known = share * float(problem.gram[:, 5, 5].sum())
     return math.sqrt(u) * math.sqrt(known) if known > 0.0 else u
 
 
@@ -130,11 +132,7 @@ def true_error(problem: Problem, c: Array, label: Label) -> float:
     """
     rho = problem.rho
     error = squared_error(c, problem.gram, label.target, label.norm)
-    norm = (
-        problem.total[:, -1]
-        + 2.0 * rho * (1.0 - rho) * label.target[:, 0]
-        + rho**2 * label.norm
-    )
+    norm = problem.total[:, -1] + 2.0 * rho * label.cross + rho**2 * label.norm
     whole = float(norm.sum())
     wrong = rho**2 * float(error.sum())
     if wrong == 0.0:

@@ -229,5 +229,5 @@ def _step(
     if inner.rho > 0.0:
         x = (truth - arrivals.total()) / inner.rho
     u = gram.vectors(arrivals, memory)
-    known = gram.label(u, weights, x, memory.bounds)
+    known = gram.label(u, weights, x, np.asarray(arrivals.total()), memory.bounds)
     return Step(t, arrivals, inner, known, u, weights, x, truth)

@@ -112,6 +112,68 @@ void Learned::learn(const Problem& problem, const Chosen& chosen, const Label& l
   squares_.learn(problem, label);
 }
 
+void Learned::teach(const std::vector<double>& base, int tiles, const Shards& shards,
+                    const std::vector<int>& erased) {
+  const int k = shards.size(), n = shards.vectors();
+  std::vector<char> gone(k, 0);
+  for (int j : erased) gone[j] = 1;
+  Shards rest;
+  std::vector<int> from, at;  // of shards; of vectors
+  double whole = 0.0;
+  for (int j = 0; j < k; ++j) {
+    if (shards.alpha[j] <= 0.0) continue;
+    from.push_back(j);
+    whole += shards.alpha[j] * shards.weight[j];
+  }
+  for (int j : from) {
+    rest.alpha.push_back(gone[j] ? 0.0 : 1.0);
+    rest.weight.push_back(shards.alpha[j] * shards.weight[j] / whole);
+    rest.seen.push_back(shards.seen[j]);
+    rest.age.push_back(shards.age[j]);
+  }
+  for (int group = 0; group < 3; ++group) {
+    for (int j : from) at.push_back(group * k + j);
+  }
+  at.push_back(3 * k);
+  at.push_back(3 * k + 1);
+  const int m = static_cast<int>(at.size());
+  std::vector<double> sub(static_cast<std::size_t>(tiles) * m * m);
+  for (int t = 0; t < tiles; ++t) {
+    for (int a = 0; a < m; ++a) {
+      for (int b = 0; b < m; ++b) {
+        sub[(static_cast<std::size_t>(t) * m + a) * m + b] =
+            base[(static_cast<std::size_t>(t) * n + at[a]) * n + at[b]];
+      }
+    }
+  }
+  const std::vector<double> v = span_weights(rest);
+  const Problem problem = make_problem(sub, tiles, rest, v);
+  if (!(problem.rho > 0.0 && problem.rho < 1.0)) return;
+  Label label;
+  for (int t = 0; t < tiles; ++t) {
+    const double* mine = &sub[static_cast<std::size_t>(t) * m * m];
+    Coefficients target{};
+    double norm = 0.0, cross = 0.0;
+    for (int a = 0; a < m; ++a) {
+      double bx = 0.0;  // <u_a, x>, x = sum of the erased's weight rows / rho
+      for (std::size_t j = 0; j < from.size(); ++j) {
+        if (gone[from[j]]) bx += mine[a * m + j] * rest.weight[j] / problem.rho;
+      }
+      for (int s = 0; s < kSpan; ++s) target[s] += v[a * kSpan + s] * bx;
+      if (a >= static_cast<int>(from.size())) continue;
+      if (gone[from[a]]) {
+        norm += rest.weight[a] / problem.rho * bx;
+      } else {
+        cross += rest.weight[a] * bx;
+      }
+    }
+    label.target.push_back(target);
+    label.norm.push_back(norm);
+    label.cross.push_back(cross);
+  }
+  learn(problem, choose(problem), label);
+}
+
 std::vector<Features> Learned::features(const Problem& problem,
                                         const Choices& c) const {
   const double s = energy(problem);

@@ -23,6 +23,10 @@ class Learned {
 
   Chosen choose(const Problem& problem) const;
   void learn(const Problem& problem, const Chosen& chosen, const Label& label);
+  // A label of a step's own rows: as if the shards `erased`, all complete, were missing
+  // and the incomplete ones had no more than what is here of them.
+  void teach(const std::vector<double>& base, int tiles, const Shards& shards,
+             const std::vector<int>& erased);
   void replay(const Problem& problem) { squares_.replay(problem); }
   long labels() const { return squares_.labels(); }
 

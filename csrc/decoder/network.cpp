@@ -21,9 +21,9 @@ double unit_of(const Problem& problem) {
     sum += problem.left_count > 0 ? tile.left_norm : tile.gram[0][0];
     known += tile.gram[5][5];
   }
-  const double square = problem.rho * problem.rho;
-  const double u = square * sum / std::max(1, problem.count);
-  return known > 0.0 ? std::sqrt(u) * std::sqrt(square * known) : u;
+  const double share = problem.rho * problem.whole;
+  const double u = share * sum / std::max(1, problem.count);
+  return known > 0.0 ? std::sqrt(u) * std::sqrt(share * known) : u;
 }
 
 double left_log(const Problem& problem, const std::vector<Coefficients>& c) {

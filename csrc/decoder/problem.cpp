@@ -81,10 +81,11 @@ double dot(const std::vector<double>& a, const std::vector<double>& b) {
 
 void left_out(const double* base, const Shards& shards, int left, Tile* tile) {
   const int k = shards.size(), n = shards.vectors();
+  const std::vector<double> alpha = shards.solid();
   std::vector<double> sr(n, 0.0), sh(n, 0.0), se(n, 0.0);
   double arrived = 0.0, known = 0.0;
   for (int j = 0; j < k; ++j) {
-    const double a = shards.alpha[j] * shards.weight[j];
+    const double a = alpha[j] * shards.weight[j];
     sr[j] = a;
     arrived += a;
     if (!shards.seen[j]) continue;
@@ -98,8 +99,8 @@ void left_out(const double* base, const Shards& shards, int left, Tile* tile) {
   const double rr = dot(sr, br), rh = dot(sr, bh), re = dot(sr, be);
   const double hh = dot(sh, bh), he = dot(sh, be), ee = dot(se, be);
   for (int j = 0; j < k; ++j) {
-    if (shards.alpha[j] <= 0.0) continue;
-    const double a = shards.alpha[j] * shards.weight[j];
+    if (alpha[j] <= 0.0) continue;
+    const double a = alpha[j] * shards.weight[j];
     const int at[kParts] = {-1, j, -1, k + j, -1, 2 * k + j, 3 * k, 3 * k + 1};
     PartGram g;
     for (int p = 0; p < kParts; ++p) {
@@ -158,7 +159,17 @@ void project(const double* base, const Shards& shards, const std::vector<double>
 
 }  // namespace
 
+std::vector<double> Shards::solid() const {
+  std::vector<double> out(alpha.size(), 0.0);
+  bool any = false;
+  for (std::size_t j = 0; j < alpha.size(); ++j) {
+    if (alpha[j] >= 1.0) out[j] = 1.0, any = true;
+  }
+  return any ? out : alpha;
+}
+
 std::vector<double> span_weights(const Shards& shards) {
+  const std::vector<double> alpha = shards.solid();
   const int k = shards.size(), n = shards.vectors();
   std::vector<double> v(static_cast<std::size_t>(n) * kSpan, 0.0);
   const auto at = [&](int row, int column) -> double& {
@@ -167,12 +178,12 @@ std::vector<double> span_weights(const Shards& shards) {
   double arrived = 0.0, missing = 0.0, known = 0.0, unseen = 0.0, part = 0.0;
   std::vector<double> a(k), d(k);
   for (int j = 0; j < k; ++j) {
-    a[j] = shards.alpha[j] * shards.weight[j];
+    a[j] = alpha[j] * shards.weight[j];
     d[j] = (1.0 - shards.alpha[j]) * shards.weight[j];
     arrived += a[j];
     missing += d[j];
     (shards.seen[j] ? known : unseen) += shards.seen[j] ? a[j] : d[j];
-    if (shards.alpha[j] > 0.0 && d[j] > 0.0) part += d[j];
+    if (alpha[j] > 0.0 && d[j] > 0.0) part += d[j];
   }
   for (int j = 0; j < k && arrived > 0.0; ++j) at(j, 0) = a[j] / arrived;
   at(3 * k, 1) = at(3 * k + 1, 2) = 1.0;
@@ -188,7 +199,7 @@ std::vector<double> span_weights(const Shards& shards) {
     }
   }
   for (int j = 0; j < k && part > 0.0; ++j) {
-    const bool partial = shards.alpha[j] > 0.0 && d[j] > 0.0;
+    const bool partial = alpha[j] > 0.0 && d[j] > 0.0;
     if (partial && shards.seen[j]) {  // memory of the whole less what has arrived
       at(k + j, 3) += a[j] / missing;
       at(j, 3) -= a[j] / missing;
@@ -204,15 +215,17 @@ Problem make_problem(const std::vector<double>& base, int tiles, const Shards& s
   problem.shards = shards.size();
   problem.known = 0.0;
   int present = 0;
+  const std::vector<double> solid = shards.solid();
   for (int j = 0; j < shards.size(); ++j) {
     const double d = (1.0 - shards.alpha[j]) * shards.weight[j];
     problem.rho += d;
-    if (shards.alpha[j] < 1.0) ++problem.count;
+    if (shards.alpha[j] < 1.0) ++problem.count, problem.whole += shards.weight[j];
+    if (solid[j] > 0.0) ++present;
     if (shards.seen[j]) {
       problem.staleness += d * shards.age[j];
       problem.known += d;
     }
-    if (shards.alpha[j] > 0.0) problem.partial += d, ++present;
+    if (shards.alpha[j] > 0.0) problem.partial += d;
   }
   if (problem.rho > 0.0) {
     problem.staleness /= problem.rho;
@@ -274,8 +287,7 @@ double true_error(const Problem& problem, const std::vector<Coefficients>& c,
   for (std::size_t t = 0; t < problem.tiles.size(); ++t) {
     const Tile& tile = problem.tiles[t];
     error += squared_error(c[t], tile.gram, label.target[t], label.norm[t]);
-    whole += tile.total_norm + 2.0 * rho * (1.0 - rho) * label.target[t][0] +
-             rho * rho * label.norm[t];
+    whole += tile.total_norm + 2.0 * rho * label.cross[t] + rho * rho * label.norm[t];
   }
   const double wrong = rho * rho * error;
   if (wrong == 0.0) return 0.0;

@@ -28,6 +28,7 @@ struct Problem {
   double rho = 0;  // missing share
   int count = 0;   // shards of which something is missing
   int shards = 0;
+  double whole = 0;  // share of the shards of which something is missing
   double staleness = 0, known = 1, partial = 0;
   int left_count = 0;
 };
@@ -35,6 +36,7 @@ struct Problem {
 struct Label {
   std::vector<Coefficients> target;  // <x, v_i> by tile
   std::vector<double> norm;          // <x, x>
+  std::vector<double> cross;         // <x, R>
 };
 
 // The state of the k shards when the owner decodes.
@@ -43,6 +45,8 @@ struct Shards {
   std::vector<double> weight;  // share of the batch; sums to 1
   std::vector<char> seen;      // remembered
   std::vector<double> age;     // of the memory, in steps
+  // 1 for complete shards, else 0; alpha itself where none is complete.
+  std::vector<double> solid() const;
   int size() const { return static_cast<int>(alpha.size()); }
   int vectors() const { return 3 * size() + 2; }
 };

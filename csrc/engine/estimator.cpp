@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 #include <deque>
+#include <random>
 #include <stdexcept>
 
 #include "engine/sketch.h"
@@ -14,6 +15,7 @@ namespace {
 
 constexpr double kAverageKeep = 0.9, kMeanGain = 0.2;  // as in arrivals.py
 constexpr int kReplayEvery = 4;                        // steps
+constexpr int kMirrors = 2;                            // per settled step
 
 // What a step's label is computed from, once its late rows are here.
 struct Pending {
@@ -92,6 +94,7 @@ class SliceEstimator final : public Estimator {
                bool exact) override {
     const T* g = static_cast<const T*>(result);
     if (exact && tried_step_ == step) judge_attempt(g);
+    for (int i = 0; !exact && i < kMirrors; ++i) mirror();
     if (exact && step % kReplayEvery == 0 && config_->units.size() > 1) {
       flush();
       step_ = step;
@@ -261,8 +264,8 @@ class SliceEstimator final : public Estimator {
     std::copy(average_sketch_.begin(), average_sketch_.end(), place(3 * k + 1));
     scale_ = sketch_.normalise(&sketched_, static_cast<std::size_t>(k) * s);
     weights_ = decoder::span_weights(shards_);
-    problem_ = decoder::make_problem(sketch_.gram(sketched_, 3 * k + 2),
-                                     sketch_.tiles(), shards_, weights_);
+    base_ = sketch_.gram(sketched_, 3 * k + 2);
+    problem_ = decoder::make_problem(base_, sketch_.tiles(), shards_, weights_);
   }
 
   // guess = rho V c and out = R + guess, tile by tile; the tail is rescaled.
@@ -390,6 +393,36 @@ class SliceEstimator final : public Estimator {
     return true;
   }
 
+  // A label at once: complete shards are taken away in the place of the missing, and
+  // estimated from the others. Not in the place of shards whose memory is old: those
+  // that are always in time are easier to estimate.
+  void mirror() {
+    if (scale_ == 0.0) return;
+    std::vector<int> there, gone;
+    std::vector<double> ages;
+    for (int u = 0; u < shards_.size(); ++u) {
+      if (shards_.alpha[u] < 1.0) continue;
+      there.push_back(u);
+      ages.push_back(shards_.seen[u] ? shards_.age[u] : static_cast<double>(step_ + 1));
+    }
+    if (there.size() < 2) return;
+    std::nth_element(ages.begin(), ages.begin() + ages.size() / 2, ages.end());
+    const double usual = ages[ages.size() / 2];
+    for (int u = 0; u < shards_.size(); ++u) {
+      if (shards_.alpha[u] >= 1.0) continue;
+      const double age =
+          shards_.seen[u] ? shards_.age[u] : static_cast<double>(step_ + 1);
+      if (age <= 2.0 * usual + 1.0) gone.push_back(u);
+    }
+    const std::size_t count = std::min(gone.size(), there.size() / 2);
+    if (count == 0) return;
+    for (std::size_t i = 0; i < count; ++i) {  // the first `count` are drawn
+      std::swap(there[i], there[i + random_() % (there.size() - i)]);
+    }
+    learned_.teach(base_, sketch_.tiles(), shards_,
+                   std::vector<int>(there.begin(), there.begin() + count));
+  }
+
   void judge_attempt(const T* result) {
     std::vector<float> x(sketch_.size(), 0.0f);
     sketch_.add(result, tried_.scale, x.data());
@@ -407,14 +440,16 @@ class SliceEstimator final : public Estimator {
     const std::size_t s = sketch_.size();
     for (int t = 0; t < sketch_.tiles(); ++t) {
       decoder::Coefficients target{};
-      double norm = 0.0;
+      double norm = 0.0, cross = 0.0;
       for (std::size_t e = sketch_.first(t); e < sketch_.first(t + 1); ++e) {
         const double x = inverse * sum[e];
         norm += x * x;
+        cross += x * p.arrived[e];
         for (int v = 0; v < decoder::kSpan; ++v) target[v] += x * p.span[v * s + e];
       }
       label.target.push_back(target);
       label.norm.push_back(norm);
+      label.cross.push_back(cross);
     }
     learned_.learn(p.problem, p.chosen, label);
     return decoder::true_error(p.problem, p.chosen.c, label);
@@ -428,6 +463,7 @@ class SliceEstimator final : public Estimator {
   BufferRef previous_, average_, carry_;
   std::vector<float> previous_sketch_, average_sketch_;
   std::deque<Due> due_;
+  std::minstd_rand random_{1};
   std::deque<Pending> pending_;
   std::int64_t decoded_ = 0;
 
@@ -437,7 +473,7 @@ class SliceEstimator final : public Estimator {
   std::vector<std::vector<int>> nodes_;  // by unit, those that are here
   std::vector<float> sketched_;
   double scale_ = 0.0;
-  std::vector<double> weights_;
+  std::vector<double> base_, weights_;
   decoder::Problem problem_;
   decoder::Chosen chosen_;
   Pending tried_;

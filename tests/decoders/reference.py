@@ -22,6 +22,8 @@ def span(
     """Every vector of the span [D], by name; alpha and delta may be a left-out case."""
     k, count = arrivals.rows.shape
     w = arrivals.weight
+    if any(alpha >= 1.0):  # only complete shards count as arrived
+        alpha = np.array([1.0 if share >= 1.0 else 0.0 for share in alpha])
     arrived = sum(alpha[j] * w[j] for j in range(k))
     missing = sum(delta[j] * w[j] for j in range(k))
     zero = np.zeros(count)
@@ -66,6 +68,8 @@ def left_out(arrivals: Arrivals, memory: Memory) -> list[tuple[dict[str, Array],
     k = len(arrivals.fraction)
     for j in range(k):
         alpha = arrivals.fraction.copy()
+        if any(alpha >= 1.0):
+            alpha = np.array([1.0 if share >= 1.0 else 0.0 for share in alpha])
         if alpha[j] == 0.0:
             continue
         alpha[j] = 0.0
@@ -86,7 +90,7 @@ def estimate(name: str, arrivals: Arrivals, memory: Memory) -> Array:
     s = span(arrivals, memory, alpha, 1.0 - alpha)
     fill = {
         "zero": np.zeros_like(total),
-        "rescale": total / (1.0 - rho),
+        "rescale": s["arrived"],
         "momentum": memory.average,
         "stale": s["last_missing"],
         "saga": s["arrived"] + s["last_missing"] - s["last_arrived"],

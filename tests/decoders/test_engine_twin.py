@@ -82,7 +82,8 @@ def test_the_engine_chooses_as_the_reference(kind: str, delay: int) -> None:
         if what == "late":
             reference.learn(*chosen.pop(t), step.label)
             problem, choice = twin.asked.pop(t)
-            twin.core.learn(problem, choice, step.label.target, step.label.norm)
+            known = step.label
+            twin.core.learn(problem, choice, known.target, known.norm, known.cross)
             there = arrived[t] if arrived.ndim == 3 else arrived[t][:, None]
             late = ~there.all(axis=1)
             last[late] = np.maximum(last[late], t)
@@ -112,7 +113,8 @@ def test_what_was_learned_survives_saving() -> None:
     for what, step in replay.play(made, erasures("half", 1)):
         if what == "late":
             problem, choice = twin.asked[step.number]
-            twin.core.learn(problem, choice, step.label.target, step.label.norm)
+            known = step.label
+            twin.core.learn(problem, choice, known.target, known.norm, known.cross)
         else:
             none = np.zeros(SHARDS)
             twin.choose(step, none, none > 0)

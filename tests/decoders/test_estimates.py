@@ -97,7 +97,9 @@ def test_error_in_gram_space_is_that_of_the_gradient(
     arrivals, memory, shards = case(**options)
     truth, x = truth_of(arrivals, shards)
     inner, weights = gram.problem(arrivals, memory)
-    known = gram.label(gram.vectors(arrivals, memory), weights, x, memory.bounds)
+    known = gram.label(
+        gram.vectors(arrivals, memory), weights, x, arrivals.total(), memory.bounds
+    )
     for decoder in evaluate.decoders(3, network):
         c = decoder.coefficients(inner)
         got = decoder.estimate(arrivals, memory).gradient
@@ -111,7 +113,7 @@ def test_oracle_is_never_beaten(network: Network) -> None:
         _, x = truth_of(arrivals, shards)
         inner, weights = gram.problem(arrivals, memory)
         u = gram.vectors(arrivals, memory)
-        known = gram.label(u, weights, x, memory.bounds)
+        known = gram.label(u, weights, x, arrivals.total(), memory.bounds)
         best = predictor.true_error(inner, oracle(inner, known), known)
         v = (u.T @ weights).T
         error = 0.0
@@ -197,7 +199,7 @@ def test_equivariant(network: Network, what: str) -> None:
             ):
                 inner, weights = gram.problem(r, n)
                 x = truth_of(r, truth)[1]
-                known = gram.label(gram.vectors(r, n), weights, x, bounds)
+                known = gram.label(gram.vectors(r, n), weights, x, r.total(), bounds)
                 d.learn(inner, d.coefficients(inner), known)
 
 

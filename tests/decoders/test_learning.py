@@ -38,7 +38,9 @@ def test_online_least_squares_is_least_squares() -> None:
         missing = 1.0 - arrivals.fraction
         x = missing @ shards / missing.sum()
         c = decoder.coefficients(inner)
-        decoder.learn(inner, c, gram.label(u, weights, x, memory.bounds))
+        decoder.learn(
+            inner, c, gram.label(u, weights, x, arrivals.total(), memory.bounds)
+        )
         spans.append((u.T @ weights).T)
         truths.append(x)
     # energy() of the reference: what arrived and the running average.
@@ -57,7 +59,9 @@ def test_online_least_squares_finds_the_true_coefficients() -> None:
         u = gram.vectors(arrivals, memory)
         x = u.T @ weights @ true
         c = decoder.coefficients(inner)
-        decoder.learn(inner, c, gram.label(u, weights, x, memory.bounds))
+        decoder.learn(
+            inner, c, gram.label(u, weights, x, arrivals.total(), memory.bounds)
+        )
     np.testing.assert_allclose(
         decoder.coefficients(inner), np.tile(true, (2, 1)), atol=1e-3
     )
@@ -133,7 +137,7 @@ def test_a_label_that_comes_late_judges_what_was_known_then(network: Network) ->
     early, late = Learned(3, network), Learned(3, network)
     inner, weights = gram.problem(a, m)
     x = (1.0 - a.fraction) @ s / (1.0 - a.fraction).sum()
-    known = gram.label(gram.vectors(a, m), weights, x, m.bounds)
+    known = gram.label(gram.vectors(a, m), weights, x, a.total(), m.bounds)
     second = gram.problem(a2, m2)[0]
     c = early.coefficients(inner)
     early.learn(inner, c, known)
