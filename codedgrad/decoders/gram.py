@@ -32,7 +32,7 @@ SPAN = (
     "last_arrived",  # sum_j alpha_j w_j h_j / (1 - rho)
     "mean_missing",  # as the last two, of the shards' running means
     "mean_arrived",
-    "partial",  # sum_j delta_j w_j (rows_j - A) / rho over shards with 0 < alpha_j < 1
+    "partial",  # sum_j alpha_j w_j (h_j - rows_j) / rho over partly arrived shards
 )
 P = len(SPAN)
 
@@ -126,11 +126,13 @@ def span_weights(
 
     Only complete shards are in the means over the arrived: what is here of the others
     is in R, and what is missing of them is estimated like a whole missing shard, with
-    the same error but for the smaller share. Where no shard is complete the parts stand
+    the same error but for the smaller share. With weight 1 for "partial" it is instead
+    what memory knows of the whole less what is here. Where no shard is complete the parts stand
     for their shards, and memory tells the missing part as what it remembers of the
     whole less what has arrived.
     """
     k = len(alpha)
+    here = alpha * weight
     alpha = solid(alpha)
     delta = np.where(alpha >= 1.0, 0.0, delta)
     v = np.zeros((3 * k + 2, P))
@@ -148,6 +150,9 @@ def span_weights(
             v[first : first + k, i + 1] = np.where(seen, a, 0.0) / known
         else:
             v[:, i + 1] = v[:, 0]
+    for j in np.flatnonzero((alpha == 0.0) & (here > 0.0) & (delta > 0.0) & seen):
+        v[k + j, 7] = here[j] / missing
+        v[j, 7] = -here[j] / missing
     part = (alpha > 0.0) & (delta > 0.0)
     for j in np.flatnonzero(part & seen):
         v[k + j, 3] += a[j] / missing

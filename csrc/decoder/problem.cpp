@@ -198,6 +198,12 @@ std::vector<double> span_weights(const Shards& shards) {
       if (known <= 0.0) at(j, column + 1) = at(j, 0);
     }
   }
+  for (int j = 0; j < k; ++j) {  // memory of the whole less what is here
+    const double here = shards.alpha[j] * shards.weight[j];
+    if (alpha[j] > 0.0 || here <= 0.0 || d[j] <= 0.0 || !shards.seen[j]) continue;
+    at(k + j, 7) = here / missing;
+    at(j, 7) = -here / missing;
+  }
   for (int j = 0; j < k && part > 0.0; ++j) {
     const bool partial = alpha[j] > 0.0 && d[j] > 0.0;
     if (partial && shards.seen[j]) {  // memory of the whole less what has arrived

@@ -22,6 +22,7 @@ def span(
     """Every vector of the span [D], by name; alpha and delta may be a left-out case."""
     k, count = arrivals.rows.shape
     w = arrivals.weight
+    here = alpha
     if any(alpha >= 1.0):  # only complete shards count as arrived
         alpha = np.array([1.0 if share >= 1.0 else 0.0 for share in alpha])
     arrived = sum(alpha[j] * w[j] for j in range(k))
@@ -49,6 +50,9 @@ def span(
                 rest = (rest - alpha[j] * arrivals.rows[j]) / delta[j]
             out["last_missing"] += share * rest
             out["mean_missing"] += share * memory.mean[j]
+        if here[j] > 0.0 and not part and memory.seen[j] > 0:
+            rest = memory.last[j] - arrivals.rows[j]
+            out["partial"] += here[j] * w[j] / missing * rest
         if part:
             out["partial"] += share * (arrivals.rows[j] - a)
     known = sum(alpha[j] * w[j] for j in range(k) if memory.seen[j] > 0)
