@@ -127,9 +127,8 @@ def span_weights(
     Only complete shards are in the means over the arrived: what is here of the others
     is in R, and what is missing of them is estimated like a whole missing shard, with
     the same error but for the smaller share. With weight 1 for "partial" it is instead
-    what memory knows of the whole less what is here. Where no shard is complete the parts stand
-    for their shards, and memory tells the missing part as what it remembers of the
-    whole less what has arrived.
+    what memory knows of the whole less what is here. Where no shard is complete the
+    parts stand for their shards.
     """
     k = len(alpha)
     here = alpha * weight
