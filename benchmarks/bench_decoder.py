@@ -128,13 +128,11 @@ half as much noise: the ratio is 0.5 when filling with nothing, a little less wh
 rescaling, give or take the luck of one run. If a shard's data return (*full*, and
 *wine* nearly always), memory knows the whole shard almost exactly, with or without its
 first half. What is left is the shard's drift since then, and the half that came does
-not say what it was before: the ratio stays near 1. Above 1 the learned decoder would
-have done better to look away from the half: the best coefficients for drift grow with 1
-/ (missing share of a shard), so that they change from step to step where back-ups did
-more of one shard than of another, and the left-out shards of a step teach those for a
-whole. Such errors are still small (the worst ratio is 0.001 over 0.00008). Tried: a
-candidate without `partial`, memory of the rest of a shard (used), memory per
-micro-batch. The last reaches 0.2 to 0.5 with *full* shards whose micro-batches return,
+not say what it was before: the ratio stays near 1. *partial* is the vector by which a
+decoder chooses, label by label, between an incomplete shard's share of the estimate and
+memory of the whole less what is here; without it *full* shards are lost. Tried too: the
+half's own deviation from the others as a vector, and memory per micro-batch.
+The last reaches 0.2 to 0.5 with *full* shards whose micro-batches return,
 too (a quarter if the errors of the pieces agree, a half if they are independent), and
 is much worse where the whole returns but is cut anew in every step (*wine*). Buckets
 that came in time are exact; their ratio is the share of the error in the other half of
