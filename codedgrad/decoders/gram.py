@@ -28,7 +28,7 @@ SPAN = (
     "arrived",  # A = R / (1 - rho)
     "previous",  # the last decoded gradient
     "average",  # the running average of decoded gradients
-    "last_missing",  # sum_j w_j (h_j - alpha_j rows_j) / rho over shards not complete
+    "last_missing",  # sum_j delta_j w_j h_j / rho; no shard complete: see span_weights
     "last_arrived",  # sum_j alpha_j w_j h_j / (1 - rho)
     "mean_missing",  # as the last two, of the shards' running means
     "mean_arrived",
