@@ -342,10 +342,10 @@ owner's patience is 0.1 passes after half of the shards are there. The first
 10 steps wait for everybody (every shard is seen once, the bound learns) and are left
 out of the figures.
 
-Not a blind test: how partly arrived shards are estimated, what errors are measured by and
-what teaches the decoder were chosen among some six variants on the Lambda replays shown
-here; other values of the bound were tried and dropped. Three of the ten Lambda logs were
-run, *classes* on one of them.
+Not a blind test: how partly arrived shards are estimated, what errors are measured by
+and what teaches the decoder were chosen among some six variants on the Lambda replays
+shown here; other values of the bound were tried and dropped. Three of the ten Lambda
+logs were run, *classes* on one of them.
 
 ![error against step time](results/anytime.png)
 """
