@@ -25,6 +25,7 @@ from codedgrad.passes import Passes, Stopwatch
 from codedgrad.patience import Patience
 from codedgrad.policy import Approximate, resolve
 from codedgrad.reporting import Reporter, StepState
+from codedgrad.rng import own_rng
 from codedgrad.traces import Recorder
 
 if TYPE_CHECKING:
@@ -239,7 +240,11 @@ class CodedGradient:
         """
         step = self._step
         clock = Stopwatch()
-        with self._failing_together(f"failed in step {step}"), self._own_gradients():
+        with (
+            self._failing_together(f"failed in step {step}"),
+            self._own_gradients(),
+            own_rng(),
+        ):
             lag_s = self._exchange.begin(step)
             clock.lap("lag")
             state = StepState(step, forwarded=self._exchange.done(step))

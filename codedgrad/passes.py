@@ -24,7 +24,7 @@ from torch import Tensor
 from codedgrad.boundaries import Abandoned, Boundaries
 from codedgrad.errors import ConfigError, NonFiniteError
 from codedgrad.overlap import RowWriter
-from codedgrad.rng import pass_rng
+from codedgrad.rng import seed_pass
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -107,6 +107,8 @@ class Passes:
     ) -> None:
         """Compute the row of `node` into `out`; `depth` below the item's own node.
 
+        Seeds the generators of random numbers: to be called inside `rng.own_rng`.
+
         `send` is called once with each bucket of `out` that is done, most of them
         while the backward of the last micro-batch runs. `done` is called with every
         node below that is finished before, and its value, which stays until a node
@@ -167,11 +169,8 @@ class Passes:
         finite = _Finite(lambda what: self._not_finite(what, step, part))
         self._writer.begin(out, weight, sums, finite.check, send)
         try:
-            with (
-                pass_rng(self._seed, step, part),
-                self._boundaries.watch(check),
-                torch.enable_grad(),
-            ):
+            with self._boundaries.watch(check), torch.enable_grad():
+                seed_pass(self._seed, step, part)
                 loss = self._loss(loss_fn, shards.fetch(part), step, part)
                 value = finite.loss(loss)
                 self._writer.backward_begins()
@@ -262,12 +261,9 @@ class _Finite:
             self._tell(f"loss ({value})")
         return value
 
-    def check(self, piece: Tensor) -> None:
-        """Look at one bucket of the leaf."""
-        # A finite sum holds no NaN or Inf: one read instead of a mask and a reduction.
-        if self._told or math.isfinite(float(piece.sum())):
-            return
-        if not bool(torch.isfinite(piece).all()):  # else: large values of one sign
+    def check(self, finite: bool | Tensor) -> None:
+        """Hear whether a bucket of the leaf is finite."""
+        if not self._told and not bool(finite):
             self._tell("gradient")
 
     def _tell(self, what: str) -> None:

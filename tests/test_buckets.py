@@ -8,6 +8,7 @@ from torch import nn
 
 from codedgrad import ConfigError
 from codedgrad.buckets import Payload
+from codedgrad.encoding import encoder_of
 
 
 def model() -> nn.Module:
@@ -24,7 +25,8 @@ def encoded(
     net: nn.Module, payload: Payload, weight: float, loss: float
 ) -> torch.Tensor:
     row = torch.empty(payload.count, dtype=payload.dtype)
-    payload.encode(row, weight, loss)
+    payload.fill_tail(loss)
+    encoder_of(payload).row(row, weight, ())
     return row
 
 
