@@ -41,7 +41,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from codedgrad import cuts
+from codedgrad import cuts, devices
 from codedgrad.errors import ConfigError
 from codedgrad.ops.library import NAMES, kernels
 
@@ -103,9 +103,12 @@ class Payload:
             )
             self.narrow_buckets = len(starts) - 1
             self.bucket_starts = [*starts, self.count]
-        self.on_host = self.parameters[0].device.type == "cpu"
+        self.device = self.parameters[0].device
+        self.on_host = self.device.type == "cpu"
         self._strides = [_dense_strides(p) for p in self.parameters]
-        self.tail = torch.zeros(self.count - self.gradients, dtype=self.dtype)
+        self.tail = torch.zeros(
+            self.count - self.gradients, dtype=self.dtype, device=self.device
+        )
         self._flags = self.tail[self._changes - self.gradients :][: len(named)]
         self._used = [False] * len(named)
         self._before = [b.detach().clone() for b in self.buffers]
@@ -130,18 +133,14 @@ class Payload:
                 "the model has no parameter that requires a gradient; there is "
                 "nothing to train"
             )
-        devices = {t.device for _, t in tensors}
-        if len(devices) > 1:
-            shown = ", ".join(sorted(map(str, devices)))
+        places = {t.device for _, t in tensors}
+        if len(places) > 1:
+            shown = ", ".join(sorted(map(str, places)))
             raise ConfigError(
                 f"parameters and buffers lie on several devices ({shown}); move the "
                 f"whole model to one device first"
             )
-        if next(iter(devices)).type != "cpu":
-            raise ConfigError(
-                f"the model is on {next(iter(devices))}; this version exchanges "
-                f"gradients of models on the CPU only: use model.cpu()"
-            )
+        devices.check(next(iter(places)))
         for name, t in tensors:
             if t.is_complex():
                 raise ConfigError(
@@ -215,7 +214,7 @@ class Payload:
             with torch.no_grad():
                 torch._foreach_copy_(self.buffers, self._before)
 
-    def fill_tail(self, loss: float) -> None:
+    def fill_tail(self, loss: float | Tensor) -> None:
         """Note in `tail`, unscaled, what of the last pass is not a gradient."""
         used = [p.grad is not None for p in self.parameters]
         if used != self._used:
@@ -247,13 +246,18 @@ class Payload:
 
     # ---- out of a decoded sum ----
 
-    def scatter(self, total: Tensor) -> Tensor:
+    def scatter(self, total: Tensor, tail: Tensor | None = None) -> Tensor:
         """Add the decoded gradients to `p.grad`, set the buffers; the mean loss.
 
-        Where `p.grad` is None it becomes a view of `total`, without a copy.
+        Where `p.grad` is None it becomes a view of `total`, without a copy. `tail`:
+        what of `total` lies after the gradients, on the CPU, so that a device is not
+        waited for; the loss is there, too.
         """
+        if tail is None:
+            tail = total[self.gradients :]
+        flags = slice(self._changes - self.gradients, self._loss - self.gradients)
         with torch.no_grad():
-            used = total[self._changes : self._loss].tolist()
+            used = tail[flags].tolist()
             for index, (p, share) in enumerate(zip(self.parameters, used, strict=True)):
                 if share == 0.0:
                     continue
@@ -264,7 +268,7 @@ class Payload:
                 else:
                     p.grad.add_(gradient)
             self._apply_changes(total)
-        return total[self._loss].clone()
+        return tail[self._loss - self.gradients].clone()
 
     def _apply_changes(self, total: Tensor) -> None:
         if not self.buffers:

@@ -94,6 +94,9 @@ class HostEncoder:
         self._size = payload.dtype.itemsize
         self._encode = kernels("_ops").encode
 
+    def begin(self) -> None:
+        """A new row."""
+
     def bucket(
         self, bucket: int, out: Tensor, weight: float, sums: Sequence[Tensor]
     ) -> bool:
@@ -167,18 +170,35 @@ class HostEncoder:
 class TorchEncoder:
     """The same as torch expressions, wherever the model is.
 
-    What it returns as finite is a tensor there: to look at it waits for the device.
+    On a device nothing is waited for before the last bucket, or the whole row: what
+    was not finite is told of there.
     """
 
     def __init__(self, payload: Payload) -> None:
         """Of this payload's buckets."""
         self._payload = payload
         self._spans = spans(payload)
+        self._flags: list[Tensor] = []
+
+    def begin(self) -> None:
+        """A new row."""
+        self._flags = []
 
     def bucket(
         self, bucket: int, out: Tensor, weight: float, sums: Sequence[Tensor]
-    ) -> Tensor:
+    ) -> bool:
         """As `HostEncoder.bucket`."""
+        self._flags.append(self._bucket(bucket, out, weight, sums))
+        last = bucket == len(self._spans) - 1
+        return self._told() if last or self._payload.on_host else True
+
+    def _told(self) -> bool:
+        flags, self._flags = self._flags, []
+        return bool(torch.stack(flags).all())
+
+    def _bucket(
+        self, bucket: int, out: Tensor, weight: float, sums: Sequence[Tensor]
+    ) -> Tensor:
         begin = self._payload.bucket_starts[bucket]
         places, values = [], []
         for index, at, length in self._spans[bucket]:
@@ -199,10 +219,11 @@ class TorchEncoder:
             torch._foreach_mul_(places, weight)
         return self._add(bucket, out, sums)
 
-    def row(self, out: Tensor, weight: float, sums: Sequence[Tensor]) -> Tensor:
+    def row(self, out: Tensor, weight: float, sums: Sequence[Tensor]) -> bool:
         """Write all buckets."""
-        good = [self.bucket(b, out, weight, sums) for b in range(len(self._spans))]
-        return torch.stack(good).all()
+        for bucket in range(len(self._spans)):
+            self._flags.append(self._bucket(bucket, out, weight, sums))
+        return self._told()
 
     def nothing(self, bucket: int, out: Tensor, sums: Sequence[Tensor]) -> None:
         """As `HostEncoder.nothing`."""

@@ -254,9 +254,9 @@ class CodedGradient:
             self._help_until_decoded(state, loss_fn, shards)
             clock.lap("wait")
             self._payload.restore_buffers()
-            total = self._exchange.take(step)
+            total, tail = self._exchange.take(step)
             self._passes.check_sum(total, step)
-        loss = self._payload.scatter(total)
+        loss = self._payload.scatter(total, tail)
         self._step += 1
         self.report = self._reporter.end(
             state, clock, self._exchange, lag_s, float(loss)

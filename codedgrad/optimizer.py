@@ -251,8 +251,8 @@ class _DropIn:
                 f"{type(error).__name__}: {error}"
             )
             raise
-        total = self._exchange.take(step)
+        total, tail = self._exchange.take(step)
         for p in self._payload.parameters:
             p.grad = None
-        self._payload.scatter(total)
+        self._payload.scatter(total, tail)
         self._step += 1

@@ -47,7 +47,7 @@ class _Leaf:
         out: Tensor,
         weight: float,
         sums: Sequence[Tensor],
-        check: Callable[[bool | Tensor], None],
+        check: Callable[[bool], None],
         send: Callable[[int], None] | None,
     ) -> None:
         self.out, self.weight, self.sums = out, weight, sums
@@ -99,7 +99,7 @@ class RowWriter:
         out: Tensor,
         weight: float,
         sums: Sequence[Tensor],
-        check: Callable[[bool | Tensor], None],
+        check: Callable[[bool], None],
         send: Callable[[int], None] | None = None,
     ) -> None:
         """Before the forward of a micro-batch.
@@ -108,12 +108,13 @@ class RowWriter:
             out: the row [count]; nobody else may write it until `finish`.
             weight: of the micro-batch in the step.
             sums: partial sums [count] to be added, the innermost last.
-            check: told of each bucket whether its leaf is finite (a tensor if that is
-                still being computed), before the bucket is sent; what it raises ends
+            check: told of each bucket whether its leaf is finite, before the bucket
+                is sent (on a device: all of them before the last); what it raises ends
                 the pass.
             send: called once with each bucket of the row that will not change any
                 more. None: not needed before `finish`.
         """
+        self._encoder.begin()
         leaf = _Leaf(out, weight, sums, check, send)
         # Hooks that come after ours may change what we have read.
         leaf.hooked = (
@@ -139,7 +140,7 @@ class RowWriter:
         """The pass ends without a row."""
         self._leaf = None
 
-    def finish(self, loss: float) -> None:
+    def finish(self, loss: float | Tensor) -> None:
         """After the backward: write and finish what is not yet."""
         leaf, self._leaf = self._leaf, None
         assert leaf is not None  # begin comes first

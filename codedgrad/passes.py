@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from codedgrad import devices
 from codedgrad.boundaries import Abandoned, Boundaries
 from codedgrad.errors import ConfigError, NonFiniteError
 from codedgrad.overlap import RowWriter
@@ -60,6 +61,8 @@ class Passes:
         self._finite = finite
         self._boundaries = Boundaries(model)
         self._writer = RowWriter(payload, overlap=overlap)
+        device = devices.runtime_of(payload.device)
+        self._pace = devices.Pace(device) if device is not None else None
         self._spare: dict[int, Tensor] = {}
         self._durations: deque[float] = deque(maxlen=16)
         self._visits = 0  # boundaries met in this step's required items
@@ -190,11 +193,21 @@ class Passes:
 
         injector = self._injector
         if injector is None:
-            return check
+            return check if self._pace is None else self._paced(check)
 
         def visit() -> None:
             check()
             injector.boundary(check)
+
+        return visit if self._pace is None else self._paced(visit)
+
+    def _paced(self, check: Callable[[], None]) -> Callable[[], None]:
+        pace = self._pace
+        assert pace is not None
+
+        def visit() -> None:
+            pace.visit()
+            check()
 
         return visit
 
@@ -253,18 +266,26 @@ class _Finite:
     def __init__(self, report: Callable[[str], None]) -> None:
         self._report = report
         self._told = False
+        self._what = "gradient"
 
-    def loss(self, loss: Tensor) -> float:
-        """The loss as a number, before anything of the gradient is sent."""
+    def loss(self, loss: Tensor) -> float | Tensor:
+        """The loss, before anything of the gradient is sent.
+
+        On a device it is not waited for: it travels with the last bucket, whose check
+        sees it.
+        """
+        if loss.device.type != "cpu":
+            self._what = "loss or gradient"
+            return loss.detach()
         value = float(loss.detach())
         if not math.isfinite(value):
             self._tell(f"loss ({value})")
         return value
 
-    def check(self, finite: bool | Tensor) -> None:
+    def check(self, finite: bool) -> None:
         """Hear whether a bucket of the leaf is finite."""
-        if not self._told and not bool(finite):
-            self._tell("gradient")
+        if not self._told and not finite:
+            self._tell(self._what)
 
     def _tell(self, what: str) -> None:
         self._told = True

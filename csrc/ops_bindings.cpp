@@ -153,8 +153,8 @@ PYBIND11_MODULE(_ops, m) {
   m.doc() = "The CPU kernels of codedgrad on addresses; see csrc/ops.";
   m.def("weighted_sum", &codedgrad::weighted_sum, "weights"_a, "inputs"_a, "type"_a,
         "out"_a, "out_type"_a, "count"_a, "wire"_a, "threads"_a);
-  m.def("encode", &codedgrad::encode, "leaf"_a, "weight"_a, "sums"_a, "type"_a,
-        "out"_a, "wire"_a);
+  m.def("encode", &codedgrad::encode, "leaf"_a, "weight"_a, "sums"_a, "type"_a, "out"_a,
+        "wire"_a);
   m.def("changes", &codedgrad::changes, "buffers"_a, "type"_a, "out"_a);
   m.def("gram", &codedgrad::gram, "inputs"_a, "type"_a, "count"_a, "out"_a,
         "threads"_a);
