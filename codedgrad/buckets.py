@@ -91,18 +91,12 @@ class Payload:
         self.wire = wire
         self.narrow_buckets = 0  # the first ones: those of gradients
         self._narrow = self._narrow_type(wire)
-        if self._narrow is None or self.gradients == 0:
-            self.bucket_starts = cuts.bucket_starts(
-                self.count, self.dtype.itemsize, workers, bucket_mb
-            )
-        else:
+        if self._narrow is not None and self.gradients > 0:
             rest = max(self._loss + 1 - self.gradients, cuts.GRAIN * workers)
             self.count = self.gradients + rest
-            starts = cuts.bucket_starts(
-                self.gradients, self._narrow.itemsize, workers, bucket_mb
-            )
-            self.narrow_buckets = len(starts) - 1
-            self.bucket_starts = [*starts, self.count]
+        self._workers, self._bucket_mb = workers, bucket_mb
+        self.bucket_starts: list[int] = []
+        self.cut(cuts.LATENCY_MB)
         self.device = self.parameters[0].device
         self.on_host = self.device.type == "cpu"
         self._strides = [_dense_strides(p) for p in self.parameters]
@@ -125,6 +119,26 @@ class Payload:
         self._change_views = [
             part.view(b.shape) for part, b in zip(parts, self.buffers, strict=True)
         ]
+
+    def cut(self, latency_mb: float) -> None:
+        """Cut into buckets, by the rule of `codedgrad.cuts` unless a size was given.
+
+        Before anybody has asked where they begin.
+        """
+        how = (self._workers, self._bucket_mb, latency_mb)
+        if self._narrow is None or self.gradients == 0:
+            self.bucket_starts = cuts.bucket_starts(
+                self.count, self.dtype.itemsize, *how
+            )
+            return
+        starts = cuts.bucket_starts(self.gradients, self._narrow.itemsize, *how)
+        self.narrow_buckets = len(starts) - 1
+        self.bucket_starts = [*starts, self.count]
+
+    def worth_measuring(self) -> bool:
+        """Does the best size of buckets depend on the network?"""
+        large = self.gradients * self.dtype.itemsize >= cuts.WORTH_MEASURING
+        return self._bucket_mb is None and self._workers > 1 and large
 
     @staticmethod
     def _check(tensors: Sequence[tuple[str, Tensor]]) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from codedgrad import codes, config, runtime
+from codedgrad import codes, config, link, runtime
 from codedgrad.boundaries import Abandoned
 from codedgrad.buckets import Payload
 from codedgrad.engine import Exchange
@@ -79,7 +79,8 @@ class CodedGradient:
             window: steps that the slowest worker may lag before the others wait.
             seed: of the random numbers inside the passes (dropout, augmentation).
             bucket_mb: size of the pieces that are exchanged and decoded, in MiB. None:
-                by the rule of `codedgrad.cuts`, from the size of the gradient.
+                by the rule of `codedgrad.cuts`, from the size of the gradient and (from
+                4 MiB on) what a message costs, measured here.
             overlap: send a worker's own row bucket by bucket while its last backward
                 runs (see `codedgrad.overlap`); no bit of the result depends on it.
             wire: type in which gradients travel: "float32" (as they are), or
@@ -163,6 +164,7 @@ class CodedGradient:
             bucket_mb=bucket_mb,
             wire=wire,
         )
+        link.cut(here, self._payload)
         injector = Injector(self.faults, here.rank) if self.faults else None
         self._passes = Passes(
             model,
