@@ -21,7 +21,7 @@ GRAIN = 16  # elements; the engine's slices begin at multiples of it
 LATENCY_MB = 0.37
 # Below, one bucket or two are as good as any size, so nothing is measured.
 WORTH_MEASURING = 4 << 20  # bytes
-_LEAST_MB = 0.25
+_LEAST_MB, _MOST_BUCKETS = 0.25, 64  # by rule
 _MAX_BYTES = 1 << 30  # MPI counts are 31 bits
 
 
@@ -46,7 +46,8 @@ def bucket_starts(
     """
     if bucket_mb is None:
         bucket_mb = math.sqrt(latency_mb * count * itemsize / (1 << 20))
-        bucket_mb = min(max(bucket_mb, _LEAST_MB), 256.0)
+        least = max(_LEAST_MB, count * itemsize / (1 << 20) / _MOST_BUCKETS)
+        bucket_mb = min(max(bucket_mb, least), 256.0)
     size = bucket_mb * (1 << 20)
     if not 0 < size <= _MAX_BYTES:
         raise ConfigError(
