@@ -118,13 +118,16 @@ def test_overlap_changes_no_bit(kind: Callable[..., Any]) -> None:
     assert run(bucket_mb=BUCKET_MB, faults=DELAYS) == want
 
 
-def test_compiled_models() -> None:
-    """Traced by torch.compile; "aot_eager" needs no compiler of C++ at run time."""
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_compiled_models(backend: str) -> None:
+    """Traced by torch.compile; inductor also compiles C++, so at one size only."""
+    if backend == "inductor" and codedgrad.size() != 2:
+        pytest.skip("inductor is tried with two workers")
 
     def run(**how: Any) -> list[list[float]]:
         torch._dynamo.reset()
         model = Deep()
-        fast = torch.compile(model, backend="aot_eager")
+        fast = torch.compile(model, backend=backend)
         return trained(model, lambda x, y: criterion(fast(x), y), **how)
 
     want = run(overlap=False)
