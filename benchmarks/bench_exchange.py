@@ -46,7 +46,7 @@ class Flat(NamedTuple):
 
 
 def codedgrad_sum(source: torch.Tensor) -> Sum:
-    """An exchange as CodedGradient makes it: one copy in, none out of a CPU's memory."""
+    """An exchange as CodedGradient makes it: one copy in; out, on a CPU, none."""
     here = runtime.current()
     each = min(source.numel(), 1 << 20)
     starts = [*range(0, source.numel(), each), source.numel()]

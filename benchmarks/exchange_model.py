@@ -78,9 +78,7 @@ class Fit:
         return asdict(self)
 
 
-def columns(
-    points: Sequence[Point], shape: str, cores: int = 0
-) -> NDArray[np.float64]:
+def columns(points: Sequence[Point], shape: str, cores: int = 0) -> NDArray[np.float64]:
     """[points, 3]: how often start, alpha and beta count."""
     rows = []
     for n, size, _ in points:
