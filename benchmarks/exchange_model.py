@@ -7,8 +7,8 @@ With n workers and a gradient of D bytes a worker sends, one after another,
     logarithmic  2 log2(n) messages, as many bytes: recursive halving and doubling
                  (Rabenseifner 2004)
 
-Where n workers share c cores, n / c of them take turns: messages and bytes of a
-*crowded* fit count max(1, n / c) times. Fits minimise the squared relative error of the
+Where k workers share c cores, k / c of them take turns: messages and bytes of a
+*crowded* fit count max(1, k / c) times. Fits minimise the squared relative error of the
 medians, with no coefficient below 0.
 """
 
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -30,11 +30,12 @@ if TYPE_CHECKING:
 
 
 class Point(NamedTuple):
-    """One measured exchange."""
+    """One measured exchange; `crowd`: workers of a machine / its cores, at least 1."""
 
     workers: int
     bytes: float
     seconds: float
+    crowd: float = 1.0
 
 
 # Stated, not measured: (alpha in s, beta in s per byte).
@@ -51,7 +52,7 @@ class Fit:
     Attributes:
         start_s, alpha_s, beta_s: its coefficients.
         shape: "linear" or "logarithmic".
-        cores: that the workers share; 0: one each.
+        crowded: messages and bytes count `crowd` times.
         error, worst: root mean square and largest |model / median - 1| of the points.
         held_out: the error on the points with most workers of a fit to the others;
             None where all have the same number.
@@ -61,16 +62,17 @@ class Fit:
     alpha_s: float
     beta_s: float
     shape: str
-    cores: int
+    crowded: bool = False
     error: float = 0.0
     worst: float = 0.0
     held_out: float | None = None
 
-    def seconds(self, workers: int, gradient_bytes: float) -> float:
+    def seconds(self, workers: int, gradient_bytes: float, crowd: float = 1.0) -> float:
         """Of one exchange; nothing for one worker."""
         if workers < 2:
             return 0.0
-        row = columns([Point(workers, gradient_bytes, 1.0)], self.shape, self.cores)
+        point = Point(workers, gradient_bytes, 1.0, crowd)
+        row = columns([point], self.shape, crowded=self.crowded)
         return float(row[0] @ [self.start_s, self.alpha_s, self.beta_s])
 
     def to_json(self) -> dict[str, Any]:
@@ -78,48 +80,43 @@ class Fit:
         return asdict(self)
 
 
-def columns(points: Sequence[Point], shape: str, cores: int = 0) -> NDArray[np.float64]:
+def columns(
+    points: Sequence[Point], shape: str, *, crowded: bool
+) -> NDArray[np.float64]:
     """[points, 3]: how often start, alpha and beta count."""
     rows = []
-    for n, size, _ in points:
-        crowd = max(1.0, n / cores) if cores else 1.0
+    for n, size, _, crowd in points:
+        times = crowd if crowded else 1.0
         messages = 2 * (n - 1) if shape == "linear" else 2 * math.log2(n)
-        rows.append([1.0, crowd * messages, crowd * 2 * (n - 1) / n * size])
+        rows.append([1.0, times * messages, times * 2 * (n - 1) / n * size])
     return np.array(rows)
 
 
-def fit(points: Sequence[Point], shape: str = "linear", cores: int = 0) -> Fit:
-    """Least squares; the last of the class's attributes too."""
-    found = _fit(points, shape, cores)
+def fit(
+    points: Sequence[Point], shape: str = "linear", *, crowded: bool = False
+) -> Fit:
+    """Least squares, and what it misses by."""
+    found = _fit(points, shape, crowded=crowded)
     most = max(p.workers for p in points)
     fewer = [p for p in points if p.workers < most]
     held_out = None
     if len({p.workers for p in fewer}) > 1:
-        early = _fit(fewer, shape, cores)
+        early = _fit(fewer, shape, crowded=crowded)
         held_out = _errors(early, [p for p in points if p.workers == most])[0]
     error, worst = _errors(found, points)
-    return Fit(
-        found.start_s,
-        found.alpha_s,
-        found.beta_s,
-        shape,
-        cores,
-        error,
-        worst,
-        held_out,
-    )
+    return replace(found, error=error, worst=worst, held_out=held_out)
 
 
-def best_fit(points: Sequence[Point], cores: int, *, linear: bool) -> Fit:
+def best_fit(points: Sequence[Point], *, linear: bool) -> Fit:
     """Of the crowded and uncrowded fits of these shapes the one with least error."""
     shapes = ("linear",) if linear else ("linear", "logarithmic")
-    every = [fit(points, s, c) for s in shapes for c in (0, cores)]
+    every = [fit(points, s, crowded=c) for s in shapes for c in (False, True)]
     return min(every, key=lambda f: f.error)
 
 
-def _fit(points: Sequence[Point], shape: str, cores: int) -> Fit:
+def _fit(points: Sequence[Point], shape: str, *, crowded: bool) -> Fit:
     seconds = np.array([p.seconds for p in points])
-    a = columns(points, shape, cores) / seconds[:, None]
+    a = columns(points, shape, crowded=crowded) / seconds[:, None]
     scale = np.abs(a).max(axis=0)
     a = a / scale
     best, least = np.zeros(3), math.inf
@@ -134,11 +131,13 @@ def _fit(points: Sequence[Point], shape: str, cores: int) -> Fit:
                 best, least = np.zeros(3), wrong
                 best[list(some)] = part
     best = best / scale
-    return Fit(float(best[0]), float(best[1]), float(best[2]), shape, cores)
+    return Fit(float(best[0]), float(best[1]), float(best[2]), shape, crowded)
 
 
 def _errors(found: Fit, points: Sequence[Point]) -> tuple[float, float]:
-    off = np.array([found.seconds(p.workers, p.bytes) / p.seconds - 1 for p in points])
+    off = np.array(
+        [found.seconds(p.workers, p.bytes, p.crowd) / p.seconds - 1 for p in points]
+    )
     return float(np.sqrt((off**2).mean())), float(np.abs(off).max())
 
 

@@ -10,7 +10,6 @@ from exchange_model import Fit, Network, Point, best_fit
 from scaling_model import DEFAULT
 
 from codedgrad import simulate
-from codedgrad.errors import ConfigError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -44,7 +43,10 @@ def points(files: list[dict[str, Any]], method: str) -> list[Point]:
     """What was measured of one method's exchange."""
     return [
         Point(
-            file["results"]["workers"], size_of(size), rows[method]["median_ms"] / 1e3
+            file["results"]["workers"],
+            size_of(size),
+            rows[method]["median_ms"] / 1e3,
+            crowd_of(file),
         )
         for file in files
         for size, rows in file["results"].get("exchange", {}).items()
@@ -52,16 +54,21 @@ def points(files: list[dict[str, Any]], method: str) -> list[Point]:
     ]
 
 
+def crowd_of(file: dict[str, Any]) -> float:
+    """Workers that take turns on a core."""
+    here = file["results"]["workers_of_a_machine"]
+    return max(1.0, here / int(file["environment"]["cores"]))
+
+
 def fits(files: list[dict[str, Any]]) -> dict[str, Fit]:
     """By method; codedgrad's exchange is linear, of others the better shape."""
-    cores = int(files[0]["environment"]["cores"])
     if len({_machine(f) for f in files}) > 1:
         raise SystemExit("the live files come from different machines")
     found = {}
     for method in EXCHANGES:
         some = points(files, method)
         if len({(p.workers, p.bytes) for p in some}) > 3:
-            found[method] = best_fit(some, cores, linear=method == "codedgrad")
+            found[method] = best_fit(some, linear=method == "codedgrad")
     return found
 
 
@@ -78,38 +85,50 @@ def check(files: list[dict[str, Any]], found: dict[str, Fit]) -> list[dict[str, 
     """
     rows: list[dict[str, Any]] = []
     for regime in ("weak", "strong"):
-        some = [f["results"] for f in files if regime in f["results"]]
+        some = [f for f in files if regime in f["results"]]
         if not some:
             continue
-        first = some[0][regime]
+        first = some[0]["results"][regime]
         extra = _calm(first) - first["pass_ms"] / 1e3
         for file in some:
-            cells = file[regime]
+            cells = file["results"][regime]
+            units = {
+                "told": _calm(cells),
+                "carried": cells["pass_ms"] / 1e3 + extra,
+            }
             for scenario, cell in cells.items():
-                if not scenario.startswith("straggler_"):
-                    continue
-                factor = float(scenario.removeprefix("straggler_").removesuffix("x"))
-                for method, measured in cell.items():
-                    row = {
-                        "regime": regime,
-                        "workers": file["workers"],
-                        "straggler": factor,
-                        "method": method,
-                        "measured_ms": measured["median_ms"],
-                    }
-                    size = file["gradient_bytes"]
-                    for name, unit in (
-                        ("told", _calm(cells)),
-                        ("carried", cells["pass_ms"] / 1e3 + extra),
-                    ):
-                        step = predict(
-                            method, file["workers"], factor, unit, size, found
-                        )
-                        if step is not None:
-                            row[f"{name}_ms"] = round(1e3 * step, 3)
-                            ratio = row[f"{name}_ms"] / measured["median_ms"]
-                            row[f"{name}_error"] = round(ratio - 1.0, 4)
-                    rows.append(row)
+                if scenario.startswith("straggler_"):
+                    rows += _rows(file, regime, scenario, cell, units, found)
+    return rows
+
+
+def _rows(
+    file: dict[str, Any],
+    regime: str,
+    scenario: str,
+    cell: dict[str, Any],
+    units: dict[str, float],
+    found: dict[str, Fit],
+) -> list[dict[str, Any]]:
+    results, rows = file["results"], []
+    n, size = results["workers"], results["gradient_bytes"]
+    factor = float(scenario.removeprefix("straggler_").removesuffix("x"))
+    for method, measured in cell.items():
+        exchange = exchange_s(method, n, size, crowd_of(file), found)
+        if exchange is None:
+            continue
+        row = {
+            "regime": regime,
+            "workers": n,
+            "straggler": factor,
+            "method": method,
+            "measured_ms": measured["median_ms"],
+        }
+        for name, unit in units.items():
+            step_ms = 1e3 * predict(method, n, factor, unit, exchange)
+            row[f"{name}_ms"] = round(step_ms, 3)
+            row[f"{name}_error"] = round(step_ms / measured["median_ms"] - 1.0, 4)
+        rows.append(row)
     return rows
 
 
@@ -117,34 +136,32 @@ def _calm(cells: dict[str, Any]) -> float:
     return float(cells["straggler_1x"]["no_exchange"]["median_ms"]) / 1e3
 
 
-def predict(
-    method: str,
-    workers: int,
-    factor: float,
-    unit_s: float,
-    size: float,
-    found: dict[str, Fit],
+def exchange_s(
+    method: str, workers: int, size: float, crowd: float, found: dict[str, Fit]
 ) -> float | None:
-    """Seconds of a step with one worker `factor` times slow; None: not fitted."""
-    exchange = {
+    """Seconds of a method's exchange; None: it was not fitted."""
+    if method == "no_exchange":
+        return 0.0
+    name = {
         "codedgrad": "codedgrad",
         "codedgrad_uncoded": "codedgrad",
         "horovod": "horovod",
         "ddp_gloo": "gloo",
         "ddp_nccl": "nccl",
-    }.get(method)
-    if method != "no_exchange" and exchange not in found:
-        return None
+    }[method]
+    return found[name].seconds(workers, size, crowd) if name in found else None
+
+
+def predict(
+    method: str, workers: int, factor: float, unit_s: float, exchange: float
+) -> float:
+    """Seconds of a step with one worker `factor` times slow."""
     ratios = np.ones((_STEPS, workers))
     ratios[:, -1] = factor
     times = simulate.from_ratios(ratios, median_s=unit_s)
-    cost = found[exchange].seconds(workers, size) if exchange in found else 0.0
     if method != "codedgrad":
-        return unit_s * float(simulate.run("sync", times).step.mean()) + cost
-    # The fit's whole cost, half of it in each hop.
-    network = Network(gradient_bytes=0.0, start_s=cost)
-    try:
-        step = simulate.run(DEFAULT, times, network).step
-    except ConfigError:
-        return None
+        step = simulate.run("sync", times).step
+        return unit_s * float(step.mean()) + exchange
+    network = Network(gradient_bytes=0.0, start_s=exchange)
+    step = simulate.run(DEFAULT, times, network).step
     return unit_s * float(step[_SETTLED:].mean())

@@ -166,7 +166,7 @@ def fit_table(fits: dict[str, Any]) -> str:
     rows = [
         [
             method,
-            f["shape"] + (", crowded" if f["cores"] else ""),
+            f["shape"] + (", crowded" if f["crowded"] else ""),
             f"{1e6 * f['start_s']:.1f}",
             f"{1e6 * f['alpha_s']:.2f}",
             f"{1e-9 / f['beta_s']:.2f}" if f["beta_s"] else "-",
