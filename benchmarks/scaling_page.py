@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import statistics
 from typing import TYPE_CHECKING, Any
 
 from exchange_model import NETWORKS
@@ -192,15 +193,17 @@ def check_table(rows: list[dict[str, Any]]) -> str:
             f"{row['measured_ms']:.1f}",
         ]
         for name in ("told", "carried"):
-            known = f"{name}_ms" in row
-            cells.append(
-                f"{row[f'{name}_ms']:.1f} ({100 * row[f'{name}_error']:+.0f} %)"
-                if known
-                else "-"
-            )
+            error = 100 * row[f"{name}_error"]
+            cells.append(f"{row[f'{name}_ms']:.1f} ({error:+.0f} %)")
         out.append(cells)
     head = ["", "workers", "straggler", "method", "measured, ms", "told, ms"]
-    return table([*head, "carried, ms"], out)
+    said = ", ".join(
+        f"{name} {100 * statistics.median(e):.1f} % (largest {100 * max(e):.0f} %)"
+        for name in ("told", "carried")
+        for e in [[abs(r[f"{name}_error"]) for r in rows]]
+    )
+    text = f"Median |error|: {said}; `told` and `carried` are defined in README.md.\n"
+    return text + "\n" + table([*head, "carried, ms"], out)
 
 
 def figure(results: dict[str, Any], path: Path) -> None:
