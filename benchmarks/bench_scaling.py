@@ -30,6 +30,7 @@ from scaling_model import (
     curves,
     dropped,
     flattens_at,
+    half_up_to,
     planned,
     settings_for,
     sources,
@@ -72,7 +73,10 @@ def carried(
                 }
                 out.setdefault(name, {}).setdefault(regime, {})[title] = cell
                 last = {k: round(v["speedup"][-1], 1) for k, v in cell.items()}
-                print(f"{name}, {regime}, {title}: {counts[-1]} workers {last}")
+                print(
+                    f"{name}, {regime}, {title}: {counts[-1]} workers {last}",
+                    flush=True,
+                )
     return out
 
 
@@ -102,6 +106,7 @@ def images(
             out.setdefault(kind, {})[title] = {
                 "images_per_second": rates,
                 "speedup": {k: [r / v[0] for r in v] for k, v in rates.items()},
+                "half_up_to": {k: half_up_to(counts, v) for k, v in rates.items()},
                 "flattens_at": {k: flattens_at(counts, v) for k, v in rates.items()},
                 "settings": {str(k): v for k, v in chosen.items()},
                 "replayed_up_to": max(

@@ -20,7 +20,13 @@ if TYPE_CHECKING:
     from codedgrad.simulate import Times
 
 DEFAULT = "spread:micro=4,copies=2"
-PLANNED_AT = (4, 16, 64, 256)  # workers; a count takes the settings of the next lower
+PLANNED_AT = (
+    2,
+    4,
+    16,
+    64,
+    256,
+)  # workers; a count takes the settings of the next lower
 DROPPED = 0.05  # of the workers, at least one: `backup`
 LOGS = {  # title: (published log, shipped profile)
     "AWS Lambda, CNN": ("aws_lambda_cnn_desktop4_b2048_canada", "aws_lambda"),
@@ -134,7 +140,7 @@ def effort(workers: int, *, toy: bool) -> tuple[int, int]:
     if toy:
         return 1, 4
     draws = 8 if workers <= 16 else 4 if workers <= 64 else 2 if workers <= 512 else 1
-    return draws, min(60, max(8, 24_000 // (draws * workers)))
+    return draws, min(60, max(5, 12_000 // (draws * workers)))
 
 
 def curves(
@@ -203,9 +209,19 @@ def settings_for(chosen: dict[int, str], workers: int) -> str:
 def flattens_at(counts: Sequence[int], throughput: Sequence[float]) -> int | None:
     """The first number of workers whose doubling brings less than 1.25 times as much.
 
-    None: there is none. `counts` double.
+    From 4 workers on; None: there is none. `counts` double.
     """
     for n, now, then in zip(counts, throughput, throughput[1:], strict=False):
-        if then < 1.25 * now:
+        if n >= 4 and then < 1.25 * now:
             return n
     return None
+
+
+def half_up_to(counts: Sequence[int], throughput: Sequence[float]) -> int:
+    """The most workers up to which each brings half of what the first one does."""
+    good = 0
+    for n, now in zip(counts, throughput, strict=True):
+        if now < 0.5 * n * throughput[0]:
+            break
+        good = n
+    return good

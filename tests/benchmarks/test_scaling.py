@@ -11,7 +11,15 @@ import scaling_check
 import scaling_model
 import summary
 from exchange_model import Fit, Network, Point, best_fit, fit, network_of
-from scaling_model import CALM, DEFAULT, Job, Source, curves, flattens_at
+from scaling_model import (
+    CALM,
+    DEFAULT,
+    Job,
+    Source,
+    curves,
+    flattens_at,
+    half_up_to,
+)
 
 from codedgrad import simulate, traces
 
@@ -122,7 +130,9 @@ def test_settings_of_the_next_lower_count() -> None:
 
 def test_flattens_at() -> None:
     assert flattens_at([1, 2, 4, 8], [1, 2, 4, 8]) is None
-    assert flattens_at([1, 2, 4, 8], [1, 1.9, 2.3, 2.4]) == 2
+    assert flattens_at([1, 2, 4, 8], [1, 1.9, 2.3, 2.4]) == 4
+    assert half_up_to([1, 2, 4, 8], [10, 10, 19, 80]) == 2
+    assert half_up_to([1, 2], [10, 20]) == 2
 
 
 def test_backup_drops_a_twentieth() -> None:
