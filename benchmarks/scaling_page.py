@@ -141,8 +141,8 @@ def image_tables(images: dict[str, Any]) -> str:
                 ]
             )
         out += (
-            "\nMost workers up to which each brings at least half of what the first one "
-            "does; flattens at (from 4 on the first number of workers whose doubling "
+            "\nMost workers up to which each brings at least half of what the first "
+            "one does; flattens at (from 4 on the first number whose doubling "
             "brings less than 1.25 x):\n\n"
         )
         out += table(["log", *labels], verdicts)
