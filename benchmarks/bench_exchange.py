@@ -1,4 +1,4 @@
-"""One exchange of a gradient: codedgrad, MPI_Allreduce, Horovod, torch Gloo.
+"""One exchange of a gradient: codedgrad, MPI_Allreduce, Horovod, torch Gloo or NCCL.
 
     mpirun -n 4 python benchmarks/bench_exchange.py --out FILE.json
 
@@ -8,10 +8,21 @@ the sum over the workers lies in one. Straggler-free, nothing overlaps.
 
 from __future__ import annotations
 
+import argparse
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from harness import COMM, arguments, interleaved, say, summary, write
+from harness import (
+    COMM,
+    arguments,
+    device_of,
+    interleaved,
+    say,
+    start_torch,
+    summary,
+    synchronize,
+    write,
+)
 
 import codedgrad
 from codedgrad import codes, runtime
@@ -19,6 +30,8 @@ from codedgrad.engine import Exchange
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    Sum = Callable[[], torch.Tensor]
 
 SIZES = {"4 KB": 1 << 10, "160 KB": 40 << 10, "4 MB": 1 << 20, "40 MB": 10 << 20}
 
@@ -34,8 +47,8 @@ class Flat(NamedTuple):
     gradients: int = 0
 
 
-def codedgrad_sum(source: torch.Tensor) -> Callable[[], torch.Tensor]:
-    """An exchange as CodedGradient makes it: one copy in, none out."""
+def codedgrad_sum(source: torch.Tensor) -> Sum:
+    """An exchange as CodedGradient makes it: one copy in; out, on a CPU, none."""
     here = runtime.current()
     each = min(source.numel(), 1 << 20)
     starts = [*range(0, source.numel(), each), source.numel()]
@@ -54,25 +67,28 @@ def codedgrad_sum(source: torch.Tensor) -> Callable[[], torch.Tensor]:
         exchange.wait_all(step)
         total, _ = exchange.take(step)
         step += 1
-        return total
+        return total.to(source.device)
 
     return run
 
 
-def peers(source: torch.Tensor, size: str) -> dict[str, Callable[[], torch.Tensor]]:
+def peers(source: torch.Tensor, size: str, *, horovod: bool) -> dict[str, Sum]:
     """What is compared with; Horovod only where it is installed."""
     out = torch.empty_like(source)
+    host = torch.empty_like(source, device="cpu")
 
     def mpi() -> torch.Tensor:
-        COMM.Allreduce(source.numpy(), out.numpy())
-        return out
+        COMM.Allreduce(source.cpu().numpy(), host.numpy())
+        return host.to(source.device)
 
-    def gloo() -> torch.Tensor:
+    def torch_sum() -> torch.Tensor:
         out.copy_(source)
         torch.distributed.all_reduce(out)
         return out
 
-    found: dict[str, Callable[[], torch.Tensor]] = {"mpi": mpi, "gloo": gloo}
+    found: dict[str, Sum] = {"mpi": mpi, torch.distributed.get_backend(): torch_sum}
+    if not horovod:
+        return found
     try:
         import horovod.torch as hvd
     except ImportError:
@@ -83,23 +99,33 @@ def peers(source: torch.Tensor, size: str) -> dict[str, Callable[[], torch.Tenso
     return found
 
 
-def main() -> None:
-    """Measure every size."""
-    args = arguments(str(__doc__)).parse_args()
-    torch.set_num_threads(1)
-    codedgrad.init()
-    torch.distributed.init_process_group("gloo", rank=COMM.rank, world_size=COMM.size)
+def measure(
+    sizes: dict[str, int], device: torch.device, *, toy: bool, horovod: bool
+) -> dict[str, Any]:
+    """{size: {method: summary}}; `sizes`: elements by name."""
     results: dict[str, Any] = {}
-    for name, count in SIZES.items():
-        source = torch.full((count,), float(COMM.rank + 1))
-        actions = {"codedgrad": codedgrad_sum(source), **peers(source, name)}
+    for name, count in sizes.items():
+        source = torch.full((count,), float(COMM.rank + 1), device=device)
+        actions = {
+            "codedgrad": codedgrad_sum(source),
+            **peers(source, name, horovod=horovod),
+        }
         want = COMM.size * (COMM.size + 1) / 2
         for method, action in actions.items():
             got = action()
             if not bool((got == want).all()):
                 raise SystemExit(f"{method} gave a wrong sum at {name}")
-        rounds = 5 if args.toy else max(20, min(300, (200 << 20) // count))
-        seconds = interleaved(actions, rounds, warm_up=3)
+
+        def whole(action: Sum) -> Callable[[], None]:
+            def run() -> None:
+                action()
+                synchronize(device)
+
+            return run
+
+        rounds = 5 if toy else max(20, min(300, (200 << 20) // count))
+        timed = {method: whole(action) for method, action in actions.items()}
+        seconds = interleaved(timed, rounds, warm_up=3)
         rows = {method: summary(s) for method, s in seconds.items()}
         ours = rows["codedgrad"]["median_ms"]
         for row in rows.values():
@@ -110,6 +136,22 @@ def main() -> None:
             for m, r in rows.items()
         )
         say(f"{name:>7}: {shown}")
+    return results
+
+
+def main() -> None:
+    """Measure every size."""
+    parser = arguments(str(__doc__))
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument(
+        "--horovod", action=argparse.BooleanOptionalAction, default=True
+    )
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    codedgrad.init()
+    device = device_of(args.device)
+    start_torch(device)
+    results = measure(SIZES, device, toy=args.toy, horovod=args.horovod)
     write(args.out, "bench_exchange", results)
     torch.distributed.destroy_process_group()
     codedgrad.shutdown()

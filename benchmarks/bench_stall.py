@@ -14,8 +14,9 @@ import statistics
 from typing import Any
 
 import torch
-from bench_step import MICRO, PASS_S, Coded, Job
+from bench_step import MICRO, Coded, Job
 from harness import COMM, arguments, say, write
+from jobs import PASS_S
 from torch import Tensor
 
 import codedgrad

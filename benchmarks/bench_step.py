@@ -21,8 +21,17 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import torch
-from harness import COMM, arguments, say, summary, write
-from jobs import PASS_S, TASKS, Job
+from harness import (
+    COMM,
+    arguments,
+    device_of,
+    say,
+    start_torch,
+    summary,
+    synchronize,
+    write,
+)
+from jobs import TASKS, Job
 from torch import Tensor, nn
 
 import codedgrad
@@ -75,7 +84,7 @@ class Synchronous:
         """The worker's micro-batches, stretched where it is a straggler."""
         shards = next(self.steps)
         if self.injector is not None:
-            self.injector.begin(self.count, PASS_S)
+            self.injector.begin(self.count, self.job.pass_s)
         self.count += 1
         injector = self.injector
         for micro in range(MICRO):
@@ -127,7 +136,7 @@ class Horovod(Synchronous):
 
 
 class Ddp(Synchronous):
-    """torch's DistributedDataParallel on Gloo."""
+    """torch's DistributedDataParallel, on Gloo or NCCL."""
 
     def __init__(self, job: Job) -> None:
         super().__init__(job)
@@ -161,7 +170,7 @@ def methods(args: Any) -> dict[str, Any]:
     n = COMM.size
 
     def job() -> Job:
-        return Job(args.task, args.batch_size * n, MICRO)
+        return Job(args.task, args.batch_size * n, MICRO, args.device)
 
     code = codes.spread(n, micro=MICRO)
     how = {"bucket_mb": args.bucket_mb, "wire": args.wire}
@@ -174,7 +183,7 @@ def methods(args: Any) -> dict[str, Any]:
     if args.overlap == "both":
         made["codedgrad_no_overlap"] = Coded(job(), code, overlap=False, **how)
         made["no_exchange"] = Alone(job())
-    made["ddp_gloo"] = Ddp(job())
+    made[f"ddp_{torch.distributed.get_backend()}"] = Ddp(job())
     if not args.horovod:
         return made
     try:
@@ -189,10 +198,12 @@ def block(method: Any, steps: int) -> float:
     """Seconds per step of `steps` steps, the slowest worker's."""
     getattr(method, "enter", lambda: None)()
     method.step()  # the first one finds caches cold
+    synchronize(next(method.job.model.parameters()).device)
     COMM.Barrier()
     begin = time.perf_counter()
     for _ in range(steps):
         method.step()
+    synchronize(next(method.job.model.parameters()).device)
     spent = time.perf_counter() - begin
     getattr(method, "leave", lambda: None)()
     return COMM.allreduce(spent, op=_max) / steps
@@ -237,6 +248,7 @@ def main() -> None:
     """Measure every scenario."""
     parser = arguments(str(__doc__))
     parser.add_argument("--task", choices=TASKS, default="sleep")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--overlap", choices=("on", "off", "both"), default="on")
     parser.add_argument("--bucket-mb", type=float, help="default: by codedgrad's rule")
     parser.add_argument(
@@ -257,10 +269,12 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     codedgrad.init()
-    torch.distributed.init_process_group("gloo", rank=COMM.rank, world_size=COMM.size)
+    args.device = device_of(args.device)
+    start_torch(args.device)
     made = methods(args)
     results: dict[str, Any] = {
         "task": args.task,
+        "device": args.device.type,
         "micro_batches": MICRO,
         "batch_size_of_a_worker": args.batch_size,
         "bucket_mb": args.bucket_mb,

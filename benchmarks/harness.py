@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import platform
+import socket
 import statistics
 import subprocess
 import time
@@ -31,6 +32,33 @@ def arguments(description: str) -> argparse.ArgumentParser:
     return parser
 
 
+def device_of(name: str) -> torch.device:
+    """This worker's device: its machine's GPUs are dealt out in turn."""
+    if name != "cuda":
+        return torch.device(name)
+    node = COMM.Split_type(MPI.COMM_TYPE_SHARED)
+    local = node.rank
+    node.Free()
+    found = torch.device("cuda", local % torch.cuda.device_count())
+    torch.cuda.set_device(found)
+    return found
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done what was asked of it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def start_torch(device: torch.device) -> str:
+    """torch.distributed for all workers, after codedgrad.init(); its backend's name."""
+    # On several machines nobody has told torch yet where worker 0 is.
+    os.environ.setdefault("MASTER_ADDR", COMM.bcast(socket.gethostname()))
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    torch.distributed.init_process_group(backend, rank=COMM.rank, world_size=COMM.size)
+    return backend
+
+
 def environment() -> dict[str, Any]:
     """Where the numbers come from."""
     model = "unknown"
@@ -49,6 +77,7 @@ def environment() -> dict[str, Any]:
         "workers": COMM.size,
         "cores": os.cpu_count(),
         "cpu": model,
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "threads_per_worker": torch.get_num_threads(),
         "python": platform.python_version(),
         "torch": torch.__version__,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import TensorDataset
 
 import codedgrad
 
@@ -24,10 +25,13 @@ TASKS = ("sleep", "device", "gpt10m", "digits", "text")
 class Job:
     """One model with its data; a method trains it."""
 
-    def __init__(self, task: str, batch: int, micro: int) -> None:
-        """`batch`: samples of a step over all workers."""
+    def __init__(
+        self, task: str, batch: int, micro: int, device: torch.device | str = "cpu"
+    ) -> None:
+        """`batch`: samples of a step over all workers; `device`: of model and data."""
         torch.manual_seed(0)
-        self.sleep_s = PASS_S / micro if task == "sleep" else 0.0
+        self.micro, self.sleeps = micro, task == "sleep"
+        self.last_for(PASS_S)
         self.loss: Callable[..., Tensor] = nn.functional.cross_entropy
         self.data: Any = (torch.randn(512, 64), torch.randint(0, 32, (512,)))
         if task == "sleep":
@@ -47,8 +51,16 @@ class Job:
             self.model, self.data, self.loss = made.model, made.train, made.loss
             if task == "gpt10m":
                 self.model = models.ByteGPT(width=368, depth=6, heads=8)
+        self.model.to(device)
+        tensors = getattr(self.data, "tensors", self.data)
+        self.data = TensorDataset(*(t.to(device) for t in tensors))
         self.sampler = codedgrad.ShardSampler(self.data, batch)
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=1e-3)
+
+    def last_for(self, seconds: float) -> None:
+        """A pass of `sleep` takes so long from now on."""
+        self.pass_s = seconds
+        self.sleep_s = seconds / self.micro if self.sleeps else 0.0
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Loss of one micro-batch."""

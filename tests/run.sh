@@ -55,6 +55,11 @@ mpi() { # N COMMAND...: a bounded run; a hang prints stacks first, see conftest.
   timeout --kill-after=20 "${LIMIT:-600}" bash launch/mpirun.sh -n "$n" "$@"
 }
 
+parse() { # `bash -n` looks at its first file only
+  local file
+  for file in "$@"; do bash -n "$file" || return 1; done
+}
+
 # For the test that looks at the HTML report; never needed to use codedgrad.
 chromium() {
   command -v chromium >/dev/null || command -v google-chrome >/dev/null && return
@@ -74,7 +79,8 @@ unit() {
   # shellcheck disable=SC2046
   check "clang-format" clang-format --dry-run -Werror \
     $(find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
-  check "scripts parse" bash -n launch/*.sh tests/run.sh .ci/run
+  check "scripts parse" parse launch/*.sh launch/cluster/* benchmarks/*.sh \
+    tests/run.sh .ci/run
   pytests "unit tests" "$CG_PYTHON" -m pytest -q --color=no -p no:cacheprovider tests \
     --ignore=tests/parallel --ignore=tests/horovod --ignore=tests/failures \
     --ignore=tests/mpich --ignore=tests/engine/test_stress.py
@@ -124,6 +130,16 @@ bench() {
     --part learn --out "$out/estimates.json"
   check "bench_estimates steps" mpi 4 "$CG_PYTHON" benchmarks/bench_estimates.py --toy \
     --part steps --out "$out/estimates.json"
+  check "bench_scaling live" mpi 2 "$CG_PYTHON" benchmarks/bench_scaling.py live --toy \
+    --out "$out/scaling-2.json"
+  check "bench_scaling pass" "$CG_PYTHON" benchmarks/bench_scaling.py pass --toy \
+    --out "$out/pass.json"
+  check "bench_scaling predict" "$CG_PYTHON" benchmarks/bench_scaling.py predict --toy \
+    --live "$out" --pass-file "$out/pass.json" --out "$out/scaling_model.json" \
+    --page "$out/scaling.md" --plot "$out/scaling_model.png"
+  check "cluster scripts" env TOY=1 NODES=1 PER_NODE=2 DEVICE=cpu TASKS=digits \
+    RESULTS="$out/cluster" bash launch/cluster/mpirun.sh toy grid
+  check "summary" "$CG_PYTHON" benchmarks/summary.py "$out/cluster" --workers 2
   check "bench_traces" "$CG_PYTHON" benchmarks/bench_traces.py --scaling-only --out "$out"
   check "bench_decoder" "$CG_PYTHON" benchmarks/bench_decoder.py --toy \
     --out "$out/decoder.json" --page "$out/decoder.md"
@@ -135,6 +151,8 @@ bench() {
     'import json, sys; [json.load(open(f))["results"] for f in sys.argv[1:]]' \
     "$out/exchange.json" "$out/sleep.json" "$out/digits.json" "$out/overlap.json" \
     "$out/stall.json" \
+    "$out/scaling-2.json" "$out/pass.json" "$out/scaling_model.json" \
+    "$out/cluster/step-digits-2.json" \
     "$out/simulator.json" "$out/kernels.json" "$out/decoder.json" \
     "$out/results/anytime.json" "$out/results/time_to_loss.json"
   rm -rf "$out"

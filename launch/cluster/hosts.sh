@@ -1,0 +1,52 @@
+# shellcheck shell=bash
+# Sourced by the others here: runs the benchmarks for several numbers of machines.
+#
+#   NODES      numbers of machines                                        "1"
+#   PER_NODE   workers of a machine, one per GPU          its GPUs, or with none 2
+#   DEVICE     cuda or cpu                                cuda where there is a GPU
+#   HOSTFILE   one host a line, what follows the name is ignored      this machine
+#
+# More in benchmarks/run_grid.sh.
+
+cg_gpus() { # of this machine
+  { nvidia-smi -L 2>/dev/null || true; } | grep -c '^GPU' || true
+}
+
+if [ -z "${PER_NODE:-}" ]; then
+  PER_NODE=$(cg_gpus)
+  [ "$PER_NODE" -gt 0 ] || PER_NODE=2
+fi
+if [ -z "${DEVICE:-}" ]; then
+  DEVICE=cpu
+  [ "$(cg_gpus)" = 0 ] || DEVICE=cuda
+fi
+export PER_NODE DEVICE
+
+# HOST:WORKERS,... for N workers; empty without a host file.
+cg_hosts() {
+  local workers=$1 found=() host
+  [ -n "${HOSTFILE:-}" ] || return 0
+  while read -r host _; do
+    case $host in '' | '#'*) continue ;; esac
+    [ $((${#found[@]} * PER_NODE)) -lt "$workers" ] || break
+    found+=("$host:$PER_NODE")
+  done <"$HOSTFILE"
+  if [ $((${#found[@]} * PER_NODE)) -lt "$workers" ]; then
+    echo "codedgrad: $HOSTFILE has ${#found[@]} hosts of $PER_NODE workers, $workers were asked for" >&2
+    return 1
+  fi
+  (IFS=, && echo "${found[*]}")
+}
+
+# cg_suite SCRIPT NAME [PART...]: SCRIPT starts the workers.
+cg_suite() {
+  local script=$1 k workers=
+  shift
+  if [ $# = 0 ]; then
+    sed -n '2,/^set /s/^# \{0,1\}//p' "$script" >&2
+    exit 2
+  fi
+  for k in ${NODES:-1}; do workers+=" $((k * PER_NODE))"; done
+  START="bash $script --start" WORKERS=$workers \
+    EXCHANGE_WORKERS=${EXCHANGE_WORKERS:-$workers} bash benchmarks/run_grid.sh "$@"
+}

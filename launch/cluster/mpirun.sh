@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# The benchmarks on several machines, started by mpirun (Open MPI or MPICH).
+#
+#   HOSTFILE=hosts NODES="1 2 4" PER_NODE=4 bash launch/cluster/mpirun.sh NAME
+#   NODES=1 PER_NODE=2 DEVICE=cpu TOY=1 bash launch/cluster/mpirun.sh NAME scaling
+#
+# Writes benchmarks/results/NAME/*.json; see hosts.sh and benchmarks/run_grid.sh for
+# the settings. The same path on every machine, as on a shared file system.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+. launch/env.sh
+. launch/cluster/hosts.sh
+if [ "${1:-}" != --start ]; then
+  cg_suite launch/cluster/mpirun.sh "$@"
+  exit
+fi
+n=$2
+shift 2
+hosts=$(cg_hosts "$n")
+arguments=(-n "$n")
+if [ -n "$hosts" ]; then
+  cg_need_mpi
+  case $CG_MPI in
+    mpich) arguments+=(-hosts "$hosts") ;;
+    *) arguments+=(--host "$hosts") ;;
+  esac
+fi
+exec bash launch/mpirun.sh "${arguments[@]}" "$CG_PYTHON" "$@"
