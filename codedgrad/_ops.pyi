@@ -17,3 +17,18 @@ def gram(
     out: int,
     threads: int,
 ) -> None: ...
+def encode(
+    leaf: list[tuple[int, int]],
+    weight: float,
+    sums: list[int],
+    type: str,  # noqa: A002
+    out: int,
+    wire: str,
+) -> bool: ...
+def changes(
+    buffers: list[tuple[int, int, int, str]],
+    type: str,  # noqa: A002
+    row: int,
+    into_row: bool,
+) -> None: ...
+def copies(buffers: list[tuple[int, int, int, str]], back: bool) -> None: ...

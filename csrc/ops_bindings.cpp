@@ -4,6 +4,7 @@
 #include <pybind11/stl.h>
 
 #include <cstdint>
+#include <cstring>
 #include <stdexcept>
 #include <string>
 #include <tuple>
@@ -96,32 +97,59 @@ void gram(const Addresses& inputs, const std::string& type, std::size_t count,
 // Now, before, elements, type: f float, d double, q int64.
 using Buffer = std::tuple<std::uintptr_t, std::uintptr_t, std::size_t, char>;
 
-template <typename T>
-void changes_as(const std::vector<Buffer>& buffers, T* out) {
-  for (const auto& [now, before, count, type] : buffers) {
-    const auto each = [&, n = now, b = before, c = count](auto* zero) {
-      using From = std::remove_pointer_t<decltype(zero)>;
-      ops::change(reinterpret_cast<const From*>(n), reinterpret_cast<const From*>(b),
-                  out, c);
-    };
+// visit(buffer, To*) with the buffer's own type To; T: the type of a row.
+template <typename T, typename Visit>
+void by_type(const std::vector<Buffer>& buffers, const Visit& visit) {
+  for (const Buffer& buffer : buffers) {
+    const char type = std::get<3>(buffer);
     if (type == 'f') {
-      each(static_cast<float*>(nullptr));
+      visit(buffer, static_cast<float*>(nullptr));
     } else if (type == 'q') {
-      each(static_cast<std::int64_t*>(nullptr));
+      visit(buffer, static_cast<std::int64_t*>(nullptr));
     } else if constexpr (std::is_same_v<T, double>) {
-      each(static_cast<double*>(nullptr));
+      visit(buffer, static_cast<double*>(nullptr));
     } else {
       no_such_type("double buffers in a row of floats");
     }
-    out += count;
   }
 }
 
+template <typename T>
+void move_changes(const std::vector<Buffer>& buffers, T* row, bool into_row) {
+  by_type<T>(buffers, [&](const Buffer& buffer, auto* type) {
+    using To = std::remove_pointer_t<decltype(type)>;
+    const auto [now, before, count, letter] = buffer;
+    auto* to = reinterpret_cast<To*>(now);
+    const auto* from = reinterpret_cast<const To*>(before);
+    if (into_row) {
+      ops::change(to, from, row, count);
+    } else {
+      ops::apply(from, row, to, count);
+    }
+    row += count;
+  });
+}
+
+// Changes of buffers into a row, or out of it.
 void changes(const std::vector<Buffer>& buffers, const std::string& type,
-             std::uintptr_t out) {
-  if (type == "float64") return changes_as(buffers, reinterpret_cast<double*>(out));
-  if (type == "float32") return changes_as(buffers, reinterpret_cast<float*>(out));
+             std::uintptr_t row, bool into_row) {
+  if (type == "float64") {
+    return move_changes(buffers, reinterpret_cast<double*>(row), into_row);
+  }
+  if (type == "float32") {
+    return move_changes(buffers, reinterpret_cast<float*>(row), into_row);
+  }
   no_such_type(type);
+}
+
+// before = now, or back.
+void copies(const std::vector<Buffer>& buffers, bool back) {
+  by_type<double>(buffers, [&](const Buffer& buffer, auto* type) {
+    const auto [now, before, count, letter] = buffer;
+    std::memcpy(reinterpret_cast<void*>(back ? now : before),
+                reinterpret_cast<const void*>(back ? before : now),
+                count * sizeof(*type));
+  });
 }
 
 template <typename T>
@@ -155,7 +183,8 @@ PYBIND11_MODULE(_ops, m) {
         "out"_a, "out_type"_a, "count"_a, "wire"_a, "threads"_a);
   m.def("encode", &codedgrad::encode, "leaf"_a, "weight"_a, "sums"_a, "type"_a, "out"_a,
         "wire"_a);
-  m.def("changes", &codedgrad::changes, "buffers"_a, "type"_a, "out"_a);
+  m.def("changes", &codedgrad::changes, "buffers"_a, "type"_a, "row"_a, "into_row"_a);
+  m.def("copies", &codedgrad::copies, "buffers"_a, "back"_a);
   m.def("gram", &codedgrad::gram, "inputs"_a, "type"_a, "count"_a, "out"_a,
         "threads"_a);
 }

@@ -1,8 +1,10 @@
 #include "ops/cpu/encode.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "ops/cpu/clones.h"
 #include "ops/cpu/round.h"
@@ -85,6 +87,23 @@ void change(const From* now, const From* before, T* out, std::size_t count) {
     out[i] = now[i] == before[i] ? T{0} : static_cast<T>(now[i] - before[i]);
   }
 }
+
+template <typename To, typename T>
+void apply(const To* before, const T* change, To* now, std::size_t count) {
+  for (std::size_t i = 0; i < count; ++i) {
+    if constexpr (std::is_integral_v<To>) {
+      now[i] = before[i] + static_cast<To>(std::nearbyint(change[i]));
+    } else {
+      now[i] = before[i] + static_cast<To>(change[i]);
+    }
+  }
+}
+
+template void apply(const float*, const float*, float*, std::size_t);
+template void apply(const float*, const double*, float*, std::size_t);
+template void apply(const double*, const double*, double*, std::size_t);
+template void apply(const std::int64_t*, const float*, std::int64_t*, std::size_t);
+template void apply(const std::int64_t*, const double*, std::int64_t*, std::size_t);
 
 template void change(const float*, const float*, float*, std::size_t);
 template void change(const float*, const float*, double*, std::size_t);

@@ -33,4 +33,8 @@ bool encode(const std::vector<Piece<T>>& leaf, T weight,
 template <typename From, typename T>
 void change(const From* now, const From* before, T* out, std::size_t count);
 
+// The inverse: now[i] = before[i] + change[i], rounded to the nearest for integers.
+template <typename To, typename T>
+void apply(const To* before, const T* change, To* now, std::size_t count);
+
 }  // namespace codedgrad::ops
