@@ -228,6 +228,10 @@ class Passes:
                 f'GradScaler): CodedGradient(..., on_nonfinite="continue")'
             )
 
+    def checker_of(self, step: int, part: int) -> Callable[[Tensor], None]:
+        """A check of buckets that are sums, up to `part`; see `finite`."""
+        return _Finite(lambda what: self._not_finite(what, step, part)).check
+
     def check_sum(self, total: Tensor, step: int) -> None:
         """Refuse a decoded sum beyond the range of a float16 wire; all workers do so.
 
