@@ -107,7 +107,8 @@ def _check(code: Code, workers: int, group: LocalGroup | None) -> None:
                 raise ConfigError(
                     f"{code.describe()} computes {leaves} micro-batch(es) at a time, "
                     f"too few for the {size} processes of a local group; use a code "
-                    f"with micro={_micro(size)}, or smaller groups"
+                    f"with more, codes.spread({workers}, micro={_micro(size)}), or "
+                    f"smaller groups"
                 )
 
 
@@ -151,7 +152,7 @@ class FollowersExchange(Exchange):
         self._group = group
         self._payload = payload
         self.board = Board(group)
-        self._scratch = RowBuffer(None, empty_rows(payload, 1)[0])
+        self._scratch = RowBuffer(None, empty_row(payload))
 
     def row_of(self, worker: int, row: int) -> int:
         """No row is sent from here."""
@@ -191,7 +192,7 @@ class FollowersExchange(Exchange):
 
     def take(self, step: int) -> Tensor:
         """The decoded sum, from the leader."""
-        total = empty_rows(self._payload, 1)[0]
+        total = empty_row(self._payload)
         self._group.broadcast(total, f"at the end of step {step}")
         return total
 
@@ -224,10 +225,10 @@ def open_exchange(
     return FollowersExchange(group, payload)
 
 
-def empty_rows(payload: Payload, count: int) -> Tensor:
-    """Memory for rows, [count, elements of a row], where the model is."""
+def empty_row(payload: Payload) -> Tensor:
+    """Memory for one row, where the model is."""
     device = payload.parameters[0].device
-    return torch.empty(count, payload.count, dtype=payload.dtype, device=device)
+    return torch.empty(payload.count, dtype=payload.dtype, device=device)
 
 
 class GroupPasses:
@@ -243,7 +244,7 @@ class GroupPasses:
         self._passes = passes
         self._bounds = list(itertools.pairwise(payload.bucket_starts))
         self._divided: dict[int, list[list[int]]] = {}
-        self._rows = empty_rows(payload, 0)
+        self._rows: list[Tensor] = []
         self._inbox: list[Tensor] = []
         self._round = 0  # of help, the same on every process
 
@@ -425,7 +426,7 @@ class GroupPasses:
         for i, buffer in buffers.items():
             exchange.post(step, nodes[i], buffer)
 
-    def _gathered(self, rows: Tensor, what: str) -> Iterator[tuple[int, Tensor]]:
+    def _gathered(self, rows: list[Tensor], what: str) -> Iterator[tuple[int, Tensor]]:
         """On the leader: (bucket, the processes' pieces [L, rows, size]), in order.
 
         Others send theirs meanwhile; they see nothing.
@@ -434,7 +435,9 @@ class GroupPasses:
         for bucket, (begin, end) in enumerate(self._bounds):
             if len(under_way) == _IN_FLIGHT:
                 yield from self._arrived(under_way.popleft(), what)
-            piece = rows[:, begin:end].contiguous()
+            piece = rows[0][None, begin:end]
+            if len(rows) > 1:
+                piece = torch.stack([row[begin:end] for row in rows])
             into = self._place(bucket, piece) if self._group.leads else None
             parts = None if into is None else list(into)
             under_way.append((bucket, self._group.gather(piece, parts), into))
@@ -458,8 +461,9 @@ class GroupPasses:
             self._inbox[place] = piece.new_empty(need)
         return self._inbox[place][:need].view(self._group.size, *piece.shape)
 
-    def _memory(self, count: int) -> Tensor:
-        """Memory for this many rows of this process's own."""
-        if len(self._rows) < count:
-            self._rows = empty_rows(self._payload, count)
+    def _memory(self, count: int) -> list[Tensor]:
+        """This many rows of this process's own."""
+        # Each in a storage of its own: Payload.view counts from a storage's begin.
+        while len(self._rows) < count:
+            self._rows.append(empty_row(self._payload))
         return self._rows[:count]
