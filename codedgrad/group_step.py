@@ -122,6 +122,7 @@ class LeadersExchange(Exchange):
         assert group.across is not None  # a leader's
         self._group = group
         self.board = Board(group)
+        self._device = payload.parameters[0].device
         super().__init__(group.across, code, payload, **how)
 
     def forwarded(self, step: int) -> bool:
@@ -139,7 +140,7 @@ class LeadersExchange(Exchange):
 
     def take(self, step: int) -> Tensor:
         """As `Exchange.take`; the members get the sum."""
-        total = super().take(step)
+        total = super().take(step).to(self._device)
         self._group.broadcast(total, f"at the end of step {step}")
         return total
 
