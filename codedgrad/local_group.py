@@ -128,6 +128,8 @@ class LocalGroup:
         self.index = next(i for i, g in enumerate(groups) if here.rank in g)
         self.ranks = groups[self.index]
         self.member = self.ranks.index(here.rank)
+        # First what may fail: the engine below runs until `stop`.
+        self._group, self._peers, self._began = _process_group(here, groups, backend)
         self._comm = _part_of(here, self.ranks)
         self.across: Runtime | None = None
         self._tie: _Tie | None = None
@@ -135,7 +137,6 @@ class LocalGroup:
             leaders = _part_of(here, [ranks[0] for ranks in groups])
             self.across = here.over(leaders, "group")
             self._tie = _Tie(here.engine, self.across.engine)
-        self._group, self._peers, self._began = _process_group(here, groups, backend)
         self._stuck: list[Any] = []  # waits given up: what MPI or torch may yet touch
 
     @property
