@@ -30,6 +30,8 @@ class Flat(NamedTuple):
     bucket_starts: list[int]
     wire: str = "float32"
     narrow_buckets: int = 0
+    device: torch.device = torch.device("cpu")
+    gradients: int = 0
 
 
 def codedgrad_sum(source: torch.Tensor) -> Callable[[], torch.Tensor]:
@@ -50,7 +52,7 @@ def codedgrad_sum(source: torch.Tensor) -> Callable[[], torch.Tensor]:
         data.tensor.copy_(source)
         exchange.post(step, row, data)
         exchange.wait_all(step)
-        total = exchange.take(step)
+        total, _ = exchange.take(step)
         step += 1
         return total
 

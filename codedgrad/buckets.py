@@ -36,23 +36,23 @@ from __future__ import annotations
 
 import bisect
 import itertools
-import math
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from codedgrad import cuts
+from codedgrad import cuts, devices
 from codedgrad.errors import ConfigError
+from codedgrad.ops.library import NAMES, kernels
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-_SMALL_BYTES = 1 << 20  # gradients that fit a cache
+_LETTERS = {torch.float32: "f", torch.float64: "d", torch.int64: "q"}
 
 
 class Payload:
-    """Layout of rows for one model, and the copies into and out of them."""
+    """Layout of rows for one model; the way out of a decoded one."""
 
     def __init__(
         self,
@@ -91,35 +91,54 @@ class Payload:
         self.wire = wire
         self.narrow_buckets = 0  # the first ones: those of gradients
         self._narrow = self._narrow_type(wire)
-        if self._narrow is None or self.gradients == 0:
-            self.bucket_starts = cuts.bucket_starts(
-                self.count, self.dtype.itemsize, workers, bucket_mb
-            )
-        else:
+        if self._narrow is not None and self.gradients > 0:
             rest = max(self._loss + 1 - self.gradients, cuts.GRAIN * workers)
             self.count = self.gradients + rest
-            starts = cuts.bucket_starts(
-                self.gradients, self._narrow.itemsize, workers, bucket_mb
-            )
-            self.narrow_buckets = len(starts) - 1
-            self.bucket_starts = [*starts, self.count]
+        self._workers, self._bucket_mb = workers, bucket_mb
+        self.bucket_starts: list[int] = []
+        self.cut(cuts.LATENCY_MB)
+        self.device = self.parameters[0].device
+        self.on_host = self.device.type == "cpu"
         self._strides = [_dense_strides(p) for p in self.parameters]
-        self._scratch: Tensor | None = None
-        if self.gradients * self.dtype.itemsize <= _SMALL_BYTES:
-            self._scratch = torch.zeros(self.gradients, dtype=self.dtype)
-            self._scratch_views = [
-                self.view(i, self._scratch) for i in range(len(named))
-            ]
-        self._tail = torch.zeros(self.count - self.gradients, dtype=self.dtype)
-        self._flags = self._tail[self._changes - self.gradients :][: len(named)]
+        self.tail = torch.zeros(
+            self.count - self.gradients, dtype=self.dtype, device=self.device
+        )
+        self._flags = self.tail[self._changes - self.gradients :][: len(named)]
         self._used = [False] * len(named)
         self._before = [b.detach().clone() for b in self.buffers]
-        self._change = self._tail[: self._changes - self.gradients]
+        self._change = self.tail[: self._changes - self.gradients]
         self._buffer_sizes = [b.numel() for b in self.buffers]
+        # Types of those buffers that a kernel reads; None: not all of them.
+        self._letters: list[str] | None = None
+        if all(
+            b.dtype in _LETTERS and b.is_contiguous() and b.device.type == "cpu"
+            for b in self.buffers
+        ):
+            self._letters = [_LETTERS[b.dtype] for b in self.buffers]
         parts = self._change.split(self._buffer_sizes)
         self._change_views = [
             part.view(b.shape) for part, b in zip(parts, self.buffers, strict=True)
         ]
+
+    def cut(self, latency_mb: float) -> None:
+        """Cut into buckets, by the rule of `codedgrad.cuts` unless a size was given.
+
+        Before anybody has asked where they begin.
+        """
+        how = (self._workers, self._bucket_mb, latency_mb)
+        if self._narrow is None or self.gradients == 0:
+            self.bucket_starts = cuts.bucket_starts(
+                self.count, self.dtype.itemsize, *how
+            )
+            return
+        starts = cuts.bucket_starts(self.gradients, self._narrow.itemsize, *how)
+        self.narrow_buckets = len(starts) - 1
+        self.bucket_starts = [*starts, self.count]
+
+    def worth_measuring(self) -> bool:
+        """Does the best size of buckets depend on the network?"""
+        large = self.gradients * self.dtype.itemsize >= cuts.WORTH_MEASURING
+        return self._bucket_mb is None and self._workers > 1 and large
 
     @staticmethod
     def _check(tensors: Sequence[tuple[str, Tensor]]) -> None:
@@ -128,18 +147,14 @@ class Payload:
                 "the model has no parameter that requires a gradient; there is "
                 "nothing to train"
             )
-        devices = {t.device for _, t in tensors}
-        if len(devices) > 1:
-            shown = ", ".join(sorted(map(str, devices)))
+        places = {t.device for _, t in tensors}
+        if len(places) > 1:
+            shown = ", ".join(sorted(map(str, places)))
             raise ConfigError(
                 f"parameters and buffers lie on several devices ({shown}); move the "
                 f"whole model to one device first"
             )
-        if next(iter(devices)).type != "cpu":
-            raise ConfigError(
-                f"the model is on {next(iter(devices))}; this version exchanges "
-                f"gradients of models on the CPU only: use model.cpu()"
-            )
+        devices.check(next(iter(places)))
         for name, t in tensors:
             if t.is_complex():
                 raise ConfigError(
@@ -159,12 +174,17 @@ class Payload:
             )
         return narrow
 
-    def round_bucket(self, bucket: int, piece: Tensor) -> bool:
-        """Round one bucket of a row to the wire type; False where that is its own."""
-        if self._narrow is None or bucket >= self.narrow_buckets:
-            return False
-        piece.copy_(piece.to(self._narrow))
-        return True
+    def wire_of(self, bucket: int) -> torch.dtype | None:
+        """The type to which a bucket is rounded; None: it travels as it is."""
+        return self._narrow if bucket < self.narrow_buckets else None
+
+    def offset(self, index: int) -> int:
+        """Where a parameter's gradient begins in a row."""
+        return self._offsets[index]
+
+    def strides(self, index: int) -> tuple[int, ...]:
+        """The memory order of a parameter's gradient in a row."""
+        return self._strides[index]
 
     def view(self, index: int, flat: Tensor) -> Tensor:
         """A parameter's place in a row, in its own shape and memory order."""
@@ -208,65 +228,30 @@ class Payload:
             with torch.no_grad():
                 torch._foreach_copy_(self.buffers, self._before)
 
-    def encode(self, out: Tensor, weight: float, loss: float) -> None:
-        """Write weight * (gradients, buffer changes, used, loss) of the last pass.
-
-        `p.grad` must hold the pass's gradient alone; it is left as it is.
-
-        Raises:
-            ConfigError: a gradient is sparse.
-        """
-        with torch.no_grad():
-            self.encode_gradients(range(len(self.parameters)), out, weight)
-            self.encode_rest(out, weight, loss)
-
-    def encode_gradients(
-        self, indices: Sequence[int], out: Tensor, weight: float
-    ) -> None:
-        """Write weight * gradient of these parameters."""
-        if self._scratch is None or len(indices) < len(self.parameters):
-            for index in indices:
-                self.encode_gradient(index, out, weight)
-            return
-        # Small tensors: a call for each costs more than one more copy of all.
-        found = [p.grad for p in self.parameters if p.grad is not None]
-        if len(found) < len(indices) or any(g.layout != torch.strided for g in found):
-            for index in indices:
-                self.encode_gradient(index, self._scratch, 1.0)
-        else:
-            torch._foreach_copy_(self._scratch_views, found)
-        torch.mul(self._scratch, weight, out=out[: self.gradients])
-
-    def encode_gradient(self, index: int, out: Tensor, weight: float) -> None:
-        """Write weight * gradient of one parameter: one read, one write."""
-        view, g = self.view(index, out), self.parameters[index].grad
-        if g is None:
-            view.zero_()
-        elif g.layout != torch.strided:
-            raise ConfigError(
-                f"parameter {self.names[index]!r} has a sparse gradient ({g.layout}), "
-                f"which cannot be coded; use sparse=False in its embedding"
-            )
-        elif g.dtype == out.dtype:
-            torch.mul(g, weight, out=view)
-        else:
-            view.copy_(g).mul_(weight)
-
-    def encode_rest(self, out: Tensor, weight: float, loss: float) -> None:
-        """Write weight * what lies after the gradients."""
+    def fill_tail(self, loss: float | Tensor) -> None:
+        """Note in `tail`, unscaled, what of the last pass is not a gradient."""
         used = [p.grad is not None for p in self.parameters]
         if used != self._used:
             self._used = used
             self._flags.copy_(torch.tensor(used))
         if self.buffers:
-            self._copy_changes()
-        self._tail[self._loss - self.gradients] = loss
-        torch.mul(self._tail, weight, out=out[self.gradients :])
+            with torch.no_grad():
+                self._copy_changes()
+        self.tail[self._loss - self.gradients] = loss
 
     def _copy_changes(self) -> None:
-        changes = torch._foreach_sub(self.buffers, self._before)
-        torch._foreach_copy_(self._change_views, changes)
-        if math.isfinite(float(self._change.sum())):
+        if self._letters is not None:
+            found = [
+                (b.data_ptr(), before.data_ptr(), size, letter)
+                for b, before, size, letter in zip(
+                    self.buffers,
+                    self._before,
+                    self._buffer_sizes,
+                    self._letters,
+                    strict=True,
+                )
+            ]
+            kernels("_ops").changes(found, NAMES[self.dtype], self._change.data_ptr())
             return
         for view, now, before in zip(
             self._change_views, self.buffers, self._before, strict=True
@@ -275,13 +260,18 @@ class Payload:
 
     # ---- out of a decoded sum ----
 
-    def scatter(self, total: Tensor) -> Tensor:
+    def scatter(self, total: Tensor, tail: Tensor | None = None) -> Tensor:
         """Add the decoded gradients to `p.grad`, set the buffers; the mean loss.
 
-        Where `p.grad` is None it becomes a view of `total`, without a copy.
+        Where `p.grad` is None it becomes a view of `total`, without a copy. `tail`:
+        what of `total` lies after the gradients, on the CPU, so that a device is not
+        waited for; the loss is there, too.
         """
+        if tail is None:
+            tail = total[self.gradients :]
+        flags = slice(self._changes - self.gradients, self._loss - self.gradients)
         with torch.no_grad():
-            used = total[self._changes : self._loss].tolist()
+            used = tail[flags].tolist()
             for index, (p, share) in enumerate(zip(self.parameters, used, strict=True)):
                 if share == 0.0:
                     continue
@@ -292,7 +282,7 @@ class Payload:
                 else:
                     p.grad.add_(gradient)
             self._apply_changes(total)
-        return total[self._loss].clone()
+        return tail[self._loss - self.gradients].clone()
 
     def _apply_changes(self, total: Tensor) -> None:
         if not self.buffers:

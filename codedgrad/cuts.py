@@ -5,7 +5,8 @@ when backward ends, cannot be hidden: its a + b s is waited for. The sum of both
 
     a n / s + b s,    is least at    s = sqrt((a / b) n),
 
-which is the rule where no size is given. The first bucket is a quarter of that, so
+which is the rule where no size is given, with a and b as `codedgrad.link` finds them
+in this job. The first bucket is a quarter of that, so
 that the exchange begins early, and so is the last, so that it ends early.
 """
 
@@ -16,13 +17,20 @@ import math
 from codedgrad.errors import ConfigError
 
 GRAIN = 16  # elements; the engine's slices begin at multiples of it
-# a / b in MiB: 0.28 ms for 4 KB and 30 ms for 40 MiB in benchmarks/results.
+# a / b in MiB where it is not measured: 0.28 ms for 4 KB and 30 ms for 40 MiB.
 LATENCY_MB = 0.37
+# Below, one bucket or two are as good as any size, so nothing is measured.
+WORTH_MEASURING = 4 << 20  # bytes
+_LEAST_MB, _MOST_BUCKETS = 0.25, 64  # by rule
 _MAX_BYTES = 1 << 30  # MPI counts are 31 bits
 
 
 def bucket_starts(
-    count: int, itemsize: int, workers: int, bucket_mb: float | None
+    count: int,
+    itemsize: int,
+    workers: int,
+    bucket_mb: float | None,
+    latency_mb: float = LATENCY_MB,
 ) -> list[int]:
     """Boundaries of the buckets of `count` elements, from 0 to `count`.
 
@@ -31,13 +39,15 @@ def bucket_starts(
         itemsize: bytes of one.
         workers: every bucket is large enough for a slice of each of them.
         bucket_mb: usual size of a bucket in MiB; None: by the rule above.
+        latency_mb: a / b of the rule, in MiB.
 
     Raises:
         ConfigError: a size out of range.
     """
     if bucket_mb is None:
-        bucket_mb = math.sqrt(LATENCY_MB * count * itemsize / (1 << 20))
-        bucket_mb = min(bucket_mb, 256.0)
+        bucket_mb = math.sqrt(latency_mb * count * itemsize / (1 << 20))
+        least = max(_LEAST_MB, count * itemsize / (1 << 20) / _MOST_BUCKETS)
+        bucket_mb = min(max(bucket_mb, least), 256.0)
     size = bucket_mb * (1 << 20)
     if not 0 < size <= _MAX_BYTES:
         raise ConfigError(

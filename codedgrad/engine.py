@@ -7,11 +7,13 @@ work (or `post_bucket` once for each of its buckets), `wait` until decoded,
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from codedgrad import devices
 from codedgrad.errors import ConfigError, WorkerError
 from codedgrad.runtime import Runtime, Waiting
 
@@ -21,12 +23,17 @@ if TYPE_CHECKING:
     from codedgrad.buckets import Payload
     from codedgrad.codes import Code
 
+log = logging.getLogger("codedgrad")
+
+_ALL = -1  # all buckets
+
 
 class RowBuffer(NamedTuple):
     """Memory of one row. The engine shares it from `post` until all of it is sent."""
 
     buffer: Any
-    tensor: Tensor
+    tensor: Tensor  # to be written: the row, where the model is
+    host: Tensor  # the engine's memory; for a model on the CPU the same
 
 
 class Exchange:
@@ -51,10 +58,19 @@ class Exchange:
         """
         from codedgrad import _engine
 
+        self._told_unpinned = False
         self._failure = _engine.EngineFailure
         self._runtime = runtime
         self._code = code
         self._dtype = payload.dtype
+        self._starts = payload.bucket_starts
+        self._gradients = payload.gradients
+        self._staging: devices.Staging | None = None
+        if (device := devices.runtime_of(payload.device)) is not None:
+            runtime.engine.bind_device(**device.engine_calls())
+            self._staging = devices.Staging(
+                device, payload.device, payload.count, payload.dtype
+            )
         self._required = [
             [
                 self.row_of(worker, i)
@@ -92,6 +108,7 @@ class Exchange:
                 payload.wire,
                 payload.narrow_buckets,
                 approximate,
+                self._staging is not None,
             )
         except ValueError as error:
             raise ConfigError(str(error)) from None
@@ -105,7 +122,10 @@ class Exchange:
     def row_buffer(self) -> RowBuffer:
         """Memory for one row, contents undefined."""
         buffer = self._core.acquire()
-        return RowBuffer(buffer, torch.frombuffer(buffer, dtype=self._dtype))
+        host = torch.frombuffer(buffer, dtype=self._dtype)
+        if self._staging is None:
+            return RowBuffer(buffer, host, host)
+        return RowBuffer(buffer, self._staging.row(), host)
 
     def begin(self, step: int) -> float:
         """Open `step`; wait while a worker is a whole window behind.
@@ -133,11 +153,18 @@ class Exchange:
 
     def post(self, step: int, row: int, data: RowBuffer) -> None:
         """Send a row; `data` must not be written any more."""
-        self._call(self._core.post, step, row, data.buffer)
+        event = 0
+        if self._staging is not None:
+            event = self._staging.out(data.tensor, data.host, 0, self._starts[-1])
+        self._call(self._core.post, step, row, data.buffer, _ALL, event)
 
     def post_bucket(self, step: int, row: int, bucket: int, data: RowBuffer) -> None:
         """Send one bucket of a row, each once; that part of `data` stays as it is."""
-        self._call(self._core.post, step, row, data.buffer, bucket)
+        event = 0
+        if self._staging is not None:
+            begin, end = self._starts[bucket : bucket + 2]
+            event = self._staging.out(data.tensor, data.host, begin, end)
+        self._call(self._core.post, step, row, data.buffer, bucket, event)
 
     def done(self, step: int) -> bool:
         """True when `step` is decoded (or the job failed). A few 100 ns."""
@@ -196,9 +223,25 @@ class Exchange:
         ]
         return late or list(self._core.missing(step))
 
-    def take(self, step: int) -> Tensor:
-        """The decoded sum; the caller's own, its memory is used again when dropped."""
-        return torch.frombuffer(self._core.take(step), dtype=self._dtype)
+    def take(self, step: int) -> tuple[Tensor, Tensor]:
+        """The decoded sum, where the model is, and its tail, on the CPU.
+
+        They are the caller's own; their memory is used again when dropped.
+        """
+        host = torch.frombuffer(self._core.take(step), dtype=self._dtype)
+        total = host if self._staging is None else self._staging.back(host)
+        self._told_unpinned = self._told_unpinned or self._warn_unpinned()
+        return total, host[self._gradients :]
+
+    def _warn_unpinned(self) -> bool:
+        if self._staging is None or not self._runtime.engine.stats().unpinned_bytes:
+            return False
+        log.warning(
+            "worker %d could not pin all memory for copies to its device; they are "
+            "slower so. Raise the limit of locked memory (ulimit -l)",
+            self._runtime.rank,
+        )
+        return True
 
     def arrivals(self) -> Iterator[tuple[int, int, int, int, float]]:
         """New (step, worker, row, kind, monotonic seconds).
@@ -227,6 +270,8 @@ class Exchange:
 
     def close(self) -> None:
         """Free the session. Collective: no message of it may be under way any more."""
+        if self._staging is not None:
+            self._staging.drain()
         self._runtime.gather(b"", "to close an exchange")
         self._core.close()
         self._runtime.gather(b"", "to close an exchange")

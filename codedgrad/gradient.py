@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from codedgrad import config, group_step, local_group, runtime
+from codedgrad import config, group_step, link, local_group, runtime
 from codedgrad.boundaries import Abandoned
 from codedgrad.buckets import Payload
 from codedgrad.engine import Exchange
@@ -25,6 +25,7 @@ from codedgrad.passes import Passes, Stopwatch
 from codedgrad.patience import Patience
 from codedgrad.policy import Approximate, resolve
 from codedgrad.reporting import Reporter, StepState
+from codedgrad.rng import own_rng
 from codedgrad.traces import Recorder
 
 if TYPE_CHECKING:
@@ -79,7 +80,8 @@ class CodedGradient:
             window: steps that the slowest worker may lag before the others wait.
             seed: of the random numbers inside the passes (dropout, augmentation).
             bucket_mb: size of the pieces that are exchanged and decoded, in MiB. None:
-                by the rule of `codedgrad.cuts`, from the size of the gradient.
+                by the rule of `codedgrad.cuts`, from the size of the gradient and (from
+                4 MiB on) what a message costs, measured here.
             overlap: send a worker's own row bucket by bucket while its last backward
                 runs (see `codedgrad.overlap`); no bit of the result depends on it.
             wire: type in which gradients travel: "float32" (as they are), or
@@ -173,6 +175,7 @@ class CodedGradient:
             bucket_mb=bucket_mb,
             wire=wire,
         )
+        link.cut(here, self._payload)
         injector = Injector(self.faults, self._worker) if self.faults else None
         self._passes = Passes(
             model,
@@ -258,7 +261,11 @@ class CodedGradient:
         """
         step = self._step
         clock = Stopwatch()
-        with self._failing_together(f"failed in step {step}"), self._own_gradients():
+        with (
+            self._failing_together(f"failed in step {step}"),
+            self._own_gradients(),
+            own_rng(),
+        ):
             lag_s = self._exchange.begin(step)
             clock.lap("lag")
             state = StepState(step, forwarded=self._exchange.forwarded(step))
@@ -268,9 +275,9 @@ class CodedGradient:
             self._help_until_decoded(state, loss_fn, shards)
             clock.lap("wait")
             self._payload.restore_buffers()
-            total = self._exchange.take(step)
+            total, tail = self._exchange.take(step)
             self._passes.check_sum(total, step)
-        loss = self._payload.scatter(total)
+        loss = self._payload.scatter(total, tail)
         self._step += 1
         self.report = self._reporter.end(
             state, clock, self._exchange, lag_s, float(loss)

@@ -122,7 +122,6 @@ class LeadersExchange(Exchange):
         assert group.across is not None  # a leader's
         self._group = group
         self.board = Board(group)
-        self._device = payload.parameters[0].device
         super().__init__(group.across, code, payload, **how)
 
     def forwarded(self, step: int) -> bool:
@@ -138,11 +137,11 @@ class LeadersExchange(Exchange):
             self.board.raise_decoded(step)
         return done
 
-    def take(self, step: int) -> Tensor:
+    def take(self, step: int) -> tuple[Tensor, Tensor]:
         """As `Exchange.take`; the members get the sum."""
-        total = super().take(step).to(self._device)
+        total, tail = super().take(step)
         self._group.broadcast(total, f"at the end of step {step}")
-        return total
+        return total, tail
 
 
 class FollowersExchange(Exchange):
@@ -153,7 +152,8 @@ class FollowersExchange(Exchange):
         self._group = group
         self._payload = payload
         self.board = Board(group)
-        self._scratch = RowBuffer(None, empty_row(payload))
+        scratch = empty_row(payload)
+        self._scratch = RowBuffer(None, scratch, scratch)
 
     def row_of(self, worker: int, row: int) -> int:
         """No row is sent from here."""
@@ -191,11 +191,11 @@ class FollowersExchange(Exchange):
         """True when the leader has seen that `step` is decoded."""
         return self.board.decoded >= step
 
-    def take(self, step: int) -> Tensor:
-        """The decoded sum, from the leader."""
+    def take(self, step: int) -> tuple[Tensor, Tensor]:
+        """The decoded sum, from the leader, and its tail, on the CPU."""
         total = empty_row(self._payload)
         self._group.broadcast(total, f"at the end of step {step}")
-        return total
+        return total, total[self._payload.gradients :].cpu()
 
     def required_rows(self) -> list[list[int]]:
         """None that would be seen here."""
@@ -228,8 +228,7 @@ def open_exchange(
 
 def empty_row(payload: Payload) -> Tensor:
     """Memory for one row, where the model is."""
-    device = payload.parameters[0].device
-    return torch.empty(payload.count, dtype=payload.dtype, device=device)
+    return torch.empty(payload.count, dtype=payload.dtype, device=payload.device)
 
 
 class GroupPasses:
@@ -295,7 +294,7 @@ class GroupPasses:
         node: int,
         values: dict[int, Tensor],
         bucket: int,
-        check: Callable[[Tensor], None],
+        check: Callable[[bool], None],
     ) -> Tensor:
         """One bucket of the row of `node`, in the order of the tree."""
         if node in values:
@@ -304,8 +303,10 @@ class GroupPasses:
         left = self._sum(int(tree.left[node]), values, bucket, check)
         right = self._sum(int(tree.right[node]), values, bucket, check)
         left.add_(right)
-        if self._payload.round_bucket(bucket, left):
-            check(left)
+        wire = self._payload.wire_of(bucket)
+        if wire is not None:  # and may so leave the range of the type
+            left.copy_(left.to(wire))
+            check(bool(torch.isfinite(left).all()))
         return left
 
     def help_until_decoded(

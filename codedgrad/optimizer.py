@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from codedgrad import codes, runtime
+from codedgrad import codes, link, runtime
 from codedgrad.buckets import Payload
 from codedgrad.engine import Exchange
 from codedgrad.errors import ConfigError, WorkerError
@@ -164,6 +164,7 @@ class _DropIn:
             bucket_mb=bucket_mb,
             wire=wire,
         )
+        link.cut(here, self._payload)
         self._exchange = Exchange(here, code, self._payload, window=window)
         node = code.work[here.rank][0]
         self._row = self._exchange.row_of(here.rank, 0)
@@ -251,8 +252,8 @@ class _DropIn:
                 f"{type(error).__name__}: {error}"
             )
             raise
-        total = self._exchange.take(step)
+        total, tail = self._exchange.take(step)
         for p in self._payload.parameters:
             p.grad = None
-        self._payload.scatter(total)
+        self._payload.scatter(total, tail)
         self._step += 1

@@ -1,17 +1,17 @@
 """A micro-batch's leaf goes into its row while its backward runs.
 
-When the gradient of a parameter is there, a hook writes weight * gradient into the
-row: one read and one write, the gradient still in the cache. (A `p.grad` that is a
-view of the row would save nothing: it has to be zeroed before, added to, and then
-multiplied by the weight, three reads and three writes.) When all gradients of a
-bucket are there, and only then, the bucket is finished:
+When all gradients of a bucket are there, and only then, a hook encodes the bucket
+(see `codedgrad.encoding`), the gradients still in the cache, and sends it:
 
-    row_b = leaf_b + partial sums_b      in the order of the tree, innermost first
+    row_b = weight * gradients_b + partial sums_b      innermost first
     send(b)
 
 with the sums of the row's earlier micro-batches, so the bits are those of the row
-formed after the backward. The last bucket, with what else travels (buffer changes,
-used flags, loss), is finished after the backward.
+formed after the backward. (A `p.grad` that is a view of the row would save nothing: it
+has to be zeroed before, added to, and then multiplied by the weight, three reads and
+three writes instead of one each.) The last bucket, with what else travels (buffer
+changes, used flags, loss), is encoded after the backward. Where nothing is to be sent,
+all is, in one call.
 
 A bucket that has been sent cannot be taken back. So one with a parameter that this
 pass did not use waits for the end of the backward, as do all buckets
@@ -28,8 +28,7 @@ import itertools
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import torch
-
+from codedgrad.encoding import encoder_of
 from codedgrad.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -48,13 +47,13 @@ class _Leaf:
         out: Tensor,
         weight: float,
         sums: Sequence[Tensor],
-        check: Callable[[Tensor], None],
+        check: Callable[[bool], None],
         send: Callable[[int], None] | None,
     ) -> None:
         self.out, self.weight, self.sums = out, weight, sums
         self.check, self.send = check, send
         self.running = False  # our own backward has begun
-        self.hooked = False  # gradients are written as they come
+        self.hooked = False  # buckets are finished as gradients come
 
 
 class RowWriter:
@@ -63,6 +62,7 @@ class RowWriter:
     def __init__(self, payload: Payload, *, overlap: bool) -> None:
         """Attach the hooks. `overlap` False: rows are written after the backward."""
         self._payload = payload
+        self._encoder = encoder_of(payload)
         parameters = payload.parameters
         self._handles: list[Any] = []
         self._hooks: list[int] = []
@@ -73,13 +73,13 @@ class RowWriter:
             ]
             self._hooks = [_hooks_on(p) for p in parameters]
         starts = payload.bucket_starts
-        self._bounds = list(itertools.pairwise(starts))
+        bounds = list(itertools.pairwise(starts))
         self._buckets = [payload.buckets_of(i) for i in range(len(parameters))]
-        self._needs = [0] * len(self._bounds)  # gradients, and the rest in the last
+        self._needs = [0] * len(bounds)  # gradients, and the rest in the last
         for buckets in self._buckets:
             for b in buckets:
                 self._needs[b] += 1
-        for b, (_, end) in enumerate(self._bounds):
+        for b, (_, end) in enumerate(bounds):
             self._needs[b] += end > payload.gradients
         self._usual = [1] * len(parameters)  # portions in which a gradient comes
         self._learned = False
@@ -99,7 +99,7 @@ class RowWriter:
         out: Tensor,
         weight: float,
         sums: Sequence[Tensor],
-        check: Callable[[Tensor], None],
+        check: Callable[[bool], None],
         send: Callable[[int], None] | None = None,
     ) -> None:
         """Before the forward of a micro-batch.
@@ -108,16 +108,24 @@ class RowWriter:
             out: the row [count]; nobody else may write it until `finish`.
             weight: of the micro-batch in the step.
             sums: partial sums [count] to be added, the innermost last.
-            check: called with each bucket of the leaf; what it raises ends the pass.
+            check: told of each bucket whether its leaf is finite, before the bucket
+                is sent (on a device: all of them before the last); what it raises ends
+                the pass.
             send: called once with each bucket of the row that will not change any
                 more. None: not needed before `finish`.
         """
+        self._encoder.begin()
         leaf = _Leaf(out, weight, sums, check, send)
         # Hooks that come after ours may change what we have read.
-        leaf.hooked = bool(self._handles) and self._learned and self._unchanged()
+        leaf.hooked = (
+            send is not None
+            and bool(self._handles)
+            and self._learned
+            and self._unchanged()
+        )
         self._portions = [0] * len(self._usual)
         self._missing = self._needs.copy()
-        self._finished = [False] * len(self._bounds)
+        self._finished = [False] * len(self._needs)
         self._leaf = leaf
 
     def _unchanged(self) -> bool:
@@ -132,16 +140,14 @@ class RowWriter:
         """The pass ends without a row."""
         self._leaf = None
 
-    def finish(self, loss: float) -> None:
+    def finish(self, loss: float | Tensor) -> None:
         """After the backward: write and finish what is not yet."""
         leaf, self._leaf = self._leaf, None
         assert leaf is not None  # begin comes first
-        with torch.no_grad():
-            left: Sequence[int] = range(len(self._usual))
-            if leaf.hooked:
-                left = [i for i in left if self._portions[i] < self._usual[i]]
-            self._payload.encode_gradients(left, leaf.out, leaf.weight)
-            self._payload.encode_rest(leaf.out, leaf.weight, loss)
+        self._payload.fill_tail(loss)
+        if leaf.send is None and not any(self._finished):
+            leaf.check(self._encoder.row(leaf.out, leaf.weight, leaf.sums))
+        else:
             for bucket, finished in enumerate(self._finished):
                 if not finished:
                     self._finish(leaf, bucket)
@@ -155,22 +161,13 @@ class RowWriter:
         send: Callable[[int], None] | None = None,
     ) -> None:
         """A micro-batch without samples: its leaf is zero."""
-        out.zero_()
-        leaf = _Leaf(out, 0.0, sums, lambda _piece: None, send)
-        self._finished = [False] * len(self._bounds)
-        for bucket in range(len(self._bounds)):
-            self._finish(leaf, bucket)
+        for bucket in range(len(self._needs)):
+            self._encoder.nothing(bucket, out, sums)
+            if send is not None:
+                send(bucket)
 
     def _finish(self, leaf: _Leaf, bucket: int) -> None:
-        begin, end = self._bounds[bucket]
-        piece = leaf.out[begin:end]
-        rounded = self._payload.round_bucket(bucket, piece)
-        leaf.check(piece)
-        for other in reversed(leaf.sums):
-            piece.add_(other[begin:end])
-            if rounded:  # and may so have left the range of the type
-                self._payload.round_bucket(bucket, piece)
-                leaf.check(piece)
+        leaf.check(self._encoder.bucket(bucket, leaf.out, leaf.weight, leaf.sums))
         self._finished[bucket] = True
         if leaf.send is not None:
             leaf.send(bucket)
@@ -194,7 +191,6 @@ class RowWriter:
                 f"{self._usual[index]} at most, and has been sent already; set "
                 f"overlap=False for a model that does so"
             )
-        self._payload.encode_gradient(index, leaf.out, leaf.weight)
         if not first:
             return
         for b in buckets:

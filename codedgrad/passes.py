@@ -21,10 +21,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from codedgrad import devices
 from codedgrad.boundaries import Abandoned, Boundaries
 from codedgrad.errors import ConfigError, NonFiniteError
 from codedgrad.overlap import RowWriter
-from codedgrad.rng import pass_rng
+from codedgrad.rng import seed_pass
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -60,6 +61,8 @@ class Passes:
         self._finite = finite
         self._boundaries = Boundaries(model)
         self._writer = RowWriter(payload, overlap=overlap)
+        device = devices.runtime_of(payload.device)
+        self._pace = devices.Pace(device) if device is not None else None
         self._spare: dict[int, Tensor] = {}
         self._durations: deque[float] = deque(maxlen=16)
         self._visits = 0  # boundaries met in this step's required items
@@ -106,6 +109,8 @@ class Passes:
         depth: int = 0,
     ) -> None:
         """Compute the row of `node` into `out`; `depth` below the item's own node.
+
+        Seeds the generators of random numbers: to be called inside `rng.own_rng`.
 
         `send` is called once with each bucket of `out` that is done, most of them
         while the backward of the last micro-batch runs. `done` is called with every
@@ -167,11 +172,8 @@ class Passes:
         finite = _Finite(lambda what: self._not_finite(what, step, part))
         self._writer.begin(out, weight, sums, finite.check, send)
         try:
-            with (
-                pass_rng(self._seed, step, part),
-                self._boundaries.watch(check),
-                torch.enable_grad(),
-            ):
+            with self._boundaries.watch(check), torch.enable_grad():
+                seed_pass(self._seed, step, part)
                 loss = self._loss(loss_fn, shards.fetch(part), step, part)
                 value = finite.loss(loss)
                 self._writer.backward_begins()
@@ -191,11 +193,21 @@ class Passes:
 
         injector = self._injector
         if injector is None:
-            return check
+            return check if self._pace is None else self._paced(check)
 
         def visit() -> None:
             check()
             injector.boundary(check)
+
+        return visit if self._pace is None else self._paced(visit)
+
+    def _paced(self, check: Callable[[], None]) -> Callable[[], None]:
+        pace = self._pace
+        assert pace is not None
+
+        def visit() -> None:
+            pace.visit()
+            check()
 
         return visit
 
@@ -228,8 +240,8 @@ class Passes:
                 f'GradScaler): CodedGradient(..., on_nonfinite="continue")'
             )
 
-    def checker_of(self, step: int, part: int) -> Callable[[Tensor], None]:
-        """A check of buckets that are sums, up to `part`; see `finite`."""
+    def checker_of(self, step: int, part: int) -> Callable[[bool], None]:
+        """Told whether buckets that are sums, up to `part`, are finite."""
         return _Finite(lambda what: self._not_finite(what, step, part)).check
 
     def check_sum(self, total: Tensor, step: int) -> None:
@@ -258,21 +270,26 @@ class _Finite:
     def __init__(self, report: Callable[[str], None]) -> None:
         self._report = report
         self._told = False
+        self._what = "gradient"
 
-    def loss(self, loss: Tensor) -> float:
-        """The loss as a number, before anything of the gradient is sent."""
+    def loss(self, loss: Tensor) -> float | Tensor:
+        """The loss, before anything of the gradient is sent.
+
+        On a device it is not waited for: it travels with the last bucket, whose check
+        sees it.
+        """
+        if loss.device.type != "cpu":
+            self._what = "loss or gradient"
+            return loss.detach()
         value = float(loss.detach())
         if not math.isfinite(value):
             self._tell(f"loss ({value})")
         return value
 
-    def check(self, piece: Tensor) -> None:
-        """Look at one bucket of the leaf."""
-        # A finite sum holds no NaN or Inf: one read instead of a mask and a reduction.
-        if self._told or math.isfinite(float(piece.sum())):
-            return
-        if not bool(torch.isfinite(piece).all()):  # else: large values of one sign
-            self._tell("gradient")
+    def check(self, finite: bool) -> None:
+        """Hear whether a bucket of the leaf is finite."""
+        if not self._told and not finite:
+            self._tell(self._what)
 
     def _tell(self, what: str) -> None:
         self._told = True

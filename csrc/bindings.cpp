@@ -57,10 +57,14 @@ class Exchange {
   bool has(std::int64_t step, int row) const { return session_->has(step, row); }
   std::vector<int> missing(std::int64_t step) const { return session_->missing(step); }
   BufferRef take(std::int64_t step) { return session_->take(step); }
-  BufferRef acquire() { return engine_->acquire(session_->payload_bytes()); }
-  void post(std::int64_t step, int row, BufferRef data, int bucket) {
+  BufferRef acquire() {
+    return engine_->acquire(session_->payload_bytes(), session_->pinned());
+  }
+  void post(std::int64_t step, int row, BufferRef data, int bucket,
+            std::uintptr_t event) {
     check();
-    engine_->post(session_, step, row, bucket, std::move(data));
+    engine_->post(session_, step, row, bucket, std::move(data),
+                  reinterpret_cast<void*>(event));
   }
   bool past_half(std::int64_t step) const { return session_->past_half(step); }
   std::vector<Settled> drain_settled() { return session_->drain_settled(); }
@@ -100,12 +104,15 @@ Wire wire_of(const std::string& name) {
   throw py::value_error("wire must be float32, bfloat16 or float16, got " + name);
 }
 
-std::shared_ptr<Exchange> open_exchange(
-    std::shared_ptr<Engine> engine, bool is_double,
-    std::vector<std::size_t> bucket_starts, int window, std::int64_t first_step,
-    std::shared_ptr<Plan> plan, const std::string& wire, int narrow_buckets,
-    std::shared_ptr<ApproximateConfig> approximate) {
+std::shared_ptr<Exchange> open_exchange(std::shared_ptr<Engine> engine, bool is_double,
+                                        std::vector<std::size_t> bucket_starts,
+                                        int window, std::int64_t first_step,
+                                        std::shared_ptr<Plan> plan,
+                                        const std::string& wire, int narrow_buckets,
+                                        std::shared_ptr<ApproximateConfig> approximate,
+                                        bool pinned) {
   SessionConfig config;
+  config.pinned = pinned;
   config.approximate = std::move(approximate);
   config.dtype = is_double ? DType::kFloat64 : DType::kFloat32;
   config.bucket_starts = std::move(bucket_starts);
@@ -115,6 +122,21 @@ std::shared_ptr<Exchange> open_exchange(
   config.wire = wire_of(wire);
   config.narrow_buckets = narrow_buckets;
   return std::make_shared<Exchange>(std::move(engine), std::move(config));
+}
+
+// The functions as addresses, see engine/device.h.
+void bind_device(Engine& engine, int device, std::uintptr_t set_device,
+                 std::uintptr_t pin, std::uintptr_t unpin, std::uintptr_t query,
+                 unsigned pin_flags, int not_ready) {
+  DeviceCalls calls;
+  calls.device = device;
+  calls.not_ready = not_ready;
+  calls.pin_flags = pin_flags;
+  calls.set_device = reinterpret_cast<int (*)(int)>(set_device);
+  calls.pin = reinterpret_cast<int (*)(void*, std::size_t, unsigned)>(pin);
+  calls.unpin = reinterpret_cast<int (*)(void*)>(unpin);
+  calls.query = reinterpret_cast<int (*)(void*)>(query);
+  engine.bind_device(calls);
 }
 
 std::map<int, py::bytes> announced(const Engine& engine) {
@@ -146,7 +168,8 @@ void define_engine(py::module_& m) {
   py::class_<EngineStats>(m, "EngineStats")
       .def_readonly("polls", &EngineStats::polls)
       .def_readonly("pool_bytes", &EngineStats::pool_bytes)
-      .def_readonly("in_flight", &EngineStats::in_flight);
+      .def_readonly("in_flight", &EngineStats::in_flight)
+      .def_readonly("unpinned_bytes", &EngineStats::unpinned_bytes);
   py::class_<Engine, std::shared_ptr<Engine>>(m, "Engine")
       .def_static(
           "over_mpi",
@@ -168,6 +191,8 @@ void define_engine(py::module_& m) {
       .def_property_readonly("failure", &Engine::failure)
       .def_property_readonly("departed", &Engine::departed)
       .def("announced", &announced)
+      .def("bind_device", &bind_device, "device"_a, "set_device"_a, "pin"_a, "unpin"_a,
+           "query"_a, "pin_flags"_a, "not_ready"_a, py::call_guard<Release>())
       .def("stop", &Engine::stop, "timeout_s"_a, py::call_guard<Release>())
       .def("stats", &Engine::stats);
 }
@@ -218,7 +243,7 @@ void define_exchange(py::module_& m) {
   py::class_<Exchange, std::shared_ptr<Exchange>>(m, "Exchange")
       .def(py::init(&open_exchange), "engine"_a, "is_double"_a, "bucket_starts"_a,
            "window"_a, "first_step"_a, "plan"_a, "wire"_a = "float32",
-           "narrow_buckets"_a = 0, "approximate"_a = nullptr)
+           "narrow_buckets"_a = 0, "approximate"_a = nullptr, "pinned"_a = false)
       .def("close", &Exchange::close)
       .def("begin", &Exchange::begin, "step"_a, "timeout_s"_a,
            py::call_guard<Release>())
@@ -229,7 +254,7 @@ void define_exchange(py::module_& m) {
       .def("take", &Exchange::take, "step"_a, py::call_guard<Release>())
       .def("acquire", &Exchange::acquire, py::call_guard<Release>())
       .def("post", &Exchange::post, "step"_a, "row"_a, "data"_a,
-           "bucket"_a = kAllBuckets, py::call_guard<Release>())
+           "bucket"_a = kAllBuckets, "event"_a = 0, py::call_guard<Release>())
       .def("drain_arrivals", &Exchange::drain_arrivals)
       .def("past_half", &Exchange::past_half, "step"_a)
       .def("drain_settled", &Exchange::drain_settled)

@@ -6,8 +6,11 @@
 #include <cstdint>
 #include <stdexcept>
 #include <string>
+#include <tuple>
+#include <type_traits>
 #include <vector>
 
+#include "ops/cpu/encode.h"
 #include "ops/cpu/gram.h"
 #include "ops/cpu/half.h"
 #include "ops/cpu/weighted_sum.h"
@@ -90,6 +93,59 @@ void gram(const Addresses& inputs, const std::string& type, std::size_t count,
   no_such_type(type);
 }
 
+// Now, before, elements, type: f float, d double, q int64.
+using Buffer = std::tuple<std::uintptr_t, std::uintptr_t, std::size_t, char>;
+
+template <typename T>
+void changes_as(const std::vector<Buffer>& buffers, T* out) {
+  for (const auto& [now, before, count, type] : buffers) {
+    const auto each = [&, n = now, b = before, c = count](auto* zero) {
+      using From = std::remove_pointer_t<decltype(zero)>;
+      ops::change(reinterpret_cast<const From*>(n), reinterpret_cast<const From*>(b),
+                  out, c);
+    };
+    if (type == 'f') {
+      each(static_cast<float*>(nullptr));
+    } else if (type == 'q') {
+      each(static_cast<std::int64_t*>(nullptr));
+    } else if constexpr (std::is_same_v<T, double>) {
+      each(static_cast<double*>(nullptr));
+    } else {
+      no_such_type("double buffers in a row of floats");
+    }
+    out += count;
+  }
+}
+
+void changes(const std::vector<Buffer>& buffers, const std::string& type,
+             std::uintptr_t out) {
+  if (type == "float64") return changes_as(buffers, reinterpret_cast<double*>(out));
+  if (type == "float32") return changes_as(buffers, reinterpret_cast<float*>(out));
+  no_such_type(type);
+}
+
+template <typename T>
+bool encode_as(const std::vector<std::pair<std::uintptr_t, std::size_t>>& leaf,
+               double weight, const Addresses& sums, std::uintptr_t out, Wire wire) {
+  std::vector<ops::Piece<T>> pieces;
+  pieces.reserve(leaf.size());
+  for (const auto& [at, count] : leaf) {
+    pieces.push_back({reinterpret_cast<const T*>(at), count});
+  }
+  return ops::encode(pieces, static_cast<T>(weight), pointers<T>(sums),
+                     reinterpret_cast<T*>(out), wire);
+}
+
+bool encode(const std::vector<std::pair<std::uintptr_t, std::size_t>>& leaf,
+            double weight, const Addresses& sums, const std::string& type,
+            std::uintptr_t out, const std::string& wire) {
+  const Wire round = wire_named(wire);
+  py::gil_scoped_release release;
+  if (type == "float32") return encode_as<float>(leaf, weight, sums, out, round);
+  if (type == "float64") return encode_as<double>(leaf, weight, sums, out, round);
+  no_such_type(type);
+}
+
 }  // namespace
 }  // namespace codedgrad
 
@@ -97,6 +153,9 @@ PYBIND11_MODULE(_ops, m) {
   m.doc() = "The CPU kernels of codedgrad on addresses; see csrc/ops.";
   m.def("weighted_sum", &codedgrad::weighted_sum, "weights"_a, "inputs"_a, "type"_a,
         "out"_a, "out_type"_a, "count"_a, "wire"_a, "threads"_a);
+  m.def("encode", &codedgrad::encode, "leaf"_a, "weight"_a, "sums"_a, "type"_a, "out"_a,
+        "wire"_a);
+  m.def("changes", &codedgrad::changes, "buffers"_a, "type"_a, "out"_a);
   m.def("gram", &codedgrad::gram, "inputs"_a, "type"_a, "count"_a, "out"_a,
         "threads"_a);
 }

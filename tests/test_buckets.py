@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from codedgrad import ConfigError
+from codedgrad import ConfigError, _engine, codes
 from codedgrad.buckets import Payload
+from codedgrad.encoding import encoder_of
 
 
 def model() -> nn.Module:
@@ -24,7 +25,8 @@ def encoded(
     net: nn.Module, payload: Payload, weight: float, loss: float
 ) -> torch.Tensor:
     row = torch.empty(payload.count, dtype=payload.dtype)
-    payload.encode(row, weight, loss)
+    payload.fill_tail(loss)
+    encoder_of(payload).row(row, weight, ())
     return row
 
 
@@ -132,7 +134,7 @@ def test_bad_models() -> None:
     apart = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2, device="meta"))
     with pytest.raises(ConfigError, match=r"several devices \(cpu, meta\)"):
         payload_of(apart)
-    with pytest.raises(ConfigError, match="on the CPU only"):
+    with pytest.raises(ConfigError, match=r"on meta.*model.cuda"):
         payload_of(nn.Linear(2, 2, device="meta"))
     with pytest.raises(ConfigError, match="is complex"):
         payload_of(nn.Linear(2, 2, dtype=torch.complex64))
@@ -143,3 +145,29 @@ def test_bad_models() -> None:
     net(torch.tensor([1])).sum().backward()
     with pytest.raises(ConfigError, match="'weight' has a sparse gradient"):
         encoded(net, payload, 1.0, 0.0)
+
+
+def test_more_than_two_to_the_31_elements() -> None:
+    """A dry run: memory is asked for, and touched in the last bucket only."""
+    first, workers = 7, 4
+    big = nn.Parameter(torch.empty((1 << 31) + 77), requires_grad=True)
+    small = nn.Parameter(torch.ones(first))
+    payload = Payload([("small", small), ("big", big)], workers=workers)
+    assert payload.offset(0) == big.numel()
+    row = torch.empty(payload.count)
+    assert payload.view(0, row).storage_offset() == big.numel()
+    small.grad = torch.arange(float(first))
+    payload.fill_tail(1.0)
+    last = len(payload.bucket_starts) - 2
+    assert encoder_of(payload).bucket(last, row, 0.5, ())
+    assert torch.equal(payload.view(0, row), 0.5 * small.grad)
+    # The engine's side: offsets, and tags for so many buckets.
+    hub = _engine.LocalHub(workers)
+    engine = _engine.Engine.over_local(hub, 0)
+    tree = codes.spread(workers).tree
+    plan = _engine.tree_plan(tree.left, tree.right, tree.parent, tree.root)
+    exchange = _engine.Exchange(engine, False, payload.bucket_starts, 16, 0, plan)
+    buffer = exchange.acquire()
+    assert buffer.bytes == 4 * payload.count > 1 << 33
+    exchange.close()
+    engine.stop(0.0)

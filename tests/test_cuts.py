@@ -44,6 +44,13 @@ def test_the_rule_for_the_size() -> None:
     assert step == pytest.approx((LATENCY_MB * 40) ** 0.5, rel=0.1)
 
 
+def test_a_slow_start_wants_larger_buckets() -> None:
+    counts = [len(bucket_starts(10 * MB, 4, 4, None, mb)) for mb in (1e-6, 0.1, 1, 100)]
+    assert counts == sorted(counts, reverse=True)
+    assert 60 < counts[0] < 70
+    assert counts[-1] == 2  # one, that begins at once
+
+
 @pytest.mark.parametrize("bucket_mb", [0.0, -1.0, 1024.5, float("nan")])
 def test_sizes_out_of_range(bucket_mb: float) -> None:
     with pytest.raises(ConfigError, match="bucket_mb must be in"):

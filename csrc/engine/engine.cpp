@@ -72,8 +72,16 @@ bool Engine::begin(const std::shared_ptr<Session>& session, std::int64_t step,
   return session->begin(step, timeout_s, behind);
 }
 
+void Engine::bind_device(const DeviceCalls& calls) {
+  pool_->bind(calls);
+  call([this, calls] {  // results are allocated there
+    device_ = calls;
+    calls.set_device(calls.device);
+  });
+}
+
 void Engine::post(const std::shared_ptr<Session>& session, std::int64_t step, int row,
-                  int bucket, BufferRef data) {
+                  int bucket, BufferRef data, void* event) {
   if (bucket != kAllBuckets && (bucket < 0 || bucket >= session->layout().buckets())) {
     throw std::invalid_argument(
         "the payload has " + std::to_string(session->layout().buckets()) +
@@ -84,7 +92,15 @@ void Engine::post(const std::shared_ptr<Session>& session, std::int64_t step, in
                                 std::to_string(session->payload_bytes()) +
                                 " bytes, got " + std::to_string(data->bytes()));
   }
-  submit({Command::What::kPost, session, step, row, bucket, std::move(data), {}, {}});
+  submit({Command::What::kPost,
+          session,
+          step,
+          row,
+          bucket,
+          std::move(data),
+          {},
+          {},
+          event});
 }
 
 void Engine::publish(std::string bytes) {
@@ -176,7 +192,7 @@ bool Engine::stop(double timeout_s) {
 }
 
 EngineStats Engine::stats() const {
-  return {polls_.load(), pool_->bytes(), in_flight_.load()};
+  return {polls_.load(), pool_->bytes(), in_flight_.load(), pool_->unpinned()};
 }
 
 void Engine::submit(Command command) {
@@ -215,7 +231,7 @@ void Engine::loop() {
 }
 
 bool Engine::turn() {
-  bool busy = false;
+  bool busy = post_copied();
   std::deque<Command> commands;
   {
     std::lock_guard<std::mutex> lock(mutex_);
@@ -261,9 +277,14 @@ void Engine::execute(Command& command) {
       command.session->tell_progress(command.step);
       break;
     case Command::What::kPost:
+      if (command.event != nullptr) {
+        copying_.push_back(std::move(command));
+        break;
+      }
       command.session->post(command.step, command.row, command.bucket, command.data);
       break;
     case Command::What::kPublish: {
+      post_copied();  // what is done by now is sent before, as if posted just then
       send_control(kBlob, command.bytes);
       std::lock_guard<std::mutex> lock(mutex_);
       rounds_[published_++][rank_] = std::move(command.bytes);
@@ -284,6 +305,32 @@ void Engine::execute(Command& command) {
       stop_by_s_ = now_s() + stop_timeout_s_.load();
       break;
   }
+}
+
+bool Engine::post_copied() {
+  bool busy = false;
+  for (std::size_t i = copying_.size(); i-- > 0;) {  // in turn, each once
+    Command command = std::move(copying_.front());
+    copying_.pop_front();
+    if (failure_->failed()) continue;
+    const int answer = device_.query(command.event);
+    if (answer == device_.not_ready) {
+      copying_.push_back(std::move(command));
+    } else if (answer == 0) {
+      command.session->post(command.step, command.row, command.bucket, command.data);
+      busy = true;
+    } else {
+      const std::string text =
+          "worker " + std::to_string(rank_) + ": the device answered " +
+          std::to_string(answer) + " when asked whether a row of step " +
+          std::to_string(command.step) +
+          " is copied; an earlier kernel may have failed: run with "
+          "CUDA_LAUNCH_BLOCKING=1 to see which";
+      send_control(kError, text);
+      set_failure(text);
+    }
+  }
+  return busy;
 }
 
 void Engine::send(int dest, int tag, const void* data, std::size_t bytes,
@@ -369,7 +416,7 @@ bool Engine::finished() const {
   if (!stopping_) return false;
   const bool all =
       std::all_of(goodbye_.begin(), goodbye_.end(), [](bool said) { return said; });
-  if (all && transport_->pending() == 0) return true;
+  if (all && transport_->pending() == 0 && copying_.empty()) return true;
   const double grace = stop_timeout_s_.load();
   const double limit = failure_->failed()
                            ? stop_by_s_ - grace + std::min(grace, kFailureGraceS)
@@ -387,7 +434,7 @@ void Engine::back_off() {
     return;
   }
   double longest = kIdleNapS, share = 0.5;
-  if (transport_->pending() > 0) {
+  if (transport_->pending() > 0 || !copying_.empty()) {
     longest = 50e-6;  // the other side copies now
   } else {
     std::lock_guard<std::mutex> lock(mutex_);

@@ -25,9 +25,10 @@
 namespace codedgrad {
 
 struct EngineStats {
-  std::int64_t polls = 0;      // rounds of the loop
-  std::size_t pool_bytes = 0;  // memory held
-  std::size_t in_flight = 0;   // sends and receives not completed
+  std::int64_t polls = 0;          // rounds of the loop
+  std::size_t pool_bytes = 0;      // memory held
+  std::size_t in_flight = 0;       // sends and receives not completed
+  std::size_t unpinned_bytes = 0;  // that a device would rather have pinned
 };
 
 class Engine final : private Outbox {
@@ -43,15 +44,20 @@ class Engine final : private Outbox {
   std::shared_ptr<Session> open_session(SessionConfig config);
   void close_session(const std::shared_ptr<Session>& session);
 
-  BufferRef acquire(std::size_t bytes) { return pool_->get(bytes); }
+  // Once, before the first session of a model on a device.
+  void bind_device(const DeviceCalls& calls);
+  BufferRef acquire(std::size_t bytes, bool pinned = false) {
+    return pool_->get(bytes, pinned);
+  }
   // Announces the step to the engine, then waits as Session::begin.
   bool begin(const std::shared_ptr<Session>& session, std::int64_t step,
              double timeout_s, std::vector<int>* behind);
   // Sends one bucket of the row, or all of them (kAllBuckets), each once. The engine
   // shares the buffer until all of that is sent and decoded; until then the posted
-  // buckets must not be written.
+  // buckets must not be written. With an `event` of the device they are sent once it
+  // is done; the event must live until then, and may be recorded again before.
   void post(const std::shared_ptr<Session>& session, std::int64_t step, int row,
-            int bucket, BufferRef data);
+            int bucket, BufferRef data, void* event = nullptr);
 
   // All-gather of small byte strings, round by round: publish() the own one, then
   // gather() until everybody's is there; on time-out: empty, and who is missing.
@@ -82,6 +88,7 @@ class Engine final : private Outbox {
     BufferRef data;
     std::string bytes;
     std::function<void()> work;
+    void* event = nullptr;
   };
   struct Pending {
     bool receive = false;
@@ -101,6 +108,7 @@ class Engine final : private Outbox {
   bool tick();  // sessions that watch the clock
   bool turn();  // one round; true when something happened
   void execute(Command& command);
+  bool post_copied();  // rows whose copy from the device is done
   void take_message(const Envelope& envelope);
   void complete(std::uint64_t id);
   void control(int source, const char* data, std::size_t bytes);
@@ -126,6 +134,8 @@ class Engine final : private Outbox {
   std::unordered_map<std::uint64_t, Pending> pending_;
   std::uint64_t next_id_ = 0;
   std::vector<std::uint64_t> done_;
+  std::deque<Command> copying_;  // posts that wait for their event
+  DeviceCalls device_;
   std::vector<std::int64_t> heard_;  // control rounds received, by worker
   bool stopping_ = false;
   double last_event_s_ = 0.0, stop_by_s_ = 0.0;

@@ -51,6 +51,7 @@ Session::Session(const SessionConfig& config, int rank, int size, int max_tag,
       pool_(std::move(pool)),
       failure_(std::move(failure)),
       outbox_(outbox),
+      pinned_(config.pinned),
       floor_(config.first_step),
       applied_(size, config.first_step - 1),
       done_through_(config.first_step - 1),
@@ -292,7 +293,7 @@ Session::Step* Session::open(std::int64_t number) {
 }
 
 char* Session::result_at(Step* step, const Slice& slice) {
-  if (!step->result) step->result = pool_->get(payload_bytes());
+  if (!step->result) step->result = pool_->get(payload_bytes(), pinned_);
   return step->result->data() + slice.offset * bytes_of(dtype_);
 }
 

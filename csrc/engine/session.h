@@ -60,6 +60,7 @@ struct SessionConfig {
   std::shared_ptr<const ApproximateConfig> approximate;  // null: exact
   Wire wire = Wire::kAsIs;  // in what type the first buckets travel
   int narrow_buckets = 0;   // how many; rows must hold values of that type there
+  bool pinned = false;      // results go to a device
 };
 
 constexpr int kAllBuckets = -1;
@@ -107,6 +108,7 @@ class Session {
   bool approximate() const { return approximate_ != nullptr; }
   const Layout& layout() const { return layout_; }
   std::size_t payload_bytes() const { return layout_.count() * bytes_of(dtype_); }
+  bool pinned() const { return pinned_; }
 
   // ---- engine's thread ----
   void tell_progress(std::int64_t step);  // the training thread begins `step`
@@ -179,6 +181,7 @@ class Session {
   const std::shared_ptr<BufferPool> pool_;
   const std::shared_ptr<Failure> failure_;
   Outbox* const outbox_;
+  const bool pinned_;
 
   mutable std::mutex mutex_;
   std::condition_variable changed_;

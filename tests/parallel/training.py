@@ -83,10 +83,10 @@ def digest(model: nn.Module, optimizer: torch.optim.Optimizer) -> str:
     """Fingerprint of every bit of parameters, buffers and optimizer state."""
     h = hashlib.sha256()
     for name, t in model.state_dict().items():
-        h.update(name.encode() + t.detach().contiguous().numpy().tobytes())
+        h.update(name.encode() + t.detach().cpu().contiguous().numpy().tobytes())
     for key, state in sorted(optimizer.state_dict()["state"].items()):
         for name in sorted(state):
-            h.update(f"{key}{name}".encode() + state[name].numpy().tobytes())
+            h.update(f"{key}{name}".encode() + state[name].cpu().numpy().tobytes())
     return h.hexdigest()
 
 
@@ -103,10 +103,12 @@ def coded(
     faults: str = "",
     each_step: Callable[[codedgrad.CodedGradient], None] | None = None,
     wide: int = 0,
+    device: str = "cpu",
     **settings: Any,
 ) -> tuple[str, list[float]]:
     """Train with codedgrad; the digest and the losses."""
     model, optimizer, schedule = build(steps, wide)
+    model.to(device)
     gradient = codedgrad.CodedGradient(
         model, code, seed=SEED, faults=faults, **settings
     )
@@ -117,7 +119,9 @@ def coded(
     while gradient.step < steps:
         sampler.set_epoch(epoch)
         for shards in gradient.steps(sampler):
-            loss = gradient.backward(lambda x, y: loss_fn(model(x), y), shards)
+            loss = gradient.backward(
+                lambda x, y: loss_fn(model(x.to(device)), y.to(device)), shards
+            )
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad()

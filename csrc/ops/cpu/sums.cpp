@@ -5,12 +5,10 @@
 #include <stdexcept>
 
 #include "ops/cpu/clones.h"
-#include "ops/cpu/convert.h"
+#include "ops/cpu/round.h"
 
 namespace codedgrad::ops {
 namespace {
-
-constexpr std::size_t kBlock = 2048;  // elements; a few blocks fit the L1 cache
 
 CODEDGRAD_CLONES void add(const float* a, const float* b, float* out, std::size_t n) {
   for (std::size_t i = 0; i < n; ++i) out[i] = a[i] + b[i];
@@ -19,22 +17,6 @@ CODEDGRAD_CLONES void add(const float* a, const float* b, float* out, std::size_
 CODEDGRAD_CLONES void add(const double* a, const double* b, double* out,
                           std::size_t n) {
   for (std::size_t i = 0; i < n; ++i) out[i] = a[i] + b[i];
-}
-
-template <typename Half>
-void round_block(float* values, std::size_t n) {
-  Half narrow[kBlock];
-  convert(values, narrow, n);
-  convert(narrow, values, n);
-}
-
-void round_to(Wire wire, float* values, std::size_t n) {
-  if (wire == Wire::kBFloat16) round_block<BFloat16>(values, n);
-  if (wire == Wire::kFloat16) round_block<Float16>(values, n);
-}
-
-void round_to(Wire, double*, std::size_t) {
-  throw std::invalid_argument("tree_sum: doubles are not rounded");
 }
 
 // The deepest stack that the program needs.

@@ -1,0 +1,36 @@
+// A piece of a row in one streaming pass: scaled gradients, plus what was summed
+// before. Raw pointers only; T is float or double.
+#pragma once
+
+#include <cstddef>
+#include <vector>
+
+#include "ops/wire.h"
+
+namespace codedgrad::ops {
+
+// `count` elements of a leaf; null: zeros.
+template <typename T>
+struct Piece {
+  const T* data = nullptr;
+  std::size_t count = 0;
+};
+
+// With the pieces one after another as x, and R the rounding to `wire`,
+//
+//   out = R(... R(R(weight * x) + sums[last]) ... + sums[0])
+//
+// in that order and without fused multiply-add, so the bits are those of one
+// operation after the other. True when R(weight * x), and with rounding every R, is
+// finite everywhere: one that is not has been written all the same. `out` may not
+// overlap any input. Throws std::invalid_argument when doubles are to be rounded.
+template <typename T>
+bool encode(const std::vector<Piece<T>>& leaf, T weight,
+            const std::vector<const T*>& sums, T* out, Wire wire);
+
+// out[i] = now[i] - before[i], and 0 where nothing changed, also for infinities.
+// From is float, double or std::int64_t.
+template <typename From, typename T>
+void change(const From* now, const From* before, T* out, std::size_t count);
+
+}  // namespace codedgrad::ops
