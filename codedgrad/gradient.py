@@ -413,7 +413,10 @@ class CodedGradient:
         """An error here ends the job everywhere, with this error as the reason."""
         try:
             yield
-        except (WorkerError, GeneratorExit):
+        except GeneratorExit:
+            raise
+        except WorkerError as error:
+            self._runtime.fail(str(error))  # news only if the leaders' engine told it
             raise
         except BaseException as error:
             self._runtime.fail(

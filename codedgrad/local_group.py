@@ -20,6 +20,7 @@ import socket
 import tempfile
 import threading
 import time
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
 _NAP_S = 200e-6  # the longest between two looks
 _TIE_S = 0.1  # until a failure of one engine is known to the other
+_LONGER_S = 5.0
 _REASON_S = 2.0  # for a broken connection's reason to be told
 _SHARED = Path("/dev/shm")
 
@@ -137,6 +139,8 @@ class LocalGroup:
             leaders = _part_of(here, [ranks[0] for ranks in groups])
             self.across = here.over(leaders, "group")
             self._tie = _Tie(here.engine, self.across.engine)
+        # A leader's own waits end first: it knows for whom.
+        self._longer = replace(here, timeout_s=here.timeout_s + _LONGER_S)
         self._stuck: list[Any] = []  # waits given up: what MPI or torch may yet touch
 
     @property
@@ -209,7 +213,7 @@ class LocalGroup:
     ) -> None:
         """Poll `test`; `keep` outlives a wait that is given up."""
         others = [r for r in (whom or self.ranks) if r != self.here.rank]
-        waiting = Waiting(self.here, what, quiet_s=5.0)
+        waiting = Waiting(self._longer if whom else self.here, what, quiet_s=5.0)
         begin = told = time.monotonic()
         try:
             while not test():
@@ -286,15 +290,20 @@ class _Tie(threading.Thread):
 
     def run(self) -> None:
         while not self._over.wait(_TIE_S):
-            texts = [e.failure for e in self._engines if e.failed]
-            if texts:
-                for engine in self._engines:
-                    engine.fail(texts[0])  # nothing, on the one that has failed
+            if self._pass_on():
                 return
 
     def end(self) -> None:
         self._over.set()
         self.join()
+        self._pass_on()  # the others hear why before they hear goodbye
+
+    def _pass_on(self) -> bool:
+        texts = [e.failure for e in self._engines if e.failed]
+        if texts:
+            for engine in self._engines:
+                engine.fail(texts[0])  # nothing, on the one that has failed
+        return bool(texts)
 
 
 def _part_of(here: Runtime, ranks: list[int]) -> Any:
