@@ -27,6 +27,8 @@ from codedgrad.optimizer import DistributedOptimizer
 from codedgrad.policy import approximate
 from codedgrad.runtime import (
     barrier,
+    cross_rank,
+    cross_size,
     init,
     is_initialized,
     local_rank,
@@ -56,6 +58,8 @@ __all__ = [
     "broadcast_optimizer_state",
     "broadcast_parameters",
     "codes",
+    "cross_rank",
+    "cross_size",
     "init",
     "is_initialized",
     "local_rank",

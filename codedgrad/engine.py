@@ -147,6 +147,10 @@ class Exchange:
             else:
                 waiting.tick(behind)
 
+    def forwarded(self, step: int) -> bool:
+        """True when `step` was decoded before this worker began it; asked once."""
+        return self.done(step)
+
     def post(self, step: int, row: int, data: RowBuffer) -> None:
         """Send a row; `data` must not be written any more."""
         event = 0

@@ -12,7 +12,8 @@ of `seconds` that nothing can interrupt. A plan is text, items separated by ";":
     replay:file=LOG.npz,model=rate             a log: time / the step's median
     replay:file=LOG.npz,model=stall
 
-given as `CodedGradient(..., faults=...)` or in the variable CODEDGRAD_FAULTS.
+given as `CodedGradient(..., faults=...)` or in the variable CODEDGRAD_FAULTS. With
+`local_group` a worker is a group, all of whose processes are slowed.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from codedgrad import codes, config, link, runtime
+from codedgrad import config, group_step, link, local_group, runtime
 from codedgrad.boundaries import Abandoned
 from codedgrad.buckets import Payload
 from codedgrad.engine import Exchange
@@ -67,14 +67,15 @@ class CodedGradient:
         on_nonfinite: str | None = None,
         faults: Faults | str | None = None,
         log: str | Path | None = None,
+        local_group: str | int | None = None,
     ) -> None:
         """Prepare the exchange of `model`'s gradients. Collective.
 
         Args:
             model: same architecture and parameters on every worker (see
                 `broadcast_parameters`).
-            code: who computes what; `codes.spread(size())` if None.
-                `codes.uncoded(size())` waits for everybody.
+            code: who computes what; `codes.spread(size())` if None (with `local_group`
+                one for the groups). `codes.uncoded(size())` waits for everybody.
             patience: fraction of a pass that an idle worker waits before it helps.
             window: steps that the slowest worker may lag before the others wait.
             seed: of the random numbers inside the passes (dropout, augmentation).
@@ -98,6 +99,10 @@ class CodedGradient:
             faults: slowness to inject, for experiments; else CODEDGRAD_FAULTS.
             log: folder to record this run's own seconds of compute in, one file per
                 worker; for `codedgrad plan` (see `codedgrad.traces`).
+            local_group: processes that are one worker of the code together, dividing
+                its micro-batches: "node", those of each machine, or a number of
+                consecutive ranks (see `codedgrad.local_group`). `code`, `faults` and
+                `log` then number the groups. None: each process is a worker.
 
         Raises:
             ConfigError: bad arguments, or a code for another number of workers.
@@ -117,6 +122,7 @@ class CodedGradient:
             on_nonfinite,
             faults,
             log,
+            local_group,
         )
 
     def _guarded_setup(self, *arguments: Any) -> None:
@@ -138,15 +144,20 @@ class CodedGradient:
         on_nonfinite: str | None,
         faults: Faults | str | None,
         log: str | Path | None,
+        group_of: str | int | None,
     ) -> None:
         here = self._runtime
-        self.code = code if code is not None else codes.spread(here.size)
-        if self.code.workers != here.size:
+        group = self._group = local_group.form(here, group_of, model)
+        workers, self._worker = here.size, here.rank
+        if group is not None:
+            workers, self._worker = group.count, group.index
+        self.code = group_step.fitting(code, workers, group)
+        self._policy = resolve(policy) if workers > 1 else None
+        if group is not None and self._policy is not None:
             raise ConfigError(
-                f"the code is for {self.code.workers} workers and the job has "
-                f"{here.size}; build it with codedgrad.size()"
+                "an approximate policy does not go together with local_group yet; use "
+                'policy="exact", or local_group=None'
             )
-        self._policy = resolve(policy) if here.size > 1 else None
         if on_nonfinite is None:
             on_nonfinite = "raise" if self._policy is None else "refuse"
         known = ("raise", "continue") if policy == "exact" else _NONFINITE
@@ -156,16 +167,16 @@ class CodedGradient:
                 f"{on_nonfinite!r}"
             )
         self.model = model
-        self.faults = _parse_faults(faults, here.size)
+        self.faults = _parse_faults(faults, workers)
         self._payload = Payload(
             model.named_parameters(),
             model.named_buffers(),
-            workers=here.size,
+            workers=workers,
             bucket_mb=bucket_mb,
             wire=wire,
         )
         link.cut(here, self._payload)
-        injector = Injector(self.faults, here.rank) if self.faults else None
+        injector = Injector(self.faults, self._worker) if self.faults else None
         self._passes = Passes(
             model,
             self.code,
@@ -175,19 +186,27 @@ class CodedGradient:
             finite=on_nonfinite == "raise",
             overlap=overlap,
         )
+        self._row: Callable[..., None] = self._passes.row
+        self._shared: group_step.GroupPasses | None = None
+        if group is not None:
+            self._shared = group_step.GroupPasses(
+                group, self.code, self._payload, self._passes
+            )
+            self._row = self._shared.row
         self._overlap = overlap and not self.code.linear
         self._patience = Patience(patience)
-        recorder = Recorder(log, here.rank) if log is not None else None
-        if recorder is not None:
+        recorder = None
+        if log is not None and (group is None or group.leads):
+            recorder = Recorder(log, self._worker)
             runtime.before_leaving(recorder.close)
-        self._reporter = Reporter(self.code, here.rank, self._patience, recorder)
+        self._reporter = Reporter(self.code, self._worker, self._patience, recorder)
         self._window = window
         self._step = 0
         self._late = LatePass(window, active=self._policy is not None)
         self._exchange = self._open(0)
         self._rows = [
-            (row.after, self._exchange.row_of(here.rank, i), row)
-            for i, row in enumerate(self.code.rows[here.rank])
+            (row.after, self._exchange.row_of(self._worker, i), row)
+            for i, row in enumerate(self.code.rows[self._worker])
         ]
         self.report: StepReport | None = None
         runtime.check_agreement(
@@ -249,7 +268,7 @@ class CodedGradient:
         ):
             lag_s = self._exchange.begin(step)
             clock.lap("lag")
-            state = StepState(step, forwarded=self._exchange.done(step))
+            state = StepState(step, forwarded=self._exchange.forwarded(step))
             self._payload.remember_buffers()
             self._required_passes(state, loss_fn, shards)
             clock.lap("compute")
@@ -270,7 +289,7 @@ class CodedGradient:
     def _required_passes(
         self, state: StepState, loss_fn: Callable[..., Tensor], shards: StepShards
     ) -> None:
-        rank, step = self._runtime.rank, state.step
+        rank, step = self._worker, state.step
         if state.forwarded:
             return
         clock = Stopwatch()
@@ -294,9 +313,19 @@ class CodedGradient:
     def _help_until_decoded(
         self, state: StepState, loss_fn: Callable[..., Tensor], shards: StepShards
     ) -> None:
-        rank, step = self._runtime.rank, state.step
+        rank, step = self._worker, state.step
         work = self.code.work[rank]
         patience_s = self._patience.seconds(self._passes.usual_s)
+        if self._shared is not None:
+            self._shared.help_until_decoded(
+                self._exchange,
+                state,
+                patience_s,
+                loss_fn,
+                shards,
+                lambda i, over: self._compute(i, state, loss_fn, shards, over),
+            )
+            return
         item = self.code.required[rank] - 1
         while not self._exchange.wait(step, patience_s):
             # Patience before every item: others may be about to finish the next one.
@@ -319,7 +348,7 @@ class CodedGradient:
 
     def _next_missing(self, item: int, step: int) -> int:
         """The first item of this worker's list, from `item` on, that is not here."""
-        work = self.code.work[self._runtime.rank]
+        work = self.code.work[self._worker]
         while item < len(work) and self._exchange.has(step, work[item]):
             item += 1
         return item
@@ -334,7 +363,7 @@ class CodedGradient:
     ) -> None:
         """One item of this worker's work, and the rows that it completes."""
         done = self._exchange.row_buffer()
-        rank, step = self._runtime.rank, state.step
+        rank, step = self._worker, state.step
         node = self.code.work[rank][item]
         rows = [(row_id, row) for after, row_id, row in self._rows if after == item]
 
@@ -348,7 +377,7 @@ class CodedGradient:
         # some buckets of a row have been sent and others never come.
         early = self._overlap and item < self.code.required[rank]
         own = item < self.code.required[rank]
-        self._passes.row(
+        self._row(
             node,
             done.tensor,
             loss_fn,
@@ -384,7 +413,10 @@ class CodedGradient:
         """An error here ends the job everywhere, with this error as the reason."""
         try:
             yield
-        except (WorkerError, GeneratorExit):
+        except GeneratorExit:
+            raise
+        except WorkerError as error:
+            self._runtime.fail(str(error))  # news only if the leaders' engine told it
             raise
         except BaseException as error:
             self._runtime.fail(
@@ -437,14 +469,16 @@ class CodedGradient:
         settings = None
         if self._policy is not None:
             settings = engine_settings(self._policy, self.code, self._payload)
-        return Exchange(
-            self._runtime,
-            self.code,
-            self._payload,
-            window=self._window,
-            first_step=first_step,
-            approximate=settings,
-        )
+        how: dict[str, Any] = {
+            "window": self._window,
+            "first_step": first_step,
+            "approximate": settings,
+        }
+        if self._group is not None:
+            return group_step.open_exchange(
+                self._group, self.code, self._payload, **how
+            )
+        return Exchange(self._runtime, self.code, self._payload, **how)
 
     def close(self) -> None:
         """End the exchange and take the hooks off the model. Collective."""

@@ -240,6 +240,10 @@ class Passes:
                 f'GradScaler): CodedGradient(..., on_nonfinite="continue")'
             )
 
+    def checker_of(self, step: int, part: int) -> Callable[[bool], None]:
+        """Told whether buckets that are sums, up to `part`, are finite."""
+        return _Finite(lambda what: self._not_finite(what, step, part)).check
+
     def check_sum(self, total: Tensor, step: int) -> None:
         """Refuse a decoded sum beyond the range of a float16 wire; all workers do so.
 

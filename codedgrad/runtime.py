@@ -6,8 +6,8 @@ import atexit
 import logging
 import sys
 import time
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
 
 from codedgrad import config, startup
 from codedgrad.errors import EnvironmentSetupError, MismatchError, WorkerError
@@ -22,6 +22,13 @@ _GONE_GRACE_S = 5.0
 _FAILURE_GRACE_S = 3.0  # for all workers to hear of a failure and say so
 
 
+class Part(Protocol):
+    """What a feature has set up for the whole job and that ends with it."""
+
+    def stop(self, timeout_s: float) -> bool:
+        """End it, as `Engine.stop`; True when nothing is under way any more."""
+
+
 @dataclass
 class Runtime:
     """What `init` sets up; one per process."""
@@ -33,6 +40,23 @@ class Runtime:
     local_rank: int
     local_size: int
     timeout_s: float
+    cross_rank: int = 0
+    cross_size: int = 1
+    unit: str = "worker"  # what a rank is, in messages
+    parts: dict[str, Part] = field(default_factory=dict)
+
+    def over(self, comm: Any, unit: str) -> Runtime:
+        """A runtime with an engine of its own over `comm`, some of this one's ranks."""
+        return Runtime(
+            comm=comm,
+            engine=type(self.engine).over_mpi(comm.py2f()),
+            rank=comm.Get_rank(),
+            size=comm.Get_size(),
+            local_rank=0,
+            local_size=1,
+            timeout_s=self.timeout_s,
+            unit=unit,
+        )
 
     def gather(self, data: bytes, what: str) -> list[bytes]:
         """All-gather of small byte strings that no failed worker can hang.
@@ -55,7 +79,7 @@ class Runtime:
         pairs = [blob.split(b"\0", 1) for blob in got]
         if any(pair[0] != pairs[0][0] for pair in pairs):
             places = "; ".join(
-                f"worker {w} {p[0].decode()}" for w, p in enumerate(pairs)
+                f"{self.unit} {w} {p[0].decode()}" for w, p in enumerate(pairs)
             )
             raise MismatchError(
                 f"the workers are at different places: {places}. Run the same script "
@@ -94,22 +118,24 @@ class Waiting:
         """Call at least once a second while waiting for `workers`."""
         now = time.monotonic()
         waited = now - self.begin
-        names = self._names(workers)
+        names, unit = self._names(workers), self.runtime.unit
         if workers and waited > _GONE_GRACE_S:
             gone = [w for w in self.runtime.engine.departed if w in workers]
             if gone:
-                self._give_up(f"worker(s) {gone} have left the job; {self.what}")
+                self._give_up(f"{unit}(s) {gone} have left the job; {self.what}")
         if waited > self.runtime.timeout_s:
             self._give_up(
-                f"nothing came from worker(s) {names} for {waited:.0f} s {self.what}; "
+                f"nothing came from {unit}(s) {names} for {waited:.0f} s {self.what}; "
                 f"raise codedgrad.init(timeout_s=...) if that is normal"
             )
         if now - self.said >= 1.0:
             self.said = now
             log.warning(
-                "worker %d waits %s for worker(s) %s, %.0f s so far",
+                "%s %d waits %s for %s(s) %s, %.0f s so far",
+                unit,
                 self.runtime.rank,
                 self.what,
+                unit,
                 names,
                 waited,
             )
@@ -128,7 +154,7 @@ class Waiting:
         return time.monotonic() - self.begin
 
     def _give_up(self, text: str) -> None:
-        text = f"worker {self.runtime.rank} gave up: {text}"
+        text = f"{self.runtime.unit} {self.runtime.rank} gave up: {text}"
         self.runtime.fail(text)
         raise WorkerError(text)
 
@@ -173,6 +199,8 @@ def init(comm: Any = None, *, timeout_s: float = 600.0) -> None:
     own = world.Dup()
     node = own.Split_type(mpi.COMM_TYPE_SHARED)
     local_rank, local_size = node.Get_rank(), node.Get_size()
+    first = node.bcast(own.Get_rank())
+    nodes = sorted(set(own.allgather(first)))
     node.Free()
     engine_comm = own.Dup()
     _runtime = Runtime(
@@ -183,6 +211,8 @@ def init(comm: Any = None, *, timeout_s: float = 600.0) -> None:
         local_rank=local_rank,
         local_size=local_size,
         timeout_s=timeout_s,
+        cross_rank=nodes.index(first),
+        cross_size=len(nodes),
     )
     one_machine = local_size == _runtime.size
     config.export_torchrun_variables(
@@ -223,6 +253,16 @@ def local_size() -> int:
     return current().local_size
 
 
+def cross_rank() -> int:
+    """This machine's number, 0 to cross_size() - 1, in the order of first workers."""
+    return current().cross_rank
+
+
+def cross_size() -> int:
+    """Number of machines in the job."""
+    return current().cross_size
+
+
 def barrier() -> None:
     """Wait until all workers are here. A failed worker ends the wait with its error."""
     current().gather(b"", "in a barrier")
@@ -253,13 +293,19 @@ def _leave() -> bool:
         return True
     runtime, _runtime = _runtime, None
     if _crashed or runtime.engine.failed:
-        return bool(runtime.engine.stop(_FAILURE_GRACE_S))
+        return _stop(runtime, _FAILURE_GRACE_S)
     try:
         runtime.gather(b"", "at the end of the job")
     except WorkerError:
-        runtime.engine.stop(_FAILURE_GRACE_S)
+        _stop(runtime, _FAILURE_GRACE_S)
         raise
-    return bool(runtime.engine.stop(30.0))
+    return _stop(runtime, 30.0)
+
+
+def _stop(runtime: Runtime, timeout_s: float) -> bool:
+    clean = [part.stop(timeout_s) for part in reversed(runtime.parts.values())]
+    clean.append(bool(runtime.engine.stop(timeout_s)))
+    return all(clean)
 
 
 def check_agreement(what: str, mine: list[tuple[str, str]]) -> None:

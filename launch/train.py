@@ -3,6 +3,7 @@
     bash launch/mpirun.sh -n 4 python launch/train.py --task digits
     bash launch/mpirun.sh -n 4 python launch/train.py --task text --steps 200
     bash launch/mpirun.sh -n 4 python launch/train.py --code uncoded --max-error 0.3
+    bash launch/mpirun.sh -n 4 python launch/train.py --local-group 2
     bash launch/horovodrun.sh -np 4 python launch/train.py --task digits
 
 Writes OUT/summary.json, OUT/arrivals.png and TensorBoard files.
@@ -35,7 +36,12 @@ def arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("--task", choices=tasks.TASKS, default="digits")
     add("--data", type=Path, help="folder of the data (cifar10)")
-    add("--code", default="spread", help='e.g. "uncoded" or "spread:micro=8,copies=2"')
+    add("--code", help='e.g. "uncoded" or "spread:micro=8,copies=2"; default: spread')
+    add(
+        "--local-group",
+        type=lambda text: text if text == "node" else int(text),
+        help="processes that are one worker together: node, or a number",
+    )
     add("--epochs", type=int, help="default: the task's")
     add("--steps", type=int, help="stop after so many steps")
     add("--batch-size", type=int, help="of a step, over all workers")
@@ -78,12 +84,13 @@ def main() -> None:
     )
     coded = codedgrad.CodedGradient(
         model,
-        codedgrad.codes.parse(args.code, codedgrad.size()),
+        codedgrad.codes.parse(args.code, workers(args)) if args.code else None,
         patience=args.patience,
         policy=policy(args),
         seed=args.seed,
         faults=args.faults,
         log=args.log,
+        local_group=args.local_group,
     )
     epochs = args.epochs or task.epochs
     steps = args.steps or epochs * len(sampler)
@@ -96,7 +103,7 @@ def main() -> None:
         return task.loss(model(task.augment(x)), y)
 
     board = codedgrad.monitor.TensorBoardMonitor(args.out) if rank == 0 else None
-    bar = tqdm(total=steps, desc=args.code, disable=rank != 0, mininterval=0.5)
+    bar = tqdm(total=steps, desc=coded.code.name, disable=rank != 0, mininterval=0.5)
     begin = time.perf_counter()
     epoch = 0
     while coded.step < steps:
@@ -118,13 +125,20 @@ def main() -> None:
     bar.close()
     same = same_everywhere(checksum(model))
     if rank == 0 and board is not None:
-        board.picture(coded.record, codedgrad.size())
+        board.picture(coded.record, coded.code.workers)
         board.close()
         finish(args, task, coded, seconds, same_on_all_workers=same)
     if args.log is not None and coded.record.estimates:
         coded.record.save_estimates(args.log / f"decoder-{rank}.csv")
     coded.close()
     codedgrad.shutdown()
+
+
+def workers(args: argparse.Namespace) -> int:
+    """Number of workers of the code: processes, or local groups of them."""
+    if args.local_group == "node":
+        return codedgrad.cross_size()
+    return max(1, codedgrad.size() // (args.local_group or 1))
 
 
 def policy(args: argparse.Namespace) -> Any:
@@ -174,7 +188,8 @@ def finish(
     summary = {
         "task": args.task,
         "code": coded.code.describe(),
-        "workers": codedgrad.size(),
+        "workers": coded.code.workers,
+        "processes": codedgrad.size(),
         "policy": "exact" if args.max_error == 0.0 else policy(args).describe(),
         "partition": args.partition,
         "faults": coded.faults.describe() if coded.faults else "none",
@@ -188,7 +203,7 @@ def finish(
     (args.out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     codedgrad.monitor.plot_arrivals(
         coded.record,
-        codedgrad.size(),
+        coded.code.workers,
         args.out / "arrivals.png",
         title=f"{coded.code.describe()}; {summary['faults']}",
     )

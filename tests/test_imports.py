@@ -34,10 +34,14 @@ LAYERS: dict[str, set[str]] = {
     "passes": BASE
     | {"boundaries", "buckets", "codes", "faults", "overlap", "rng", "shards"},
     "reporting": {"codes", "engine", "passes", "patience", "reports", "traces"},
+    "local_group": BASE | {"runtime"},
+    "group_step": BASE
+    | {"boundaries", "buckets", "codes", "engine", "local_group", "passes"}
+    | {"reporting", "shards"},
     "policy": {"errors"},
     "estimates": BASE | {"buckets", "codes", "decoders", "engine", "policy", "_engine"},
     "gradient": BASE
-    | {"estimates", "policy"}
+    | {"estimates", "group_step", "local_group", "policy"}
     | {"boundaries", "buckets", "codes", "engine", "faults", "passes", "patience"}
     | {"reporting", "reports", "runtime", "shards", "traces"},
     "optimizer": BASE

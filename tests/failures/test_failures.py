@@ -42,12 +42,33 @@ CASES = {
     "wire_of_a_linear_code": ["real coefficients", 'wire="bfloat16"', "codes.spread"],
     "wire_of_doubles": ["float64 parameters", 'wire="float32"'],
     "different_wire": ["worker 2 has wire = bfloat16, worker 0 has float32"],
+    "unequal_groups": ["3 processes into groups of unequal sizes, 2, 1 by group"],
+    "different_groups": ["worker 3 has local_group = 'node' on cpu, worker 0 has 2"],
+    "groups_of_some": ["different places", "worker 0 to compare the local groups"],
+    "code_of_another_number_of_groups": ["2 local groups of 2", "codes.spread(2"],
+    "an_approximate_policy_in_groups": ["not go together with local_group", "exact"],
+    "exception_of_a_member": ["KeyError", "xyzzy"],
+    "exception_of_a_leader": ["KeyError", "xyzzy"],
+    "overflow_in_a_group": ["step 0, shard", "in float16, in which it is sent"],
+    "a_member_at_another_step": ["worker 3 begins step 1", "worker 2, step 0"],
+    "a_member_leaves": ["gave up: nothing came from", "for 10 s"],
     "no_thread_multiple": ["MPI_THREAD_MULTIPLE", "thread_level"],
 }
+# How many start, where not WORKERS: two groups of two.
+PROCESSES = dict.fromkeys(
+    [
+        *("different_groups", "groups_of_some", "code_of_another_number_of_groups"),
+        *("an_approximate_policy_in_groups", "exception_of_a_member"),
+        *("exception_of_a_leader", "overflow_in_a_group", "a_member_at_another_step"),
+        "a_member_leaves",
+    ],
+    4,
+)
 # What the others are told besides: who, and when.
 WHO = {
     "no_gradient": "worker 2 failed in step 0",
     "exception_in_the_loss": "worker 2 failed in step 1: KeyError",
+    "exception_of_a_member": "worker 3 failed in step 1: KeyError",
     "bad_faults": "worker 2 could not start",
     "not_a_number": "worker 2 failed in step 2",
     "gradient_not_a_number": "worker 2 failed in step 2: NonFiniteError",
@@ -58,10 +79,10 @@ SPARED = {"exception_between_steps": {2}, "leaves_early": {2}}
 
 @pytest.mark.parametrize("case", CASES)
 def test_every_worker_says_what_is_wrong(case: str, tmp_path: Path) -> None:
-    begin = time.monotonic()
+    begin, workers = time.monotonic(), PROCESSES.get(case, WORKERS)
     done = subprocess.run(
         ["timeout", "--kill-after=5", "60", "bash", "launch/mpirun.sh",
-         "-n", str(WORKERS), sys.executable, "tests/failures/job.py",
+         "-n", str(workers), sys.executable, "tests/failures/job.py",
          case, str(tmp_path)],
         cwd=ROOT,
         env=os.environ | {"PYTHON": sys.executable},
@@ -73,12 +94,12 @@ def test_every_worker_says_what_is_wrong(case: str, tmp_path: Path) -> None:
     seconds = time.monotonic() - begin
     assert done.returncode not in (0, 124, 137), done.stdout
     assert seconds < LIMIT_S, f"{seconds:.0f} s: {done.stdout}"
-    for worker in set(range(WORKERS)) - SPARED.get(case, set()):
+    for worker in set(range(workers)) - SPARED.get(case, set()):
         told = tmp_path / f"{worker}.txt"
         assert told.exists(), f"worker {worker} said nothing: {done.stdout}"
         for words in CASES[case]:
             assert words in told.read_text(), done.stdout
-        if worker != WORKERS - 1:
+        if worker != workers - 1:
             assert WHO.get(case, "") in told.read_text(), done.stdout
 
 
