@@ -25,14 +25,18 @@ LAYERS: dict[str, set[str]] = {
     "faults": BASE,
     "shards": BASE | {"codes"},
     "cuts": {"errors"},
-    "buckets": BASE | {"cuts"},
+    "devices": {"errors"},
+    "buckets": BASE | {"cuts", "devices", "ops"},
+    "encoding": BASE | {"buckets", "ops"},
     "startup": BASE | {"_engine"},
     "runtime": BASE | {"startup"},
-    "engine": BASE | {"runtime", "buckets", "codes", "_engine"},
+    "engine": BASE | {"runtime", "buckets", "codes", "devices", "_engine"},
+    "link": BASE | {"buckets", "codes", "engine", "runtime"},
     "broadcast": BASE | {"runtime"},
-    "overlap": BASE | {"buckets"},
+    "overlap": BASE | {"buckets", "encoding"},
     "passes": BASE
-    | {"boundaries", "buckets", "codes", "faults", "overlap", "rng", "shards"},
+    | {"boundaries", "buckets", "codes", "devices", "faults", "overlap", "rng"}
+    | {"shards"},
     "reporting": {"codes", "engine", "passes", "patience", "reports", "traces"},
     "local_group": BASE | {"runtime"},
     "group_step": BASE
@@ -41,11 +45,11 @@ LAYERS: dict[str, set[str]] = {
     "policy": {"errors"},
     "estimates": BASE | {"buckets", "codes", "decoders", "engine", "policy", "_engine"},
     "gradient": BASE
-    | {"estimates", "group_step", "local_group", "policy"}
+    | {"estimates", "group_step", "link", "local_group", "policy", "rng"}
     | {"boundaries", "buckets", "codes", "engine", "faults", "passes", "patience"}
     | {"reporting", "reports", "runtime", "shards", "traces"},
     "optimizer": BASE
-    | {"buckets", "codes", "engine", "overlap", "rng", "runtime", "shards"},
+    | {"buckets", "codes", "engine", "link", "overlap", "rng", "runtime", "shards"},
     "traces": BASE | {"reports"},
     "simulate": BASE | {"codes", "traces"},
     "monitor": BASE | {"reports", "traces"},
