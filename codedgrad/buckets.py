@@ -235,9 +235,11 @@ class Payload:
             with torch.no_grad():
                 torch._foreach_copy_(self.buffers, self._before)
 
-    def fill_tail(self, loss: float | Tensor) -> None:
+    def fill_tail(self, loss: float | Tensor, given: Sequence[bool] = ()) -> None:
         """Note in `tail`, unscaled, what of the last pass is not a gradient."""
         used = [p.grad is not None for p in self.parameters]
+        if any(given):  # had one, which is encoded already
+            used = [u or g for u, g in zip(used, given, strict=True)]
         if used != self._used:
             self._used = used
             self._flags.copy_(torch.tensor(used))

@@ -191,4 +191,4 @@ def _cuda() -> Finding:
         return Finding(name, f"{torch.version.cuda}, {torch.cuda.get_device_name(0)}")
     built = f"torch is built for {torch.version.cuda}" if torch.version.cuda else ""
     value = f"no device ({built or 'torch is a CPU build'})"
-    return Finding(name, value, False, False, "not needed: this version trains on CPUs")
+    return Finding(name, value, False, False, "not needed: models may be on CPUs")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from codedgrad import config, group_step, link, local_group, runtime
+from codedgrad import config, group_exchange, group_step, link, local_group, runtime
 from codedgrad.boundaries import Abandoned
 from codedgrad.buckets import Payload
 from codedgrad.engine import Exchange
@@ -475,7 +475,7 @@ class CodedGradient:
             "approximate": settings,
         }
         if self._group is not None:
-            return group_step.open_exchange(
+            return group_exchange.open_exchange(
                 self._group, self.code, self._payload, **how
             )
         return Exchange(self._runtime, self.code, self._payload, **how)

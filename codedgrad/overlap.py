@@ -10,10 +10,10 @@ with the sums of the row's earlier micro-batches, so the bits are those of the r
 formed after the backward. (A `p.grad` that is a view of the row would save nothing: it
 has to be zeroed before, added to, and then multiplied by the weight, three reads and
 three writes instead of one each.) The last bucket, with what else travels (buffer
-changes, used flags, loss), is encoded after the backward. Where nothing is to be sent,
-all is, in one call.
+changes, used flags, loss), is encoded after the backward. A gradient whose buckets are
+encoded is given back at once.
 
-A bucket that has been sent cannot be taken back. So one with a parameter that this
+A bucket that is encoded cannot be taken back. So one with a parameter that this
 pass did not use waits for the end of the backward, as do all buckets
 
 - of the first pass: what it does is learned first, e.g. that a gradient comes in two
@@ -84,6 +84,11 @@ class RowWriter:
         self._usual = [1] * len(parameters)  # portions in which a gradient comes
         self._learned = False
         self._leaf: _Leaf | None = None
+        self._inside: list[list[int]] = [[] for _ in bounds]  # parameters, by bucket
+        for index, buckets in enumerate(self._buckets):
+            for b in buckets:
+                self._inside[b].append(index)
+        self._given = [False] * len(parameters)  # used, and its gradient given back
         self._portions: list[int] = []  # in this pass, by parameter
         self._missing: list[int] = []  # by bucket
         self._finished: list[bool] = []
@@ -117,13 +122,9 @@ class RowWriter:
         self._encoder.begin()
         leaf = _Leaf(out, weight, sums, check, send)
         # Hooks that come after ours may change what we have read.
-        leaf.hooked = (
-            send is not None
-            and bool(self._handles)
-            and self._learned
-            and self._unchanged()
-        )
+        leaf.hooked = bool(self._handles) and self._learned and self._unchanged()
         self._portions = [0] * len(self._usual)
+        self._given = [False] * len(self._usual)
         self._missing = self._needs.copy()
         self._finished = [False] * len(self._needs)
         self._leaf = leaf
@@ -144,7 +145,7 @@ class RowWriter:
         """After the backward: write and finish what is not yet."""
         leaf, self._leaf = self._leaf, None
         assert leaf is not None  # begin comes first
-        self._payload.fill_tail(loss)
+        self._payload.fill_tail(loss, self._given)
         if leaf.send is None and not any(self._finished):
             leaf.check(self._encoder.row(leaf.out, leaf.weight, leaf.sums))
         else:
@@ -171,6 +172,19 @@ class RowWriter:
         self._finished[bucket] = True
         if leaf.send is not None:
             leaf.send(bucket)
+        if leaf.hooked:
+            self._give_back(bucket)
+
+    def _give_back(self, bucket: int) -> None:
+        """Gradients that lie in finished buckets alone are not needed any more.
+
+        The memory of one is the next one's then, still in the cache: a backward does
+        not touch a whole model's worth of new pages.
+        """
+        for index in self._inside[bucket]:
+            if all(self._finished[b] for b in self._buckets[index]):
+                self._given[index] = self._payload.parameters[index].grad is not None
+                self._payload.parameters[index].grad = None
 
     def _arrived(self, index: int, _parameter: Tensor) -> None:
         leaf = self._leaf
@@ -188,7 +202,7 @@ class RowWriter:
             raise ConfigError(
                 f"the gradient of {self._payload.names[index]!r} came in "
                 f"{self._portions[index]} portions, in earlier passes in "
-                f"{self._usual[index]} at most, and has been sent already; set "
+                f"{self._usual[index]} at most, and is encoded already; set "
                 f"overlap=False for a model that does so"
             )
         if not first:

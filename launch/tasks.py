@@ -41,8 +41,9 @@ class Task:
         """Share of right predictions on the test data."""
         right = total = 0
         self.model.eval()
+        device = next(self.model.parameters()).device
         for i in range(0, len(self.test), 128):
-            x, y = self.test[i : i + 128]
+            x, y = (t.to(device) for t in self.test[i : i + 128])
             right += int((self.model(x).argmax(-1) == y).sum())
             total += y.numel()
         self.model.train()

@@ -62,6 +62,11 @@ def arguments() -> argparse.Namespace:
         default="shuffle",
         help="fixed: shard j keeps its part of the data; classes: cut by label",
     )
+    add(
+        "--device",
+        default="cpu",
+        help="cuda: a machine's workers take its GPUs in turn",
+    )
     add("--log", type=Path, help="new folder for `codedgrad plan` and `report`")
     add("--out", type=Path, default=Path("runs/train"))
     return parser.parse_args()
@@ -73,6 +78,9 @@ def main() -> None:
     codedgrad.init()
     task = tasks.make(args.task, args.data, args.seed)
     model, rank = task.model, codedgrad.rank()
+    if args.device == "cuda":
+        torch.cuda.set_device(codedgrad.local_rank() % torch.cuda.device_count())
+    model.to(args.device)
     codedgrad.broadcast_parameters(model.state_dict())
     sampler = codedgrad.ShardSampler(
         task.train,
@@ -100,7 +108,8 @@ def main() -> None:
     )
 
     def loss_fn(x: Tensor, y: Tensor) -> Tensor:
-        return task.loss(model(task.augment(x)), y)
+        x = task.augment(x).to(args.device)
+        return task.loss(model(x), y.to(args.device))
 
     board = codedgrad.monitor.TensorBoardMonitor(args.out) if rank == 0 else None
     bar = tqdm(total=steps, desc=coded.code.name, disable=rank != 0, mininterval=0.5)
@@ -164,7 +173,7 @@ def checksum(model: nn.Module) -> str:
     """SHA-256 of every bit of the parameters and buffers."""
     h = hashlib.sha256()
     for name, tensor in model.state_dict().items():
-        h.update(name.encode() + tensor.contiguous().numpy().tobytes())
+        h.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
     return h.hexdigest()
 
 

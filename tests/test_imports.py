@@ -39,13 +39,22 @@ LAYERS: dict[str, set[str]] = {
     | {"shards"},
     "reporting": {"codes", "engine", "passes", "patience", "reports", "traces"},
     "local_group": BASE | {"runtime"},
+    "group_exchange": BASE | {"buckets", "codes", "engine", "local_group"},
     "group_step": BASE
-    | {"boundaries", "buckets", "codes", "engine", "local_group", "passes"}
-    | {"reporting", "shards"},
+    | {"boundaries", "buckets", "codes", "engine", "group_exchange", "local_group"}
+    | {"passes", "reporting", "shards"},
     "policy": {"errors"},
     "estimates": BASE | {"buckets", "codes", "decoders", "engine", "policy", "_engine"},
     "gradient": BASE
-    | {"estimates", "group_step", "link", "local_group", "policy", "rng"}
+    | {
+        "estimates",
+        "group_exchange",
+        "group_step",
+        "link",
+        "local_group",
+        "policy",
+        "rng",
+    }
     | {"boundaries", "buckets", "codes", "engine", "faults", "passes", "patience"}
     | {"reporting", "reports", "runtime", "shards", "traces"},
     "optimizer": BASE
