@@ -93,7 +93,11 @@ def cut(here: Runtime, payload: Payload) -> None:
     """
     if here.size == 1:
         return
-    measured = ("bucket_mb by measuring", str(payload.worth_measuring()))
-    check_agreement("code, model or settings", [*payload.describe(), measured])
+    how = [
+        ("wire", payload.wire),  # first: the size of the payload depends on it
+        *payload.describe(),
+        ("bucket_mb by measuring", str(payload.worth_measuring())),
+    ]
+    check_agreement("code, model or settings", how)
     if payload.worth_measuring():
         payload.cut(measure(here).latency_mb)
