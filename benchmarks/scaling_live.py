@@ -32,7 +32,7 @@ SIZES = {
 }
 SLOW = 8.0
 WARM_UP = 20  # steps after a pass has changed: more than codedgrad remembers
-ROUNDS = {1.0: (5, 6), SLOW: (3, 3)}  # factor: rounds, steps of a block
+ROUNDS = {1.0: (3, 4), SLOW: (2, 2)}  # factor: rounds, steps of a block
 
 
 def pass_s(regime: str, *, toy: bool) -> float:

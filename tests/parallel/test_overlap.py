@@ -118,6 +118,8 @@ def test_overlap_changes_no_bit(kind: Callable[..., Any]) -> None:
     assert run(bucket_mb=BUCKET_MB, faults=DELAYS) == want
 
 
+# torch itself uses what it deprecates while inductor is loaded.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 def test_compiled_models(backend: str) -> None:
     """Traced by torch.compile; inductor also compiles C++, so at one size only."""
