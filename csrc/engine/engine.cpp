@@ -15,6 +15,7 @@ constexpr double kSpinS = 30e-6;  // after an event: yield, do not sleep
 constexpr double kShortestNapS = 10e-6;
 constexpr double kLongestNapS = 1e-3;
 constexpr double kIdleNapS = 2e-3;      // when no step is open here
+constexpr double kUnusedNapS = 20e-3;   // when no session is, and nobody waits
 constexpr double kFailureGraceS = 3.0;  // to send and hear of errors
 
 constexpr char kBlob = 'B';
@@ -438,11 +439,15 @@ void Engine::back_off() {
     longest = 50e-6;  // the other side copies now
   } else {
     std::lock_guard<std::mutex> lock(mutex_);
+    bool used = stopping_ || published_ > gathered_rounds_;
     for (const auto& session : sessions_) {
-      if (!session || !session->open_work()) continue;
+      if (!session) continue;
+      used = true;
+      if (!session->open_work()) continue;
       longest = kLongestNapS;
       share = 0.125;
     }
+    if (!used) longest = kUnusedNapS;
   }
   const double nap = std::clamp(share * silent, kShortestNapS, longest);
   std::unique_lock<std::mutex> lock(mutex_);
