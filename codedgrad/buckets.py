@@ -263,12 +263,15 @@ class Payload:
     def _both(self) -> list[tuple[int, int, int, str]]:
         """Buffers as the kernels take them; dozens of calls of torch cost more."""
         assert self._letters is not None
-        return [
-            (b.data_ptr(), before, size, letter)
-            for b, (before, size, letter) in zip(
-                self.buffers, self._letters, strict=True
-            )
-        ]
+        both = []
+        for b, (before, size, letter) in zip(self.buffers, self._letters, strict=True):
+            if b.numel() != size or _LETTERS.get(b.dtype) != letter:
+                raise ConfigError(
+                    f"a buffer has become {b.numel()} x {b.dtype} since CodedGradient "
+                    f"was made; make a new one where a model changes"
+                )
+            both.append((b.data_ptr(), before, size, letter))
+        return both
 
     # ---- out of a decoded sum ----
 

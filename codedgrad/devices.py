@@ -33,7 +33,7 @@ from codedgrad.errors import ConfigError, EnvironmentSetupError
 if TYPE_CHECKING:
     from torch import Tensor
 
-_EVENTS = 64  # copies that may be under way before one has to be waited for
+_EVENTS = 64  # copies under way; with more, the engine waits for later ones, too
 _PORTABLE = 1  # cudaHostRegisterPortable: pinned for every device
 _NOT_READY = 600  # cudaErrorNotReady
 

@@ -7,11 +7,12 @@ that the row still lacks (innermost last) and R the rounding to the wire type,
 
 `HostEncoder` does so in one pass over memory and one call per bucket
 (csrc/ops/cpu/encode.h); `TorchEncoder` as torch expressions on any device: the slow
-reference, with the same bits. Neither copies gradients first: both read `p.grad`.
+reference, with the same bits. Both read `p.grad`, wherever it lies.
 """
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -87,9 +88,8 @@ class HostEncoder:
         """Of this payload's buckets."""
         self._payload = payload
         self._spans = spans(payload)
-        self._bounds = list(
-            zip(payload.bucket_starts, payload.bucket_starts[1:], strict=False)
-        )
+        self._bounds = list(itertools.pairwise(payload.bucket_starts))
+        self._sizes = [p.numel() for p in payload.parameters]
         self._type = NAMES[payload.dtype]
         self._size = payload.dtype.itemsize
         self._encode = kernels("_ops").encode
@@ -101,7 +101,7 @@ class HostEncoder:
         self, bucket: int, out: Tensor, weight: float, sums: Sequence[Tensor]
     ) -> bool:
         """Write one bucket of the row `out` [count]; False where it is not finite."""
-        return self._write(self._spans[bucket], bucket, bucket, out, weight, sums)
+        return self._write(self._spans[bucket], bucket, out, weight, sums)
 
     def row(self, out: Tensor, weight: float, sums: Sequence[Tensor]) -> bool:
         """Write all buckets."""
@@ -110,7 +110,7 @@ class HostEncoder:
         for first, until in ((0, narrow), (narrow, last + 1)):
             if first < until:
                 inside = [s for spans in self._spans[first:until] for s in spans]
-                good &= self._write(inside, first, until - 1, out, weight, sums)
+                good &= self._write(inside, first, out, weight, sums)
         return good
 
     def nothing(self, bucket: int, out: Tensor, sums: Sequence[Tensor]) -> None:
@@ -122,11 +122,11 @@ class HostEncoder:
         self,
         inside: list[Span],
         first: int,
-        last: int,
         out: Tensor,
         weight: float,
         sums: Sequence[Tensor],
     ) -> bool:
+        """What lies in a run of buckets, the first of which is `first`."""
         payload = self._payload
         begin, held, pieces = self._bounds[first][0], [], []
         for index, at, length in inside:
@@ -139,9 +139,14 @@ class HostEncoder:
                 ):
                     g = dense(payload, index)
                     held.append(g)  # until it is read
+                if g is not None and g.numel() != self._sizes[index]:
+                    raise ConfigError(
+                        f"the gradient of {payload.names[index]!r} has {g.numel()} "
+                        f"elements and had {self._sizes[index]}; make a new "
+                        f"CodedGradient where a model's shapes change"
+                    )
             place = g.data_ptr() + at * self._size if g is not None else 0
             pieces.append((place, length))
-        assert first == last or pieces  # a run of buckets has something in it
         return self._call(pieces, first, begin, out, weight, sums)
 
     def _call(

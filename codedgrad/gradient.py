@@ -175,6 +175,19 @@ class CodedGradient:
             bucket_mb=bucket_mb,
             wire=wire,
         )
+        runtime.check_agreement(
+            "code, model or settings",
+            [
+                ("code", f"{self.code.describe()} [{self.code.fingerprint()[:12]}]"),
+                ("seed", str(seed)),
+                ("window", str(window)),
+                ("bucket_mb", str(bucket_mb)),
+                ("wire", wire),
+                ("policy", str(self._policy or "exact")),
+                ("torch", torch.__version__),
+                *self._payload.describe(),
+            ],
+        )
         link.cut(here, self._payload)
         injector = Injector(self.faults, self._worker) if self.faults else None
         self._passes = Passes(
@@ -209,19 +222,7 @@ class CodedGradient:
             for i, row in enumerate(self.code.rows[self._worker])
         ]
         self.report: StepReport | None = None
-        runtime.check_agreement(
-            "code, model or settings",
-            [
-                ("code", f"{self.code.describe()} [{self.code.fingerprint()[:12]}]"),
-                ("seed", str(seed)),
-                ("window", str(window)),
-                ("bucket_mb", str(bucket_mb)),
-                ("wire", wire),
-                ("policy", str(self._policy or "exact")),
-                ("torch", torch.__version__),
-                *self._payload.describe(),
-            ],
-        )
+        runtime.barrier()  # nobody sends before all have opened it
 
     @property
     def record(self) -> RunRecord:
@@ -375,8 +376,8 @@ class CodedGradient:
 
         # A required item is abandoned only once its step is decoded: only then may
         # some buckets of a row have been sent and others never come.
-        early = self._overlap and item < self.code.required[rank]
         own = item < self.code.required[rank]
+        early = self._overlap and own
         self._row(
             node,
             done.tensor,

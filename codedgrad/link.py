@@ -10,14 +10,14 @@ from __future__ import annotations
 import statistics
 import struct
 import time
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 
 from codedgrad import codes
 from codedgrad.buckets import Payload
 from codedgrad.engine import Exchange
-from codedgrad.runtime import check_agreement
+from codedgrad.runtime import Link
 
 if TYPE_CHECKING:
     from codedgrad.runtime import Runtime
@@ -27,29 +27,13 @@ ROUNDS = 6
 _LEAST_S, _LEAST_S_PER_MB = 1e-6, 1e-7
 
 
-class Link(NamedTuple):
-    """The exchange of s MiB takes `latency_s` + `s_per_mb` * s."""
-
-    latency_s: float
-    s_per_mb: float
-
-    @property
-    def latency_mb(self) -> float:
-        """How much could be sent in the time of the latency, in MiB."""
-        return self.latency_s / self.s_per_mb
-
-
-_measured: dict[int, Link] = {}  # by engine
-
-
 def measure(here: Runtime) -> Link:
     """Of this job, measured at the first call. Collective; some 50 ms.
 
     Raises:
         WorkerError: a worker failed meanwhile.
     """
-    known = _measured.get(id(here.engine))
-    if known is None:
+    if here.link is None:
         small, large = _seconds(here, SMALL), _seconds(here, LARGE)
         found = here.gather(struct.pack("dd", small, large), "to measure the network")
         both = [struct.unpack("dd", blob) for blob in found]
@@ -57,8 +41,8 @@ def measure(here: Runtime) -> Link:
         mb = 4 * (LARGE - SMALL) / (1 << 20)
         slope = max(_LEAST_S_PER_MB, (large - small) / mb)
         latency = max(_LEAST_S, small - slope * 4 * SMALL / (1 << 20))
-        known = _measured[id(here.engine)] = Link(latency, slope)
-    return known
+        here.link = Link(latency, slope)
+    return here.link
 
 
 def _seconds(here: Runtime, count: int) -> float:
@@ -86,18 +70,8 @@ def _seconds(here: Runtime, count: int) -> float:
 def cut(here: Runtime, payload: Payload) -> None:
     """Cut a payload into buckets by what a message costs here, if that matters.
 
-    Collective.
-
-    Raises:
-        MismatchError: the workers have different models.
+    Collective, over workers that have compared their payloads. With local groups it is
+    measured over all processes, though only leaders will exchange.
     """
-    if here.size == 1:
-        return
-    how = [
-        ("wire", payload.wire),  # first: the size of the payload depends on it
-        *payload.describe(),
-        ("bucket_mb by measuring", str(payload.worth_measuring())),
-    ]
-    check_agreement("code, model or settings", how)
-    if payload.worth_measuring():
+    if here.size > 1 and payload.worth_measuring():
         payload.cut(measure(here).latency_mb)

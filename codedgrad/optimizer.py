@@ -164,13 +164,6 @@ class _DropIn:
             bucket_mb=bucket_mb,
             wire=wire,
         )
-        link.cut(here, self._payload)
-        self._exchange = Exchange(here, code, self._payload, window=window)
-        node = code.work[here.rank][0]
-        self._row = self._exchange.row_of(here.rank, 0)
-        self._first_part = int(code.tree.start[node])
-        covered = int(code.tree.stop[node]) - self._first_part
-        self._weight = covered / code.parts
         runtime.check_agreement(
             "code, model or settings",
             [
@@ -182,6 +175,14 @@ class _DropIn:
                 *self._payload.describe(),
             ],
         )
+        link.cut(here, self._payload)
+        self._exchange = Exchange(here, code, self._payload, window=window)
+        node = code.work[here.rank][0]
+        self._row = self._exchange.row_of(here.rank, 0)
+        self._first_part = int(code.tree.start[node])
+        covered = int(code.tree.stop[node]) - self._first_part
+        self._weight = covered / code.parts
+        runtime.barrier()  # nobody sends before all have opened it
         self._handles: list[Any] = [
             p.register_post_accumulate_grad_hook(self._gradient_ready)
             for p in self._payload.parameters

@@ -52,11 +52,3 @@ def own_rng() -> Iterator[None]:
             torch.cuda.set_rng_state_all(cuda)
         mtrand.set_bit_generator(outer_numpy)
         random.setstate(outer_python)
-
-
-@contextmanager
-def pass_rng(seed: int, step: int, part: int) -> Iterator[None]:
-    """`own_rng`, seeded for one pass."""
-    with own_rng():
-        seed_pass(seed, step, part)
-        yield

@@ -7,7 +7,7 @@ import logging
 import sys
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from codedgrad import config, startup
 from codedgrad.errors import EnvironmentSetupError, MismatchError, WorkerError
@@ -29,6 +29,18 @@ class Part(Protocol):
         """End it, as `Engine.stop`; True when nothing is under way any more."""
 
 
+class Link(NamedTuple):
+    """The exchange of s MiB takes `latency_s` + `s_per_mb` * s."""
+
+    latency_s: float
+    s_per_mb: float
+
+    @property
+    def latency_mb(self) -> float:
+        """How much could be sent in the time of the latency, in MiB."""
+        return self.latency_s / self.s_per_mb
+
+
 @dataclass
 class Runtime:
     """What `init` sets up; one per process."""
@@ -44,6 +56,7 @@ class Runtime:
     cross_size: int = 1
     unit: str = "worker"  # what a rank is, in messages
     parts: dict[str, Part] = field(default_factory=dict)
+    link: Link | None = None  # what a message costs, once measured (see `link`)
 
     def over(self, comm: Any, unit: str) -> Runtime:
         """A runtime with an engine of its own over `comm`, some of this one's ranks."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from itertools import combinations
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from codedgrad.rng import own_rng, seed_pass
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -101,3 +104,11 @@ def join(values: list[NDArray[np.float32]]) -> NDArray[np.float32]:
         mid *= 2
     left: NDArray[np.float32] = join(values[:mid]) + join(values[mid:])
     return left
+
+
+@contextmanager
+def pass_rng(seed: int, step: int, part: int) -> Iterator[None]:
+    """The random numbers of one pass."""
+    with own_rng():
+        seed_pass(seed, step, part)
+        yield

@@ -165,3 +165,19 @@ def test_a_sparse_gradient_is_refused() -> None:
     for encoder in (HostEncoder(payload), TorchEncoder(payload)):
         with pytest.raises(ConfigError, match=r"'weight' has a sparse.*sparse=False"):
             encoder.row(torch.empty(payload.count), 1.0, ())
+
+
+def test_a_model_whose_shapes_change_is_refused() -> None:
+    """Kernels read addresses: a size that is no longer true must not be believed."""
+    model = Odd(torch.float32)
+    payload = payload_of(model, "float32", 1.0)
+    encoder = HostEncoder(payload)
+    model.gradients()
+    model.big.data = model.big.data[:9]
+    model.big.grad = torch.ones(9)
+    with pytest.raises(ConfigError, match="'big' has 9 elements and had 5003"):
+        encoder.row(torch.empty(payload.count), 1.0, ())
+    model.mean.data = torch.ones(2, dtype=torch.int64)
+    for use in (payload.remember_buffers, payload.restore_buffers):
+        with pytest.raises(ConfigError, match=r"has become 2 x torch\.int64"):
+            use()

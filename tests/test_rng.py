@@ -7,8 +7,7 @@ import random
 import numpy as np
 import pytest
 import torch
-
-from codedgrad.rng import pass_rng
+from references import pass_rng
 
 
 def draw() -> tuple[float, float, float]:

@@ -9,13 +9,8 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 . launch/env.sh
 . launch/cluster/hosts.sh
-if [ "${1:-}" != --start ]; then
-  cg_suite launch/cluster/horovodrun.sh "$@"
-  exit
-fi
-n=$2
+cg_begin launch/cluster/horovodrun.sh "$@"
 shift 2
-hosts=$(cg_hosts "$n")
-arguments=(-np "$n")
-[ -z "$hosts" ] || arguments+=(-H "$hosts")
+arguments=(-np "$CG_N")
+[ -z "$CG_HOSTS" ] || arguments+=(-H "$CG_HOSTS")
 exec bash launch/horovodrun.sh "${arguments[@]}" "$CG_PYTHON" "$@"

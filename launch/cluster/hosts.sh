@@ -38,6 +38,18 @@ cg_hosts() {
   (IFS=, && echo "${found[*]}")
 }
 
+# cg_begin SCRIPT "$@": all of it; or, where that starts N workers, CG_N and CG_HOSTS.
+cg_begin() {
+  local script=$1
+  shift
+  if [ "${1:-}" != --start ]; then
+    cg_suite "$script" "$@"
+    exit
+  fi
+  CG_N=$2
+  CG_HOSTS=$(cg_hosts "$CG_N")
+}
+
 # cg_suite SCRIPT NAME [PART...]: SCRIPT starts the workers.
 cg_suite() {
   local script=$1 k workers=

@@ -10,19 +10,14 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 . launch/env.sh
 . launch/cluster/hosts.sh
-if [ "${1:-}" != --start ]; then
-  cg_suite launch/cluster/mpirun.sh "$@"
-  exit
-fi
-n=$2
+cg_begin launch/cluster/mpirun.sh "$@"
 shift 2
-hosts=$(cg_hosts "$n")
-arguments=(-n "$n")
-if [ -n "$hosts" ]; then
+arguments=(-n "$CG_N")
+if [ -n "$CG_HOSTS" ]; then
   cg_need_mpi
   case $CG_MPI in
-    mpich) arguments+=(-hosts "$hosts") ;;
-    *) arguments+=(--host "$hosts") ;;
+    mpich) arguments+=(-hosts "$CG_HOSTS") ;;
+    *) arguments+=(--host "$CG_HOSTS") ;;
   esac
 fi
 exec bash launch/mpirun.sh "${arguments[@]}" "$CG_PYTHON" "$@"

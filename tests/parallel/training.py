@@ -10,11 +10,11 @@ import hashlib
 from typing import TYPE_CHECKING, Any
 
 import torch
+from references import pass_rng
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 import codedgrad
-from codedgrad.rng import pass_rng
 
 if TYPE_CHECKING:
     from collections.abc import Callable
