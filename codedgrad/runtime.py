@@ -167,6 +167,8 @@ class Waiting:
         return time.monotonic() - self.begin
 
     def _give_up(self, text: str) -> None:
+        if self.runtime.engine.failed:  # meanwhile: who failed first says why,
+            raise self.runtime.error()  # and those who left have left for that
         text = f"{self.runtime.unit} {self.runtime.rank} gave up: {text}"
         self.runtime.fail(text)
         raise WorkerError(text)
