@@ -200,6 +200,10 @@ class Exchange:
         """True when `row` has arrived here or is implied by what has."""
         return bool(self._core.has(step, row))
 
+    def begun(self, step: int, row: int) -> bool:
+        """True when some bucket of `row` has arrived here, or is implied."""
+        return bool(self._core.begun(step, row))
+
     def wait(self, step: int, timeout_s: float) -> bool:
         """Wait until `step` is decoded, at most `timeout_s`; False on time-out."""
         return bool(self._call(self._core.wait, step, timeout_s))

@@ -21,6 +21,7 @@ from codedgrad.engine import Exchange
 from codedgrad.errors import ConfigError, WorkerError
 from codedgrad.estimates import LatePass, checkpoint, engine_settings, restore
 from codedgrad.faults import Faults, Injector
+from codedgrad.helping import Helping
 from codedgrad.passes import Passes, Stopwatch
 from codedgrad.patience import Patience
 from codedgrad.policy import Approximate, resolve
@@ -327,12 +328,11 @@ class CodedGradient:
                 lambda i, over: self._compute(i, state, loss_fn, shards, over),
             )
             return
-        item = self.code.required[rank] - 1
-        while not self._exchange.wait(step, patience_s):
-            # Patience before every item: others may be about to finish the next one.
-            item = self._next_missing(item + 1, step)
-            if item == len(work):
-                break
+        helping = Helping(self._exchange, self.code, rank, step)
+        # Patience before every item: others may be about to finish the next one.
+        while items := helping.next_items(patience_s, self._passes.usual_s):
+            item = items[0]
+            helping.take([item])
             node = work[item]
 
             def needless(node: int = node) -> bool:
@@ -346,13 +346,6 @@ class CodedGradient:
                 state.abandoned = True
             state.help_s += clock.total()
         self._exchange.wait_all(step)
-
-    def _next_missing(self, item: int, step: int) -> int:
-        """The first item of this worker's list, from `item` on, that is not here."""
-        work = self.code.work[self._worker]
-        while item < len(work) and self._exchange.has(step, work[item]):
-            item += 1
-        return item
 
     def _compute(
         self,

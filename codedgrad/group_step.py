@@ -33,6 +33,7 @@ from codedgrad.group_exchange import (
     LeadersExchange,
     empty_row,
 )
+from codedgrad.helping import Helping
 from codedgrad.passes import Stopwatch
 from codedgrad.shards import even
 
@@ -209,9 +210,8 @@ class GroupPasses:
         `together`: computes and posts an item whose leaves are divided.
         """
         work = self._code.work[self._group.index]
-        item = self._code.required[self._group.index] - 1
-        while items := self._next_round(exchange, state.step, item, patience_s):
-            item = items[-1]
+        helping = Helping(exchange, self._code, self._group.index, state.step)
+        while items := self._next_round(exchange, state.step, helping, patience_s):
             nodes = [work[i] for i in items]
             state.helped += nodes
             clock = Stopwatch()
@@ -227,24 +227,22 @@ class GroupPasses:
             state.help_s += clock.total()
 
     def _next_round(
-        self, exchange: Exchange, step: int, item: int, patience_s: float
+        self, exchange: Exchange, step: int, helping: Helping, patience_s: float
     ) -> list[int]:
-        """Items past `item` for all to help with; none: the step is decoded."""
+        """Items for all to help with; none: the step is decoded."""
         size, what = self._group.size, f"in step {step}"
         if not self._group.leads:
             count, *items = self._group.tell([0] * (1 + size), what)
             return items[:count]
         work = self._code.work[self._group.index]
-        items = []
-        if not exchange.wait(step, patience_s):
-            for i in range(item + 1, len(work)):
-                if exchange.has(step, work[i]):
-                    continue
-                if items and self._divisible(work[i]):
-                    break
-                items.append(i)
-                if len(items) == size or self._divisible(work[i]):
-                    break
+        items: list[int] = []
+        for i in helping.next_items(patience_s, self._passes.usual_s):
+            if items and self._divisible(work[i]):
+                break
+            items.append(i)
+            if len(items) == size or self._divisible(work[i]):
+                break
+        helping.take(items)
         if not items:
             exchange.wait_all(step)
         rest = [0] * (size - len(items))

@@ -55,6 +55,7 @@ class Exchange {
     return session_->done(step) || engine_->failed();
   }
   bool has(std::int64_t step, int row) const { return session_->has(step, row); }
+  bool begun(std::int64_t step, int row) const { return session_->begun(step, row); }
   std::vector<int> missing(std::int64_t step) const { return session_->missing(step); }
   BufferRef take(std::int64_t step) { return session_->take(step); }
   BufferRef acquire() {
@@ -250,6 +251,7 @@ void define_exchange(py::module_& m) {
       .def("wait", &Exchange::wait, "step"_a, "timeout_s"_a, py::call_guard<Release>())
       .def("done", &Exchange::done, "step"_a)
       .def("has", &Exchange::has, "step"_a, "row"_a, py::call_guard<Release>())
+      .def("begun", &Exchange::begun, "step"_a, "row"_a, py::call_guard<Release>())
       .def("missing", &Exchange::missing, "step"_a, py::call_guard<Release>())
       .def("take", &Exchange::take, "step"_a, py::call_guard<Release>())
       .def("acquire", &Exchange::acquire, py::call_guard<Release>())

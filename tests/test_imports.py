@@ -38,11 +38,12 @@ LAYERS: dict[str, set[str]] = {
     | {"boundaries", "buckets", "codes", "devices", "faults", "overlap", "rng"}
     | {"shards"},
     "reporting": {"codes", "engine", "passes", "patience", "reports", "traces"},
+    "helping": {"codes", "engine"},
     "local_group": BASE | {"runtime"},
     "group_exchange": BASE | {"buckets", "codes", "engine", "local_group"},
     "group_step": BASE
-    | {"boundaries", "buckets", "codes", "engine", "group_exchange", "local_group"}
-    | {"passes", "reporting", "shards"},
+    | {"boundaries", "buckets", "codes", "engine", "group_exchange", "helping"}
+    | {"local_group", "passes", "reporting", "shards"},
     "policy": {"errors"},
     "estimates": BASE | {"buckets", "codes", "decoders", "engine", "policy", "_engine"},
     "gradient": BASE
@@ -50,6 +51,7 @@ LAYERS: dict[str, set[str]] = {
         "estimates",
         "group_exchange",
         "group_step",
+        "helping",
         "link",
         "local_group",
         "policy",

@@ -112,6 +112,16 @@ bool Session::has(std::int64_t step, int row) const {
   });
 }
 
+bool Session::begun(std::int64_t step, int row) const {
+  std::lock_guard<std::mutex> lock(mutex_);
+  const auto found = steps_.find(step);
+  if (found == steps_.end()) return step < floor_;
+  const auto& buckets = found->second.buckets;
+  return std::any_of(buckets.begin(), buckets.end(), [&](const Bucket& b) {
+    return b.cover && (b.decoded || b.cover->has(row));
+  });
+}
+
 std::vector<int> Session::missing(std::int64_t step) const {
   std::lock_guard<std::mutex> lock(mutex_);
   std::vector<int> owners;

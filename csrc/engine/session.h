@@ -97,6 +97,8 @@ class Session {
   bool wait(std::int64_t step, double timeout_s);  // true when decoded
   bool done(std::int64_t step) const { return done_through_.load() >= step; }
   bool has(std::int64_t step, int row) const;  // arrived in every bucket, seen here
+  // In some bucket, seen here: what computes it is in its last backward.
+  bool begun(std::int64_t step, int row) const;
   std::vector<int> missing(std::int64_t step) const;  // owners not heard of
   BufferRef take(std::int64_t step);  // the decoded sum; closes the step
   std::vector<Arrival> drain_arrivals();
