@@ -23,9 +23,9 @@ import time
 from typing import Any
 
 import torch
-from bench_step import MICRO, Coded, block
 from harness import COMM, arguments, environment, say, summary
 from jobs import Job
+from step_methods import MICRO, Coded, block
 from torch import Tensor, nn
 
 import codedgrad

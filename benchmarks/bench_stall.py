@@ -14,9 +14,9 @@ import statistics
 from typing import Any
 
 import torch
-from bench_step import MICRO, Coded, Job
 from harness import COMM, arguments, say, write
-from jobs import PASS_S
+from jobs import PASS_S, Job
+from step_methods import MICRO, Coded
 from torch import Tensor
 
 import codedgrad

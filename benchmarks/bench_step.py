@@ -17,152 +17,17 @@ computed elsewhere. Other tasks compute for real, as launch/train.py does.
 from __future__ import annotations
 
 import argparse
-import time
-from typing import TYPE_CHECKING, Any
+import statistics
+from typing import Any
 
 import torch
-from harness import (
-    COMM,
-    arguments,
-    device_of,
-    say,
-    start_torch,
-    summary,
-    synchronize,
-    write,
-)
+from aside import Aside
+from harness import COMM, arguments, device_of, say, start_torch, summary, write
 from jobs import TASKS, Job
-from torch import Tensor, nn
+from step_methods import MICRO, Alone, Coded, Ddp, Horovod, block
 
 import codedgrad
-from codedgrad import Faults, codes
-from codedgrad.boundaries import Boundaries
-from codedgrad.faults import Injector
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-MICRO = 4
-
-
-class Coded:
-    """codedgrad, explicit face."""
-
-    def __init__(self, job: Job, code: codes.Code, **how: Any) -> None:
-        self.job = job
-        self.gradient = codedgrad.CodedGradient(job.model, code, **how)
-        self.steps = job.endless(code.parts)
-
-    def straggle(self, faults: str) -> None:
-        """Inject this slowness from now on."""
-        plan = Faults.parse(faults, COMM.size)
-        self.gradient._passes._injector = Injector(plan, COMM.rank) if plan else None
-
-    def step(self) -> None:
-        """One step."""
-        self.gradient.backward(self.job.forward, next(self.steps))
-        self.job.optimizer.step()
-        self.job.optimizer.zero_grad()
-
-
-class Synchronous:
-    """What Horovod and DDP have in common: local passes, then one exchange."""
-
-    def __init__(self, job: Job) -> None:
-        self.job = job
-        self.boundaries = Boundaries(job.model)
-        self.injector: Injector | None = None
-        self.steps = job.endless(MICRO * COMM.size)
-        self.count = 0
-
-    def straggle(self, faults: str) -> None:
-        """Inject this slowness from now on."""
-        plan = Faults.parse(faults, COMM.size)
-        self.injector = Injector(plan, COMM.rank) if plan else None
-
-    def passes(self, loss: Callable[[int, Tensor, Tensor], None]) -> None:
-        """The worker's micro-batches, stretched where it is a straggler."""
-        shards = next(self.steps)
-        if self.injector is not None:
-            self.injector.begin(self.count, self.job.pass_s)
-        self.count += 1
-        injector = self.injector
-        for micro in range(MICRO):
-            batch = shards.fetch(COMM.rank * MICRO + micro)
-            if injector is None:
-                loss(micro, *batch)
-                continue
-            injector.resume()
-            with self.boundaries.watch(lambda: injector.boundary(lambda: None)):
-                loss(micro, *batch)
-            injector.boundary(lambda: None)
-
-
-class Horovod(Synchronous):
-    """Horovod's DistributedOptimizer, accumulating the same micro-batches."""
-
-    def __init__(self, job: Job, *, pauses: bool) -> None:
-        """`pauses`: shut it down after each of its blocks."""
-        super().__init__(job)
-        import horovod.torch as hvd
-
-        self.hvd, self.pauses = hvd, pauses
-        hvd.init()
-        self.optimizer = hvd.DistributedOptimizer(
-            job.optimizer,
-            named_parameters=job.model.named_parameters(),
-            backward_passes_per_step=MICRO,
-        )
-
-    def enter(self) -> None:
-        """Start its background thread."""
-        if self.pauses:
-            self.hvd.init()
-
-    def leave(self) -> None:
-        """End it: it looks for work every millisecond, on the others' cores."""
-        if self.pauses:
-            self.hvd.shutdown()
-
-    def step(self) -> None:
-        """One step."""
-
-        def one(_micro: int, x: Tensor, y: Tensor) -> None:
-            (self.job.forward(x, y) / MICRO).backward()
-
-        self.passes(one)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-
-
-class Ddp(Synchronous):
-    """torch's DistributedDataParallel, on Gloo or NCCL."""
-
-    def __init__(self, job: Job) -> None:
-        super().__init__(job)
-        self.wrapped = nn.parallel.DistributedDataParallel(job.model)
-        job.model = self.wrapped
-
-    def step(self) -> None:
-        """One step."""
-
-        def one(micro: int, x: Tensor, y: Tensor) -> None:
-            self.wrapped.require_backward_grad_sync = micro == MICRO - 1
-            (self.job.forward(x, y) / MICRO).backward()
-
-        self.passes(one)
-        self.job.optimizer.step()
-        self.job.optimizer.zero_grad()
-
-
-class Alone(Synchronous):
-    """The same steps of the own shard alone: what they take without an exchange."""
-
-    def step(self) -> None:
-        """One step."""
-        self.passes(lambda _, x, y: (self.job.forward(x, y) / MICRO).backward())
-        self.job.optimizer.step()
-        self.job.optimizer.zero_grad()
+from codedgrad import codes
 
 
 def methods(args: Any) -> dict[str, Any]:
@@ -187,30 +52,13 @@ def methods(args: Any) -> dict[str, Any]:
     if not args.horovod:
         return made
     try:
-        made["horovod"] = Horovod(job(), pauses=args.pause_horovod)
-        made["horovod"].leave()
+        if args.horovod_aside:
+            made["horovod"] = Aside(args.task, args.batch_size)
+        else:
+            made["horovod"] = Horovod(job())
     except ImportError:
         say("Horovod is not installed: left out")
     return made
-
-
-def block(method: Any, steps: int) -> float:
-    """Seconds per step of `steps` steps, the slowest worker's."""
-    getattr(method, "enter", lambda: None)()
-    method.step()  # the first one finds caches cold
-    synchronize(next(method.job.model.parameters()).device)
-    COMM.Barrier()
-    begin = time.perf_counter()
-    for _ in range(steps):
-        method.step()
-    synchronize(next(method.job.model.parameters()).device)
-    spent = time.perf_counter() - begin
-    getattr(method, "leave", lambda: None)()
-    return COMM.allreduce(spent, op=_max) / steps
-
-
-def _max(a: float, b: float) -> float:
-    return max(a, b)
 
 
 def scenario(made: dict[str, Any], factor: float, args: Any) -> dict[str, Any]:
@@ -229,6 +77,13 @@ def scenario(made: dict[str, Any], factor: float, args: Any) -> dict[str, Any]:
             if turn > 0:  # the first round warms up
                 seconds[name].append(spent)
     rows: dict[str, Any] = {name: summary(s) for name, s in seconds.items()}
+    for name, row in rows.items():
+        row["codedgrad_over_this"] = round(
+            rows["codedgrad"]["median_ms"] / row["median_ms"], 3
+        )
+        row["codedgrad_over_this_by_round"] = round(
+            statistics.median(map(_over, seconds["codedgrad"], seconds[name])), 3
+        )
     for name, method in made.items():
         if isinstance(method, Coded):
             reports = method.gradient.record.reports
@@ -242,6 +97,10 @@ def scenario(made: dict[str, Any], factor: float, args: Any) -> dict[str, Any]:
         hidden = round((late - ours) / (late - none), 3) if late > none else None
         rows["codedgrad"]["exchange_hidden"] = hidden
     return rows
+
+
+def _over(a: float, b: float) -> float:
+    return a / b
 
 
 def main() -> None:
@@ -262,9 +121,9 @@ def main() -> None:
         "--horovod", action=argparse.BooleanOptionalAction, default=True
     )
     parser.add_argument(
-        "--pause-horovod",
+        "--horovod-aside",
         action="store_true",
-        help="shut it down between its blocks (0.28.1 may hang so with 8 workers)",
+        help="in processes of its own, stopped but for its blocks; one machine, CPU",
     )
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -289,9 +148,6 @@ def main() -> None:
         calm = calm or rows["codedgrad"]["median_ms"]
         for row in rows.values():
             row["over_calm_codedgrad"] = round(row["median_ms"] / calm, 3)
-            row["codedgrad_over_this"] = round(
-                rows["codedgrad"]["median_ms"] / row["median_ms"], 3
-            )
         bound = round(n / (n - 1 + 1 / factor), 3)
         results[f"straggler_{factor:g}x"] = {"bound_over_calm": bound, **rows}
         shown = "  ".join(
@@ -300,6 +156,8 @@ def main() -> None:
         )
         say(f"straggler {factor:g} x, bound {bound}: {shown}")
     write(args.out, "bench_step", results)
+    if isinstance(made.get("horovod"), Aside):
+        made["horovod"].close()
     torch.distributed.destroy_process_group()
     codedgrad.shutdown()
 

@@ -75,15 +75,15 @@ effort() { # TASK N
 }
 
 grid() {
-  local task n pause
+  local task n aside
   for task in ${TASKS:-digits text gpt10m}; do
     for n in ${WORKERS:-2 4 8}; do
-      # Its thread looks for work on the others' cores; with more workers it may hang.
-      pause=--pause-horovod
-      [ "$n" -le 2 ] && [ "$device" = cpu ] || pause=
+      # Its thread would look for work on the others' cores.
+      aside=--horovod-aside
+      [ "$device" = cpu ] && [ -z "${START:-}" ] || aside=
       # shellcheck disable=SC2046,SC2086
       measure "step-$task-$n.json" "$n" benchmarks/bench_step.py --task "$task" \
-        --factors 1 --overlap both $(effort "$task" "$n") $pause
+        --factors 1 --overlap both $(effort "$task" "$n") $aside
     done
   done
 }

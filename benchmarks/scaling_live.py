@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from bench_exchange import measure
-from bench_step import MICRO, Alone, methods, scenario
+from bench_step import methods, scenario
 from harness import COMM, device_of, say, start_torch, write
 from jobs import PASS_S, Job
+from step_methods import MICRO, Alone
 
 import codedgrad
 
@@ -70,7 +71,7 @@ def steps(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
         wire="float32",
         overlap="on",
         horovod=args.horovod,
-        pause_horovod=False,
+        horovod_aside=False,
         device=device,
         toy=args.toy,
     )

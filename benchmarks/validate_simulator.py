@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from bench_step import MICRO, Coded, Job
 from harness import COMM, arguments, say, write
+from jobs import Job
+from step_methods import MICRO, Coded
 
 import codedgrad
 from codedgrad import codes, simulate, traces

@@ -1,0 +1,151 @@
+"""What the step benchmarks compare: one class per library, and a block of steps."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from harness import COMM, synchronize
+from torch import Tensor, nn
+
+import codedgrad
+from codedgrad import Faults
+from codedgrad.boundaries import Boundaries
+from codedgrad.faults import Injector
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from jobs import Job
+
+    from codedgrad import codes
+
+MICRO = 4
+
+
+class Coded:
+    """codedgrad, explicit face."""
+
+    def __init__(self, job: Job, code: codes.Code, **how: Any) -> None:
+        self.job = job
+        self.gradient = codedgrad.CodedGradient(job.model, code, **how)
+        self.steps = job.endless(code.parts)
+
+    def straggle(self, faults: str) -> None:
+        """Inject this slowness from now on."""
+        plan = Faults.parse(faults, COMM.size)
+        self.gradient._passes._injector = Injector(plan, COMM.rank) if plan else None
+
+    def step(self) -> None:
+        """One step."""
+        self.gradient.backward(self.job.forward, next(self.steps))
+        self.job.optimizer.step()
+        self.job.optimizer.zero_grad()
+
+
+class Synchronous:
+    """What Horovod and DDP have in common: local passes, then one exchange."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.boundaries = Boundaries(job.model)
+        self.injector: Injector | None = None
+        self.steps = job.endless(MICRO * COMM.size)
+        self.count = 0
+
+    def straggle(self, faults: str) -> None:
+        """Inject this slowness from now on."""
+        plan = Faults.parse(faults, COMM.size)
+        self.injector = Injector(plan, COMM.rank) if plan else None
+
+    def passes(self, loss: Callable[[int, Tensor, Tensor], None]) -> None:
+        """The worker's micro-batches, stretched where it is a straggler."""
+        shards = next(self.steps)
+        if self.injector is not None:
+            self.injector.begin(self.count, self.job.pass_s)
+        self.count += 1
+        injector = self.injector
+        for micro in range(MICRO):
+            batch = shards.fetch(COMM.rank * MICRO + micro)
+            if injector is None:
+                loss(micro, *batch)
+                continue
+            injector.resume()
+            with self.boundaries.watch(lambda: injector.boundary(lambda: None)):
+                loss(micro, *batch)
+            injector.boundary(lambda: None)
+
+
+class Horovod(Synchronous):
+    """Horovod's DistributedOptimizer, accumulating the same micro-batches."""
+
+    def __init__(self, job: Job) -> None:
+        super().__init__(job)
+        import horovod.torch as hvd
+
+        self.hvd = hvd
+        hvd.init()
+        self.optimizer = hvd.DistributedOptimizer(
+            job.optimizer,
+            named_parameters=job.model.named_parameters(),
+            backward_passes_per_step=MICRO,
+        )
+
+    def step(self) -> None:
+        """One step."""
+
+        def one(_micro: int, x: Tensor, y: Tensor) -> None:
+            (self.job.forward(x, y) / MICRO).backward()
+
+        self.passes(one)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+
+class Ddp(Synchronous):
+    """torch's DistributedDataParallel, on Gloo or NCCL."""
+
+    def __init__(self, job: Job) -> None:
+        super().__init__(job)
+        self.wrapped = nn.parallel.DistributedDataParallel(job.model)
+        job.model = self.wrapped
+
+    def step(self) -> None:
+        """One step."""
+
+        def one(micro: int, x: Tensor, y: Tensor) -> None:
+            self.wrapped.require_backward_grad_sync = micro == MICRO - 1
+            (self.job.forward(x, y) / MICRO).backward()
+
+        self.passes(one)
+        self.job.optimizer.step()
+        self.job.optimizer.zero_grad()
+
+
+class Alone(Synchronous):
+    """The same steps of the own shard alone: what they take without an exchange."""
+
+    def step(self) -> None:
+        """One step."""
+        self.passes(lambda _, x, y: (self.job.forward(x, y) / MICRO).backward())
+        self.job.optimizer.step()
+        self.job.optimizer.zero_grad()
+
+
+def block(method: Any, steps: int) -> float:
+    """Seconds per step of `steps` steps, the slowest worker's."""
+    if hasattr(method, "block"):  # in a job of its own
+        return float(method.block(steps))
+    method.step()  # the first one finds caches cold
+    synchronize(next(method.job.model.parameters()).device)
+    COMM.Barrier()
+    begin = time.perf_counter()
+    for _ in range(steps):
+        method.step()
+    synchronize(next(method.job.model.parameters()).device)
+    spent = time.perf_counter() - begin
+    return COMM.allreduce(spent, op=_max) / steps
+
+
+def _max(a: float, b: float) -> float:
+    return max(a, b)
