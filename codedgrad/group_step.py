@@ -232,8 +232,8 @@ class GroupPasses:
         """Items for all to help with; none: the step is decoded."""
         size, what = self._group.size, f"in step {step}"
         if not self._group.leads:
-            count, *items = self._group.tell([0] * (1 + size), what)
-            return items[:count]
+            count, *told = self._group.tell([0] * (1 + size), what)
+            return told[:count]
         work = self._code.work[self._group.index]
         items: list[int] = []
         for i in helping.next_items(patience_s, self._passes.usual_s):
