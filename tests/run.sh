@@ -116,6 +116,7 @@ bench() {
   check "bench_step digits" mpi 2 "$CG_PYTHON" benchmarks/bench_step.py --toy \
     --task digits --factors 1 --out "$out/digits.json"
   check "bench_step overlap" mpi 2 "$CG_PYTHON" benchmarks/bench_step.py --toy \
+    --horovod-aside \
     --task device --overlap both --wire bfloat16 --no-horovod --factors 1 \
     --batch-size 8 --out "$out/overlap.json"
   check "bench_stall" mpi 4 "$CG_PYTHON" benchmarks/bench_stall.py --toy \
