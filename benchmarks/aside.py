@@ -3,7 +3,7 @@
 Horovod's thread looks for work every millisecond, on every worker and also between its
 own blocks; in the processes of the other methods it would slow all of them. So worker 0
 of bench_step starts a second `mpirun` on the same machine. It is stopped (SIGSTOP) but
-for its own blocks, in which the workers of bench_step sleep.
+for its own blocks; in these all workers of bench_step are but worker 0, which waits.
 
 Worker 0 of the job beside reads commands from its standard input, one a line, and
 answers each with a line that begins with `ASIDE`:
@@ -49,6 +49,7 @@ class Aside:
         if find_spec("horovod") is None:
             raise ImportError("no module named 'horovod'")
         self._pids: list[int] = []
+        self._others = (COMM.gather(os.getpid()) or [])[1:]
         if COMM.rank == 0:
             self._start(task, batch_size)
         self._everybody(lambda: self._hear(START_S))
@@ -61,7 +62,7 @@ class Aside:
                 stderr=subprocess.DEVNULL,
                 start_new_session=True,
             )
-            self._signal(signal.SIGSTOP)
+            self._signal(signal.SIGSTOP, self._pids)
 
     def straggle(self, faults: str) -> None:
         """Inject this slowness from now on."""
@@ -74,7 +75,7 @@ class Aside:
     def close(self) -> None:
         """End the job."""
         if COMM.rank == 0:
-            self._signal(signal.SIGCONT)
+            self._signal(signal.SIGCONT, self._pids)
             self._job.stdin.write("end\n")
             self._job.stdin.close()
             try:
@@ -122,20 +123,23 @@ class Aside:
     def _everyone(self) -> str:
         return " ".join(map(str, [self._job.pid, *self._pids]))
 
-    def _signal(self, which: signal.Signals) -> None:
-        for pid in self._pids:
+    def _signal(self, which: signal.Signals, pids: list[int]) -> None:
+        for pid in pids:
             os.kill(pid, which)
 
     # ---- everybody ----
 
     def _ask(self, command: str) -> str:
         def ask() -> str:
-            self._signal(signal.SIGCONT)
-            self._job.stdin.write(command + "\n")
-            self._job.stdin.flush()
-            heard = self._hear(BLOCK_S)
-            self._signal(signal.SIGSTOP)
-            return heard
+            self._signal(signal.SIGSTOP, self._others)
+            self._signal(signal.SIGCONT, self._pids)
+            try:
+                self._job.stdin.write(command + "\n")
+                self._job.stdin.flush()
+                return self._hear(BLOCK_S)
+            finally:
+                self._signal(signal.SIGSTOP, self._pids)
+                self._signal(signal.SIGCONT, self._others)
 
         return self._everybody(ask)
 
