@@ -17,6 +17,7 @@ computed elsewhere. Other tasks compute for real, as launch/train.py does.
 from __future__ import annotations
 
 import argparse
+import random
 import statistics
 from typing import Any
 
@@ -72,7 +73,8 @@ def scenario(made: dict[str, Any], factor: float, args: Any) -> dict[str, Any]:
     if factor > 8 and not args.toy:
         rounds, steps = max(3, rounds // 3), max(3, steps // 3)
     for turn in range(rounds + 1):
-        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+        # Not in the same order: a block's length also depends on the one before it.
+        for name in random.Random(turn).sample(names, len(names)):
             spent = block(made[name], steps)
             if turn > 0:  # the first round warms up
                 seconds[name].append(spent)
