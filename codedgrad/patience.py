@@ -6,7 +6,9 @@ patience starts passes that help nobody and slow everybody. So it learns: double
 (up to a whole pass) by a step in which all redundant passes proved useless, because the
 workers they stood in for arrived after all, and brought back towards the setting by one
 useful pass and, slowly, by every step: a worker that stalls after a noisy time must not
-be waited for.
+be waited for. Passes of some milliseconds are late by a slice of the operating system's
+scheduler now and then: less than that is no reason to help, unless patience 0 asks for
+it.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from codedgrad.errors import ConfigError
 
 _LONGEST = 1.0  # passes
 _FORGET = 0.97  # of the excess over the setting, per step
+_SLICE_S = 3e-3  # a preempted thread is back after about that
 _WARM_UP = 3  # steps whose times say little (first allocations, caches)
 
 
@@ -38,7 +41,8 @@ class Patience:
         self.now = self.setting + _FORGET * (self.now - self.setting)
         if self._steps <= _WARM_UP:
             return max(self.now, _LONGEST) * pass_s
-        return self.now * pass_s
+        shortest = min(_SLICE_S, pass_s) if self.setting > 0.0 else 0.0
+        return max(shortest, self.now * pass_s)
 
     def helped(self, *, useful: bool) -> None:
         """After a step with redundant passes; `useful`: at least one was needed.

@@ -20,6 +20,12 @@ def test_it_is_a_fraction_of_the_usual_pass() -> None:
     assert warm(3.0).seconds(0.5) == pytest.approx(1.5)
 
 
+def test_a_preempted_worker_is_not_helped() -> None:
+    assert warm().seconds(0.01) == pytest.approx(0.003)
+    assert warm().seconds(0.001) == pytest.approx(0.001)
+    assert warm(0.0).seconds(0.01) == 0.0
+
+
 def test_useless_help_makes_it_longer_but_never_more_than_a_pass() -> None:
     patience = warm()
     for _ in range(20):
