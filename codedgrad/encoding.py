@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from codedgrad.buckets import Payload
 
 _TAIL = -1
+# Bytes of a row; larger ones have left the caches before they are read again.
+_STREAMED = 16 << 20
 
 
 class Span(NamedTuple):
@@ -93,9 +95,12 @@ class HostEncoder:
         self._type = NAMES[payload.dtype]
         self._size = payload.dtype.itemsize
         self._encode = kernels("_ops").encode
+        self._streamed = False
 
-    def begin(self) -> None:
-        """A new row."""
+    def begin(self, *, soon: bool = True) -> None:
+        """A new row. `soon`: read as soon as it is written, so worth a cache."""
+        size = self._payload.count * self._size
+        self._streamed = not soon and size >= _STREAMED
 
     def bucket(
         self, bucket: int, out: Tensor, weight: float, sums: Sequence[Tensor]
@@ -168,6 +173,7 @@ class HostEncoder:
                 self._type,
                 out.data_ptr() + skip,
                 "" if wire is None else NAMES[wire],
+                self._streamed,
             )
         )
 
@@ -185,8 +191,8 @@ class TorchEncoder:
         self._spans = spans(payload)
         self._flags: list[Tensor] = []
 
-    def begin(self) -> None:
-        """A new row."""
+    def begin(self, *, soon: bool = True) -> None:
+        """As `HostEncoder.begin`."""
         self._flags = []
 
     def bucket(

@@ -119,7 +119,7 @@ class RowWriter:
             send: called once with each bucket of the row that will not change any
                 more. None: not needed before `finish`.
         """
-        self._encoder.begin()
+        self._encoder.begin(soon=send is not None)
         leaf = _Leaf(out, weight, sums, check, send)
         # Hooks that come after ours may change what we have read.
         leaf.hooked = bool(self._handles) and self._learned and self._unchanged()

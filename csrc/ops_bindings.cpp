@@ -154,23 +154,28 @@ void copies(const std::vector<Buffer>& buffers, bool back) {
 
 template <typename T>
 bool encode_as(const std::vector<std::pair<std::uintptr_t, std::size_t>>& leaf,
-               double weight, const Addresses& sums, std::uintptr_t out, Wire wire) {
+               double weight, const Addresses& sums, std::uintptr_t out, Wire wire,
+               bool streamed) {
   std::vector<ops::Piece<T>> pieces;
   pieces.reserve(leaf.size());
   for (const auto& [at, count] : leaf) {
     pieces.push_back({reinterpret_cast<const T*>(at), count});
   }
   return ops::encode(pieces, static_cast<T>(weight), pointers<T>(sums),
-                     reinterpret_cast<T*>(out), wire);
+                     reinterpret_cast<T*>(out), wire, streamed);
 }
 
 bool encode(const std::vector<std::pair<std::uintptr_t, std::size_t>>& leaf,
             double weight, const Addresses& sums, const std::string& type,
-            std::uintptr_t out, const std::string& wire) {
+            std::uintptr_t out, const std::string& wire, bool streamed) {
   const Wire round = wire_named(wire);
   py::gil_scoped_release release;
-  if (type == "float32") return encode_as<float>(leaf, weight, sums, out, round);
-  if (type == "float64") return encode_as<double>(leaf, weight, sums, out, round);
+  if (type == "float32") {
+    return encode_as<float>(leaf, weight, sums, out, round, streamed);
+  }
+  if (type == "float64") {
+    return encode_as<double>(leaf, weight, sums, out, round, streamed);
+  }
   no_such_type(type);
 }
 
@@ -182,7 +187,7 @@ PYBIND11_MODULE(_ops, m) {
   m.def("weighted_sum", &codedgrad::weighted_sum, "weights"_a, "inputs"_a, "type"_a,
         "out"_a, "out_type"_a, "count"_a, "wire"_a, "threads"_a);
   m.def("encode", &codedgrad::encode, "leaf"_a, "weight"_a, "sums"_a, "type"_a, "out"_a,
-        "wire"_a);
+        "wire"_a, "streamed"_a);
   m.def("changes", &codedgrad::changes, "buffers"_a, "type"_a, "row"_a, "into_row"_a);
   m.def("copies", &codedgrad::copies, "buffers"_a, "back"_a);
   m.def("gram", &codedgrad::gram, "inputs"_a, "type"_a, "count"_a, "out"_a,

@@ -13,8 +13,10 @@ namespace {
 constexpr int kMessagesPerTurn = 64;
 constexpr double kSpinS = 30e-6;  // after an event: yield, do not sleep
 constexpr double kShortestNapS = 10e-6;
-constexpr double kLongestNapS = 1e-3;
-constexpr double kIdleNapS = 2e-3;      // when no step is open here
+constexpr double kAwaitedNapS = 1e-3;   // when this worker waits
+constexpr double kOpenNapS = 4e-3;      // when a step is open here
+constexpr double kIdleNapS = 2e-3;      // when none is; longer in long silence,
+constexpr double kLongIdleNapS = 8e-3;  // up to this
 constexpr double kUnusedNapS = 20e-3;   // when no session is, and nobody waits
 constexpr double kFailureGraceS = 3.0;  // to send and hear of errors
 
@@ -426,28 +428,36 @@ bool Engine::finished() const {
 }
 
 // The longer nothing has happened, the longer the nap: an eighth of the silence while
-// something is open, so that what comes is late by an eighth at most. Else half of it:
-// every look costs the passes that compute meanwhile some time on their core.
+// something is open, so that what comes is late by an eighth at most. Else half of it,
+// up to 2 ms or a sixteenth: every look costs the passes that compute meanwhile some
+// 20 us on their core, and what they find in its caches.
 void Engine::back_off() {
   const double silent = now_s() - last_event_s_;
   if (silent < kSpinS) {
     std::this_thread::yield();
     return;
   }
-  double longest = kIdleNapS, share = 0.5;
+  double share = 0.125, longest = kOpenNapS;
   if (transport_->pending() > 0 || !copying_.empty()) {
     longest = 50e-6;  // the other side copies now
   } else {
     std::lock_guard<std::mutex> lock(mutex_);
-    bool used = stopping_ || published_ > gathered_rounds_;
+    const bool gathering = published_ > gathered_rounds_;
+    bool used = stopping_ || gathering, open = false, awaited = false;
     for (const auto& session : sessions_) {
       if (!session) continue;
       used = true;
-      if (!session->open_work()) continue;
-      longest = kLongestNapS;
-      share = 0.125;
+      open = session->open_work() || open;
+      awaited = session->awaited() || awaited;
     }
-    if (!used) longest = kUnusedNapS;
+    if (awaited) {
+      longest = kAwaitedNapS;
+    } else if (!open) {
+      share = 0.5;
+      longest = std::clamp(silent / 16, kIdleNapS, kLongIdleNapS);
+      if (gathering) longest = kIdleNapS;
+      if (!used) longest = kUnusedNapS;
+    }
   }
   const double nap = std::clamp(share * silent, kShortestNapS, longest);
   std::unique_lock<std::mutex> lock(mutex_);

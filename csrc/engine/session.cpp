@@ -84,7 +84,9 @@ bool Session::begin(std::int64_t step, double timeout_s, std::vector<int>* behin
     return failure_->failed() ||
            *std::min_element(applied_.begin(), applied_.end()) >= step - window_;
   };
+  ++waiting_;
   const bool ok = changed_.wait_for(lock, seconds(timeout_s), free);
+  --waiting_;
   behind->clear();
   for (int w = 0; !ok && w < size_; ++w) {
     if (applied_[w] < step - window_) behind->push_back(w);
@@ -95,9 +97,11 @@ bool Session::begin(std::int64_t step, double timeout_s, std::vector<int>* behin
 bool Session::wait(std::int64_t step, double timeout_s) {
   if (done(step)) return true;
   std::unique_lock<std::mutex> lock(mutex_);
-  return changed_.wait_for(lock, seconds(timeout_s), [&] {
-    return failure_->failed() || done(step);
-  }) && done(step);
+  ++waiting_;
+  const bool ended = changed_.wait_for(
+      lock, seconds(timeout_s), [&] { return failure_->failed() || done(step); });
+  --waiting_;
+  return ended && done(step);
 }
 
 bool Session::has(std::int64_t step, int row) const {
@@ -167,6 +171,11 @@ bool Session::open_work() const {
   std::lock_guard<std::mutex> lock(mutex_);
   return std::any_of(steps_.begin(), steps_.end(),
                      [](const auto& item) { return item.second.missing > 0; });
+}
+
+bool Session::awaited() const {
+  std::lock_guard<std::mutex> lock(mutex_);
+  return waiting_ > 0;
 }
 
 // Rows tell it too: a row of step t says that all steps below t are applied.

@@ -123,6 +123,7 @@ class Session {
   void received(const TagFields& f, int source, const BufferRef& keep);
   void wake();
   bool open_work() const;  // something has arrived here and is not finished
+  bool awaited() const;    // the training thread waits
   bool tick();             // settles what is due; else postponed work. True: did some
   // By bucket, empty where there is no slice of mine.
   std::vector<std::vector<double>> decoder_states() const;
@@ -187,6 +188,7 @@ class Session {
 
   mutable std::mutex mutex_;
   std::condition_variable changed_;
+  int waiting_ = 0;  // threads that wait for it
   std::map<std::int64_t, Step> steps_;
   std::int64_t floor_;                 // steps below are closed
   std::vector<std::int64_t> applied_;  // by worker: all steps up to here are applied

@@ -7,42 +7,71 @@
 #include <type_traits>
 
 #include "ops/cpu/clones.h"
+#include "ops/cpu/past_caches.h"
 #include "ops/cpu/round.h"
 
 namespace codedgrad::ops {
 namespace {
 
+template <typename T>
+using Bits = std::conditional_t<sizeof(T) == 4, std::uint32_t, std::uint64_t>;
+
+template <typename T>
+constexpr Bits<T> kInf =
+    sizeof(T) == 4 ? Bits<T>{0x7f800000u}
+                   : static_cast<Bits<T>>(std::uint64_t{0x7ff} << 52);
+
 // Without sign the bits of a float order as its value does, NaN last.
+template <typename T>
+inline Bits<T> magnitude(T value) {
+  Bits<T> bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  return bits & ~(Bits<T>{1} << (8 * sizeof(T) - 1));
+}
+
+constexpr std::size_t kTogether = 2;  // sums that are added in the leaf's own loop
+
+// out = w x + sums[0] + ... + sums[k - 1]; the largest magnitude of w x.
+template <int k, typename T>
+inline __attribute__((always_inline)) Bits<T> leaf_loop(const T* x, T w,
+                                                        const T* const* sums, T* out,
+                                                        std::size_t n) {
+  const T* first = k > 0 ? sums[0] : nullptr;
+  const T* second = k > 1 ? sums[1] : nullptr;
+  Bits<T> most = 0;
+  for (std::size_t i = 0; i < n; ++i) {
+    T value = w * x[i];
+    most = std::max(most, magnitude(value));
+    if (k > 0) value += first[i];
+    if (k > 1) value += second[i];
+    out[i] = value;
+  }
+  return most;
+}
+
+template <typename T>
+inline __attribute__((always_inline)) Bits<T> leaf_of(const T* x, T w,
+                                                      const T* const* sums,
+                                                      std::size_t k, T* out,
+                                                      std::size_t n) {
+  if (k == 0) return leaf_loop<0>(x, w, sums, out, n);
+  if (k == 1) return leaf_loop<1>(x, w, sums, out, n);
+  return leaf_loop<2>(x, w, sums, out, n);
+}
+
+CODEDGRAD_CLONES std::uint32_t leaf(const float* x, float w, const float* const* sums,
+                                    std::size_t k, float* out, std::size_t n) {
+  return leaf_of(x, w, sums, k, out, n);
+}
+CODEDGRAD_CLONES std::uint64_t leaf(const double* x, double w,
+                                    const double* const* sums, std::size_t k,
+                                    double* out, std::size_t n) {
+  return leaf_of(x, w, sums, k, out, n);
+}
 CODEDGRAD_CLONES std::uint32_t largest(const float* values, std::size_t n) {
   std::uint32_t most = 0;
-  for (std::size_t i = 0; i < n; ++i) {
-    std::uint32_t bits;
-    std::memcpy(&bits, values + i, sizeof bits);
-    most = std::max(most, bits & 0x7fffffffu);
-  }
+  for (std::size_t i = 0; i < n; ++i) most = std::max(most, magnitude(values[i]));
   return most;
-}
-
-CODEDGRAD_CLONES std::uint64_t largest(const double* values, std::size_t n) {
-  std::uint64_t most = 0;
-  for (std::size_t i = 0; i < n; ++i) {
-    std::uint64_t bits;
-    std::memcpy(&bits, values + i, sizeof bits);
-    most = std::max(most, bits & ~(std::uint64_t{1} << 63));
-  }
-  return most;
-}
-
-bool finite(const float* v, std::size_t n) { return largest(v, n) < 0x7f800000u; }
-bool finite(const double* v, std::size_t n) {
-  return largest(v, n) < std::uint64_t{0x7ff} << 52;
-}
-
-CODEDGRAD_CLONES void scale(const float* x, float w, float* out, std::size_t n) {
-  for (std::size_t i = 0; i < n; ++i) out[i] = w * x[i];
-}
-CODEDGRAD_CLONES void scale(const double* x, double w, double* out, std::size_t n) {
-  for (std::size_t i = 0; i < n; ++i) out[i] = w * x[i];
 }
 CODEDGRAD_CLONES void add(const float* x, float* out, std::size_t n) {
   for (std::size_t i = 0; i < n; ++i) out[i] += x[i];
@@ -51,33 +80,71 @@ CODEDGRAD_CLONES void add(const double* x, double* out, std::size_t n) {
   for (std::size_t i = 0; i < n; ++i) out[i] += x[i];
 }
 
+// One block, not rounded: the leaf, then what was summed before. True: w x is finite.
+template <typename T>
+bool plain(const T* x, T w, const std::vector<const T*>& sums, std::size_t at, T* out,
+           std::size_t n) {
+  std::size_t left = sums.size();
+  bool good = true;
+  if (x == nullptr) {
+    std::fill(out, out + n, T{0});
+  } else {
+    const T* next[kTogether] = {};
+    std::size_t k = 0;
+    while (k < kTogether && left > 0) next[k++] = sums[--left] + at;
+    good = leaf(x, w, next, k, out, n) < kInf<T>;
+  }
+  while (left-- > 0) add(sums[left] + at, out, n);
+  return good;
+}
+
+// The same with every sum rounded to the wire type.
+template <typename T>
+bool rounded(const T* x, T w, const std::vector<const T*>& sums, std::size_t at, T* out,
+             std::size_t n, Wire wire) {
+  bool good = true;
+  if constexpr (std::is_same_v<T, float>) {
+    const float* const none = nullptr;
+    if (x != nullptr) {
+      leaf(x, w, &none, 0, out, n);
+      round_to(wire, out, n);
+      good = largest(out, n) < kInf<float>;
+    } else {
+      std::fill(out, out + n, 0.0f);
+    }
+    for (std::size_t s = sums.size(); s-- > 0;) {
+      add(sums[s] + at, out, n);
+      round_to(wire, out, n);
+      good = largest(out, n) < kInf<float> && good;
+    }
+  } else {
+    round_to(wire, out, n);  // throws
+  }
+  return good;
+}
+
 }  // namespace
 
 template <typename T>
 bool encode(const std::vector<Piece<T>>& leaf, T weight,
-            const std::vector<const T*>& sums, T* out, Wire wire) {
+            const std::vector<const T*>& sums, T* out, Wire wire, bool streamed) {
   bool good = true;
   std::size_t at = 0;  // elements written
+  T scratch[kBlock];
   for (const Piece<T>& piece : leaf) {
     for (std::size_t begin = 0; begin < piece.count; begin += kBlock) {
       const std::size_t n = std::min(kBlock, piece.count - begin);
-      T* to = out + at + begin;
-      if (piece.data != nullptr) {
-        scale(piece.data + begin, weight, to, n);
-        round_to(wire, to, n);
-        good = finite(to, n) && good;
-      } else {
-        std::fill(to, to + n, T{0});
-      }
-      for (std::size_t s = sums.size(); s-- > 0;) {
-        add(sums[s] + at + begin, to, n);
-        if (wire == Wire::kAsIs) continue;
-        round_to(wire, to, n);
-        good = finite(to, n) && good;
-      }
+      const T* x = piece.data == nullptr ? nullptr : piece.data + begin;
+      T* to = streamed ? scratch : out + at + begin;
+      good =
+          (wire == Wire::kAsIs ? plain(x, weight, sums, at + begin, to, n)
+                               : rounded(x, weight, sums, at + begin, to, n, wire)) &&
+          good;
+      if (streamed) copy_past_caches(out + at + begin, scratch, n * sizeof(T));
     }
     at += piece.count;
   }
+  if (streamed) end_of_copies();
   return good;
 }
 
@@ -112,8 +179,8 @@ template void change(const std::int64_t*, const std::int64_t*, float*, std::size
 template void change(const std::int64_t*, const std::int64_t*, double*, std::size_t);
 
 template bool encode(const std::vector<Piece<float>>&, float,
-                     const std::vector<const float*>&, float*, Wire);
+                     const std::vector<const float*>&, float*, Wire, bool);
 template bool encode(const std::vector<Piece<double>>&, double,
-                     const std::vector<const double*>&, double*, Wire);
+                     const std::vector<const double*>&, double*, Wire, bool);
 
 }  // namespace codedgrad::ops

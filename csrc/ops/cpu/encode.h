@@ -24,9 +24,10 @@ struct Piece {
 // operation after the other. True when R(weight * x), and with rounding every R, is
 // finite everywhere: one that is not has been written all the same. `out` may not
 // overlap any input. Throws std::invalid_argument when doubles are to be rounded.
+// `streamed`: `out` is written past the caches; for what is read much later.
 template <typename T>
 bool encode(const std::vector<Piece<T>>& leaf, T weight,
-            const std::vector<const T*>& sums, T* out, Wire wire);
+            const std::vector<const T*>& sums, T* out, Wire wire, bool streamed);
 
 // out[i] = now[i] - before[i], and 0 where nothing changed, also for infinities.
 // From is float, double or std::int64_t.

@@ -6,13 +6,10 @@
 #include <string>
 #include <type_traits>
 
-#if defined(__SSE2__)
-#include <emmintrin.h>
-#endif
-
 #include "ops/cpu/combine.h"
 #include "ops/cpu/convert.h"
 #include "ops/cpu/parallel.h"
+#include "ops/cpu/past_caches.h"
 
 namespace codedgrad::ops {
 namespace {
@@ -21,24 +18,6 @@ constexpr std::size_t kBlock = 1024;         // elements; a few blocks fit the L
 constexpr std::size_t kChunk = 64 << 10;     // elements that a thread takes at once
 constexpr std::size_t kThreaded = 4 << 20;   // elements; below, threads cost too much
 constexpr std::size_t kStreamed = 16 << 20;  // bytes of output; beyond, past the caches
-
-// As memcpy, past the caches: memory is written without being read first.
-void copy_past_caches(void* to, const void* from, std::size_t bytes) {
-#if defined(__SSE2__)
-  auto* out = static_cast<char*>(to);
-  auto* in = static_cast<const char*>(from);
-  const std::size_t head = std::min(bytes, -reinterpret_cast<std::size_t>(out) % 16);
-  std::memcpy(out, in, head);
-  std::size_t i = head;
-  for (; i + 16 <= bytes; i += 16) {
-    _mm_stream_si128(reinterpret_cast<__m128i*>(out + i),
-                     _mm_loadu_si128(reinterpret_cast<const __m128i*>(in + i)));
-  }
-  std::memcpy(out + i, in + i, bytes - i);
-#else
-  std::memcpy(to, from, bytes);
-#endif
-}
 
 // Sums one block after another; owns the scratch memory.
 template <typename T, typename Out>
@@ -150,9 +129,7 @@ void weighted_sum(const std::vector<double>& weights,
       sum.run(begin, std::min(kBlock, end - begin), out + begin,
               out2 == nullptr ? nullptr : out2 + begin);
     }
-#if defined(__SSE2__)
-    if (streamed) _mm_sfence();
-#endif
+    if (streamed) end_of_copies();
   });
 }
 
