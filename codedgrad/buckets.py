@@ -130,13 +130,17 @@ class Payload:
         """
         how = (self._workers, self._bucket_mb, latency_mb)
         if self._narrow is None or self.gradients == 0:
-            self.bucket_starts = cuts.bucket_starts(
-                self.count, self.dtype.itemsize, *how
-            )
+            size = self.dtype.itemsize
+            starts = cuts.bucket_starts(self.count, size, *how)
+            self.bucket_starts = self._at_ends(starts, size)
             return
-        starts = cuts.bucket_starts(self.gradients, self._narrow.itemsize, *how)
+        size = self._narrow.itemsize
+        starts = self._at_ends(cuts.bucket_starts(self.gradients, size, *how), size)
         self.narrow_buckets = len(starts) - 1
         self.bucket_starts = [*starts, self.count]
+
+    def _at_ends(self, starts: list[int], itemsize: int) -> list[int]:
+        return cuts.at_ends(starts, self.tensor_ends(), itemsize, self._workers)
 
     def worth_measuring(self) -> bool:
         """Does the best size of buckets depend on the network?"""

@@ -191,7 +191,7 @@ class TorchEncoder:
         self._spans = spans(payload)
         self._flags: list[Tensor] = []
 
-    def begin(self, *, soon: bool = True) -> None:
+    def begin(self, *, soon: bool = True) -> None:  # noqa: ARG002 (no such stores here)
         """As `HostEncoder.begin`."""
         self._flags = []
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import random
 
 import pytest
 
 from codedgrad import ConfigError
-from codedgrad.cuts import GRAIN, LATENCY_MB, bucket_starts
+from codedgrad.cuts import GRAIN, LATENCY_MB, at_ends, bucket_starts
 
 MB = 1 << 20
 
@@ -55,3 +56,32 @@ def test_a_slow_start_wants_larger_buckets() -> None:
 def test_sizes_out_of_range(bucket_mb: float) -> None:
     with pytest.raises(ConfigError, match="bucket_mb must be in"):
         bucket_starts(10_000, 4, 2, bucket_mb)
+
+
+def test_cuts_move_to_the_ends_of_tensors() -> None:
+    # Ten tensors of one million: all but the small buckets at both ends find one.
+    ends = [1_000_000 * i for i in range(1, 11)]
+    starts = bucket_starts(10_000_100, 4, 4, 4.0)
+    moved = at_ends(starts, ends, 4, 4)
+    assert set(moved[2:-2]) <= set(ends)
+    assert moved == sorted(set(moved))
+    assert (moved[0], moved[-1]) == (0, 10_000_100)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_moved_cuts_are_still_cuts(seed: int) -> None:
+    draw = random.Random(seed)
+    ends = sorted(draw.sample(range(1, 3 * MB), 200))
+    for bucket_mb in (0.001, 0.05, 1.0, None):
+        starts = bucket_starts(3 * MB, 4, 5, bucket_mb)
+        moved = at_ends(starts, ends, 4, 5)
+        assert len(moved) == len(starts)
+        sizes = [b - a for a, b in itertools.pairwise(moved)]
+        assert min(sizes) >= GRAIN * 5
+        assert sum(sizes) == 3 * MB
+        usual = [b - a for a, b in itertools.pairwise(starts)]
+        assert max(sizes) <= 2 * max(usual)
+
+
+def test_no_tensors_no_moves() -> None:
+    assert at_ends([0, 500, 1000], [], 4, 2) == [0, 500, 1000]
