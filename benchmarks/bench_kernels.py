@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 SIZES = {"160 KB": 160 << 10, "4 MB": 4 << 20, "40 MB": 40 << 20}
+REST_S = 0.02  # torch's threads spin for work after an operation, on our cores
 BYTES_PER_TIMING = 16 << 20  # small sizes are repeated, to be longer than the clock
 
 
@@ -83,7 +84,9 @@ def measure(
     def repeated(action: Callable[[], None]) -> Callable[[], None]:
         return lambda: [action() for _ in range(repeat)] and None
 
-    seconds = interleaved({n: repeated(a) for n, a in actions.items()}, rounds, 2)
+    rest_s = REST_S if torch.get_num_threads() > 1 else 0.0
+    turns = {n: repeated(a) for n, a in actions.items()}
+    seconds = interleaved(turns, rounds, 2, rest_s)
     medians = {n: statistics.median(s) / repeat for n, s in seconds.items()}
     copy = 2 * size / min(v for n, v in medians.items() if n.startswith("copy"))
     row = {

@@ -91,9 +91,15 @@ def environment() -> dict[str, Any]:
 
 
 def interleaved(
-    actions: dict[str, Callable[[], None]], rounds: int, warm_up: int
+    actions: dict[str, Callable[[], None]],
+    rounds: int,
+    warm_up: int,
+    rest_s: float = 0.0,
 ) -> dict[str, list[float]]:
     """Time every action once a round, in turning order, all workers together.
+
+    `rest_s`: before each, sleep, in which threads of the one before stop looking for
+    work, and do it once untimed, which brings its own threads to their cores.
 
     Returns:
         Seconds by action and round, the slowest worker's, known on every worker.
@@ -102,6 +108,9 @@ def interleaved(
     names = list(actions)
     for turn in range(warm_up + rounds):
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            if rest_s > 0:
+                time.sleep(rest_s)
+                actions[name]()
             COMM.Barrier()
             begin = time.perf_counter()
             actions[name]()

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import math
+import os
+import signal
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -148,3 +151,30 @@ def test_opcheck(dtype: torch.dtype, size: int) -> None:
     torch.library.opcheck(op, (inputs, [1.0, 2.0, -1.0], out, out))
     into = torch.ops.codedgrad.weighted_sum_out.default
     torch.library.opcheck(into, (inputs, [1.0, 2.0, -1.0], torch.empty_like(inputs[0])))
+
+
+def test_threads_after_a_fork() -> None:
+    """A child has none of its parent's threads, and must not wait for them."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        x = [torch.arange(3_000_000.0) % 1000 for _ in range(2)]
+        expected = 2 * x[0] + x[1]
+        assert torch.equal(ops.weighted_sum(x, [2.0, 1.0]), expected)
+        child = os.fork()
+        if child == 0:
+            signal.alarm(20)  # a hang ends here
+            found = ops.weighted_sum(x, [2.0, 1.0]).numpy()  # torch's have none either
+            os._exit(0 if (found == expected.numpy()).all() else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_calls_at_the_same_time() -> None:
+    """Python threads share the kernels' threads, or go without."""
+    x = [torch.arange(3_000_000.0) % 1000 for _ in range(2)]
+    expected = 2 * x[0] + x[1]
+    with ThreadPoolExecutor(4) as pool:
+        calls = [pool.submit(ops.weighted_sum, x, [2.0, 1.0]) for _ in range(24)]
+        assert all(torch.equal(c.result(60), expected) for c in calls)

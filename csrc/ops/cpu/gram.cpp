@@ -19,6 +19,9 @@ constexpr std::size_t kBlock = 512;         // elements; blocks of 8 inputs fit 
 constexpr std::size_t kChunk = 64 << 10;    // elements that a thread takes at once
 constexpr std::size_t kThreaded = 2 << 20;  // elements; below, threads cost too much
 constexpr std::size_t kChunks = 1024;       // at most; each has a partial result
+constexpr std::size_t kLine = 64;           // bytes that memory gives at once
+// More inputs than the hardware foresees while their products are still being added.
+constexpr std::size_t kAhead = 4;
 
 template <typename T>
 struct Vector {
@@ -26,8 +29,6 @@ struct Vector {
   typedef T Type __attribute__((vector_size(32)));
   // As in memory: not aligned to more than an element.
   typedef T Loose __attribute__((vector_size(32), aligned(sizeof(T)), may_alias));
-  typedef T Quarter __attribute__((vector_size(4 * sizeof(T))));
-  typedef double Wide __attribute__((vector_size(32), aligned(8), may_alias));
 };
 
 // The same lanes and roundings with and without registers of 32 bytes, so the same
@@ -39,6 +40,10 @@ void fuse(const V& a, const V& b, V* c) {
   for (std::size_t l = 0; l < sizeof(V) / sizeof(a[0]); ++l) {
     (*c)[l] = std::fma(a[l], b[l], (*c)[l]);
   }
+}
+template <typename V>
+void add_lanes(const V& v, double* to) {
+  for (std::size_t l = 0; l < sizeof(V) / sizeof(v[0]); ++l) to[l] += v[l];
 }
 #include "ops/cpu/gram_tile.h"
 #undef CODEDGRAD_TARGET
@@ -52,6 +57,13 @@ CODEDGRAD_TARGET inline void fuse(const __m256& a, const __m256& b, __m256* c) {
 }
 CODEDGRAD_TARGET inline void fuse(const __m256d& a, const __m256d& b, __m256d* c) {
   *c = _mm256_fmadd_pd(a, b, *c);
+}
+CODEDGRAD_TARGET inline void add_lanes(const __m256d& v, double* to) {
+  _mm256_storeu_pd(to, _mm256_add_pd(_mm256_loadu_pd(to), v));
+}
+CODEDGRAD_TARGET inline void add_lanes(const __m256& v, double* to) {
+  add_lanes(_mm256_cvtps_pd(_mm256_castps256_ps128(v)), to);
+  add_lanes(_mm256_cvtps_pd(_mm256_extractf128_ps(v, 1)), to + 4);
 }
 #include "ops/cpu/gram_tile.h"
 #undef CODEDGRAD_TARGET
@@ -74,6 +86,10 @@ void chunk(const T* const* inputs, std::size_t k, std::size_t begin, std::size_t
   std::vector<const Wide*> in(k);
   constexpr std::size_t kLanes = 32 / sizeof(Wide);
   std::vector<double> lanes(k * k * kLanes);
+  // A tile has a turn for every line of two inputs' blocks; for k inputs there are
+  // ceil(k / 4)^2 tiles, at least k / 2 of them.
+  const std::size_t quads = (k + 3) / 4;
+  std::vector<const char*> ahead(!kConvert && k > kAhead ? 2 * quads * quads : 0);
   for (std::size_t at = begin; at < end; at += kBlock) {
     const std::size_t n = std::min(kBlock, end - at);
     for (std::size_t i = 0; i < k; ++i) {
@@ -85,10 +101,15 @@ void chunk(const T* const* inputs, std::size_t k, std::size_t begin, std::size_t
         in[i] = inputs[i] + at;
       }
     }
+    const std::size_t next = at + kBlock < end ? at + kBlock : at;
+    for (std::size_t i = 0; i < ahead.size(); ++i) {
+      ahead[i] = reinterpret_cast<const char*>(inputs[i % k] + next);
+    }
+    const char* const* all = ahead.empty() ? nullptr : ahead.data();
     if (is_wide) {
-      wide::block<Wide>(in.data(), k, n, lanes.data());
+      wide::block<Wide>(in.data(), k, n, lanes.data(), all);
     } else {
-      any::block<Wide>(in.data(), k, n, lanes.data());
+      any::block<Wide>(in.data(), k, n, lanes.data(), all);
     }
   }
   for (std::size_t pair = 0; pair < k * k; ++pair) {

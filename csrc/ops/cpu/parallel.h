@@ -5,11 +5,15 @@
 #include <algorithm>
 #include <atomic>
 #include <cstddef>
-#include <system_error>
-#include <thread>
-#include <vector>
+#include <functional>
 
 namespace codedgrad::ops {
+
+// Calls body() here and, at the same time, on up to `others` more threads; returns when
+// all of them have. They are kept: one that has just been made begins on the core of
+// its maker, and stays there for milliseconds. While another call shares its work the
+// body runs here alone. It must not throw.
+void share(int others, const std::function<void()>& body);
 
 // Calls body(i) once for every i < count, on up to `threads` threads including this
 // one. The body must not throw.
@@ -23,15 +27,11 @@ void parallel_for(std::size_t count, int threads, const Body& body) {
   };
   const std::size_t wanted = std::min(static_cast<std::size_t>(std::max(threads, 1)),
                                       std::max(count, std::size_t{1}));
-  std::vector<std::thread> others;
-  others.reserve(wanted - 1);
-  try {
-    while (others.size() + 1 < wanted) others.emplace_back(run);
-  } catch (const std::system_error&) {
-    // No more threads to be had: those that are there do it.
+  if (wanted == 1) {
+    run();
+  } else {
+    share(static_cast<int>(wanted) - 1, run);
   }
-  run();
-  for (std::thread& other : others) other.join();
 }
 
 }  // namespace codedgrad::ops
