@@ -14,7 +14,7 @@ constexpr int kMessagesPerTurn = 64;
 constexpr double kSpinS = 30e-6;  // after an event: yield, do not sleep
 constexpr double kShortestNapS = 10e-6;
 constexpr double kAwaitedNapS = 1e-3;   // when this worker waits
-constexpr double kOpenNapS = 4e-3;      // when a step is open here
+constexpr double kOpenNapS = 2e-3;      // when a step is open here
 constexpr double kIdleNapS = 2e-3;      // when none is; longer in long silence,
 constexpr double kLongIdleNapS = 8e-3;  // up to this
 constexpr double kUnusedNapS = 20e-3;   // when no session is, and nobody waits
@@ -429,8 +429,8 @@ bool Engine::finished() const {
 
 // The longer nothing has happened, the longer the nap: an eighth of the silence while
 // something is open, so that what comes is late by an eighth at most. Else half of it,
-// up to 2 ms or a sixteenth: every look costs the passes that compute meanwhile some
-// 20 us on their core, and what they find in its caches.
+// up to 2 ms or a thirty-second part: every look costs the passes that compute
+// meanwhile some 20 us on their core, and what they find in its caches.
 void Engine::back_off() {
   const double silent = now_s() - last_event_s_;
   if (silent < kSpinS) {
@@ -454,7 +454,7 @@ void Engine::back_off() {
       longest = kAwaitedNapS;
     } else if (!open) {
       share = 0.5;
-      longest = std::clamp(silent / 16, kIdleNapS, kLongIdleNapS);
+      longest = std::clamp(silent / 32, kIdleNapS, kLongIdleNapS);
       if (gathering) longest = kIdleNapS;
       if (!used) longest = kUnusedNapS;
     }
