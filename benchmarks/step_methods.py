@@ -125,9 +125,26 @@ class Ddp(Synchronous):
 class Alone(Synchronous):
     """The same steps of the own shard alone: what they take without an exchange."""
 
+    def one(self, _micro: int, x: Tensor, y: Tensor) -> None:
+        """One pass."""
+        (self.job.forward(x, y) / MICRO).backward()
+
     def step(self) -> None:
         """One step."""
-        self.passes(lambda _, x, y: (self.job.forward(x, y) / MICRO).backward())
+        self.passes(self.one)
+        self.job.optimizer.step()
+        self.job.optimizer.zero_grad()
+
+
+class Lockstep(Alone):
+    """And nobody goes on before all are there: waiting without an exchange."""
+
+    def step(self) -> None:
+        """One step."""
+        self.passes(self.one)
+        all_here = COMM.Ibarrier()
+        while not all_here.Test():
+            time.sleep(1e-4)  # MPI's own waiting would take the others' cores
         self.job.optimizer.step()
         self.job.optimizer.zero_grad()
 

@@ -162,6 +162,7 @@ class RowWriter:
         send: Callable[[int], None] | None = None,
     ) -> None:
         """A micro-batch without samples: its leaf is zero."""
+        self._encoder.begin(soon=send is not None)
         for bucket in range(len(self._needs)):
             self._encoder.nothing(bucket, out, sums)
             if send is not None:

@@ -178,3 +178,19 @@ def test_calls_at_the_same_time() -> None:
     with ThreadPoolExecutor(4) as pool:
         calls = [pool.submit(ops.weighted_sum, x, [2.0, 1.0]) for _ in range(24)]
         assert all(torch.equal(c.result(60), expected) for c in calls)
+
+
+def test_all_threads_calculate_as_the_caller() -> None:
+    """Also those of an earlier call, when denormals were kept."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        x = [torch.full((6_000_000,), 1e-39)]
+        kept = ops.weighted_sum(x, [0.5])
+        assert torch.set_flush_denormal(True)
+        flushed = ops.weighted_sum(x, [0.5])
+    finally:
+        torch.set_flush_denormal(False)
+        torch.set_num_threads(threads)
+    assert torch.count_nonzero(kept) == kept.numel()
+    assert torch.count_nonzero(flushed) == 0

@@ -2,6 +2,7 @@
 
 #include <unistd.h>
 
+#include <cfenv>
 #include <condition_variable>
 #include <mutex>
 #include <system_error>
@@ -27,7 +28,8 @@ class Pool {
     return *found;
   }
 
-  void run(int others, const std::function<void()>& body) {
+  // Ends the process where the body throws: others may be in it.
+  void run(int others, const std::function<void()>& body) noexcept {
     std::unique_lock<std::mutex> turn(turn_, std::try_to_lock);
     if (!turn.owns_lock()) {
       body();
@@ -37,6 +39,7 @@ class Pool {
       std::lock_guard<std::mutex> lock(mutex_);
       grow(others);
       body_ = &body;
+      std::fegetenv(&arithmetic_);
       wanted_ = std::min(others, threads_);
     }
     work_.notify_all();
@@ -62,6 +65,7 @@ class Pool {
       --wanted_;
       ++running_;
       const std::function<void()>& body = *body_;
+      std::fesetenv(&arithmetic_);
       lock.unlock();
       body();
       lock.lock();
@@ -74,6 +78,7 @@ class Pool {
   std::mutex mutex_;
   std::condition_variable work_, done_;
   const std::function<void()>* body_ = nullptr;  // the caller's, until it returns
+  std::fenv_t arithmetic_;                       // the caller's: rounding, denormals
   int threads_ = 0;
   int wanted_ = 0;  // threads that may still begin
   int running_ = 0;
