@@ -153,6 +153,7 @@ def test_opcheck(dtype: torch.dtype, size: int) -> None:
     torch.library.opcheck(into, (inputs, [1.0, 2.0, -1.0], torch.empty_like(inputs[0])))
 
 
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # Python 3.12
 def test_threads_after_a_fork() -> None:
     """A child has none of its parent's threads, and must not wait for them."""
     threads = torch.get_num_threads()
