@@ -79,8 +79,8 @@ def at_ends(
 ) -> list[int]:
     """Cuts moved to the nearest end of a tensor.
 
-    A cut moves by less than half of the smaller bucket beside it, so that every bucket
-    stays one, and large enough for a slice of each worker.
+    A cut moves by at most half of what the smaller bucket beside it has to spare: cuts
+    stay in order, and every bucket is large enough for a slice of each worker.
 
     Args:
         starts: boundaries of the buckets, from `bucket_starts`.

@@ -80,9 +80,10 @@ class CodedGradient:
             patience: fraction of a pass that an idle worker waits before it helps.
             window: steps that the slowest worker may lag before the others wait.
             seed: of the random numbers inside the passes (dropout, augmentation).
-            bucket_mb: size of the pieces that are exchanged and decoded, in MiB. None:
-                by the rule of `codedgrad.cuts`, from the size of the gradient and (from
-                4 MiB on) what a message costs, measured here.
+            bucket_mb: size of the pieces that are exchanged and decoded, in MiB; cuts
+                move to the end of a tensor near by. None: by the rule of
+                `codedgrad.cuts`, from the size of the gradient and (from 4 MiB on) what
+                a message costs, measured here.
             overlap: send a worker's own row bucket by bucket while its last backward
                 runs (see `codedgrad.overlap`); no bit of the result depends on it.
             wire: type in which gradients travel: "float32" (as they are), or
