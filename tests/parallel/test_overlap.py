@@ -124,7 +124,7 @@ def test_overlap_changes_no_bit(kind: Callable[..., Any]) -> None:
 def test_compiled_models(backend: str) -> None:
     """Traced by torch.compile; inductor also compiles C++, so at one size only."""
     if backend == "inductor" and codedgrad.size() != 2:
-        pytest.skip("inductor is tried with two workers")
+        pytest.skip("inductor compiles C++ for every worker: with two of them only")
 
     def run(**how: Any) -> list[list[float]]:
         torch._dynamo.reset()
