@@ -10,6 +10,17 @@ def weighted_sum(
     wire: str,
     stream: int,
 ) -> None: ...
+def engine_calls() -> dict[str, int]: ...
+def start_sum(
+    device: int,
+    is_double: bool,
+    program: list[int],
+    inputs: list[int],
+    out: int,
+    out2: int,
+    count: int,
+) -> int: ...
+def sum_done(ticket: int) -> int: ...
 def gram_workspace(count: int) -> int: ...
 def gram(
     inputs: list[int],

@@ -1,12 +1,14 @@
 """Environment variables. They are read here and nowhere else.
 
 None of them silently beats an argument: CODEDGRAD_FAULTS is used where no `faults`
-argument was given, the others come from launchers.
+argument was given, CODEDGRAD_GPU_* have none, the others come from launchers.
 """
 
 from __future__ import annotations
 
 import os
+
+from codedgrad.errors import ConfigError
 
 # Launcher variables that say how many workers were started, first match wins.
 _WORLD_SIZES = (
@@ -19,6 +21,28 @@ _WORLD_SIZES = (
 def faults_text() -> str:
     """CODEDGRAD_FAULTS: slowness to inject, see `codedgrad.faults`; "" if unset."""
     return os.environ.get("CODEDGRAD_FAULTS", "")
+
+
+def gpu_direct() -> bool:
+    """CODEDGRAD_GPU_DIRECT=0: MPI does not get a GPU's memory, even if it takes it."""
+    return _switch("CODEDGRAD_GPU_DIRECT") != "0"
+
+
+def gpu_decode() -> str:
+    """CODEDGRAD_GPU_DECODE: "0" sums on CPUs, "1" on GPUs; "": where it is faster."""
+    return _switch("CODEDGRAD_GPU_DECODE")
+
+
+def _switch(name: str) -> str:
+    """Of a variable that is 0, 1 or unset.
+
+    Raises:
+        ConfigError: it is something else.
+    """
+    value = os.environ.get(name, "")
+    if value not in ("", "0", "1"):
+        raise ConfigError(f"{name} must be 0, 1 or unset, got {value!r}")
+    return value
 
 
 def launcher_world() -> tuple[str, int] | None:

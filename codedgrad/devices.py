@@ -1,10 +1,16 @@
-"""Models on a device: rows to the host, sums back, neither of which stops the device.
+"""Models on a device: rows to the engine, sums back, neither of which stops the device.
 
-    compute stream   ...backward| encode b |...          | wait E2 |  p.grad
-                                     | E0                    ^
-    copy-out stream             wait E0 | row_b -> host | E1 |
-    engine (host)                       asks for E1, then sends and decodes bucket b
-    copy-in stream                               sum -> device | E2
+    compute stream   ...backward| encode b |...              | wait E2 |  p.grad
+                                     | E0                        ^
+    copy-out stream             wait E0 | row_b -> engine | E1   |
+    engine (host)                       asks for E1, then sends bucket b, decodes it
+    sum stream                                  rows -> sum of b | E3, asked for
+    copy-in stream                               sum of all -> torch's memory | E2
+
+The engine's memory is what MPI takes (`rows_memory`): pinned memory of the host, or,
+with a CUDA-aware MPI, the device's own. Either way it is a copy of torch's memory,
+which torch's streams alone order. The sum stream is the engine's
+(csrc/ops/cuda/tree_sum.cu); where the processor decodes there is none.
 
 The engine reads a row's bucket only when E1 is done (`cudaEventQuery`, asked by its own
 thread, so neither Python nor the device is waited for); whatever uses the sum on the
@@ -22,20 +28,19 @@ copies are done late, by threads.
 
 from __future__ import annotations
 
-import ctypes
 from collections import deque
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
-from codedgrad.errors import ConfigError, EnvironmentSetupError
+from codedgrad import config
+from codedgrad.cuda import CudaRuntime
+from codedgrad.errors import ConfigError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 _EVENTS = 64  # copies under way; with more, the engine waits for later ones, too
-_PORTABLE = 1  # cudaHostRegisterPortable: pinned for every device
-_NOT_READY = 600  # cudaErrorNotReady
 
 
 class DeviceRuntime(Protocol):
@@ -71,83 +76,11 @@ class DeviceRuntime(Protocol):
     def engine_calls(self) -> dict[str, int]:
         """Addresses and numbers for `_engine.Engine.bind_device`."""
 
+    def direct(self) -> bool:
+        """Can MPI send from the device's memory, and receive there?"""
 
-class CudaRuntime:
-    """CUDA through torch; the engine's calls through the CUDA runtime library."""
-
-    def __init__(self, device: torch.device) -> None:
-        """Of this device."""
-        self._device = device
-
-    def stream(self) -> torch.cuda.Stream:
-        """A new one."""
-        return torch.cuda.Stream(self._device)
-
-    def event(self) -> torch.cuda.Event:
-        """A new one, recorded once: it has a handle only then."""
-        event = torch.cuda.Event()
-        event.record(torch.cuda.current_stream(self._device))
-        return event
-
-    def current(self) -> torch.cuda.Stream:
-        """The stream that torch computes on."""
-        return torch.cuda.current_stream(self._device)
-
-    def record(self, event: torch.cuda.Event, stream: torch.cuda.Stream) -> None:
-        """See DeviceRuntime, as for what follows."""
-        event.record(stream)
-
-    def wait(self, stream: torch.cuda.Stream, event: torch.cuda.Event) -> None:
-        """On the device."""
-        stream.wait_event(event)
-
-    def copy(self, out: Tensor, source: Tensor, stream: torch.cuda.Stream) -> None:
-        """Without waiting, where the host memory is pinned."""
-        with torch.cuda.stream(stream):
-            out.copy_(source, non_blocking=True)
-
-    def done(self, event: torch.cuda.Event) -> bool:
-        """Ask (cudaEventQuery)."""
-        return bool(event.query())
-
-    def synchronize(self, event: torch.cuda.Event) -> None:
-        """Wait (cudaEventSynchronize)."""
-        event.synchronize()
-
-    def handle(self, event: torch.cuda.Event) -> int:
-        """The cudaEvent_t."""
-        return int(event.cuda_event)
-
-    def engine_calls(self) -> dict[str, int]:
-        """Of the CUDA runtime that torch has loaded."""
-        library = _cudart()
-        index = self._device.index
-        names = {
-            "set_device": "cudaSetDevice",
-            "pin": "cudaHostRegister",
-            "unpin": "cudaHostUnregister",
-            "query": "cudaEventQuery",
-        }
-        calls = {
-            key: int(ctypes.cast(getattr(library, name), ctypes.c_void_p).value or 0)
-            for key, name in names.items()
-        }
-        calls["device"] = torch.cuda.current_device() if index is None else index
-        return calls | {"pin_flags": _PORTABLE, "not_ready": _NOT_READY}
-
-
-def _cudart() -> ctypes.CDLL:
-    """The CUDA runtime that torch has loaded."""
-    major = str(torch.version.cuda).partition(".")[0]
-    name = f"libcudart.so.{major}"
-    try:
-        return ctypes.CDLL(name)
-    except OSError as error:
-        raise EnvironmentSetupError(
-            f"torch was built for CUDA {torch.version.cuda}, but its runtime {name} "
-            f"cannot be loaded ({error}); install nvidia-cuda-runtime, or put its "
-            f"folder on LD_LIBRARY_PATH"
-        ) from None
+    def view(self, buffer: Any, dtype: torch.dtype) -> Tensor:
+        """The engine's `buffer` of device memory as a vector, which keeps it."""
 
 
 def check(device: torch.device) -> None:
@@ -168,8 +101,26 @@ def runtime_of(device: torch.device) -> DeviceRuntime | None:
     return None if device.type == "cpu" else CudaRuntime(device)
 
 
+def rows_memory(
+    device: DeviceRuntime, calls: dict[str, int], *, sums: bool, wanted: str
+) -> str:
+    """Where the engine keeps rows and sums of a model on this device.
+
+    Args:
+        device: of the model.
+        calls: its `engine_calls`.
+        sums: the rows are ones that its kernels can decode.
+        wanted: CODEDGRAD_GPU_DECODE.
+
+    Returns:
+        "device" where MPI takes its memory, else "pinned".
+    """
+    able = sums and calls["start_sum"] and calls["allocate"] and wanted != "0"
+    return "device" if able and config.gpu_direct() and device.direct() else "pinned"
+
+
 class Staging:
-    """Copies of one model's rows and sums between a device and pinned memory."""
+    """Copies of one model's rows and sums between a device and the engine's memory."""
 
     def __init__(
         self,
@@ -182,6 +133,7 @@ class Staging:
         self._runtime = runtime
         self._device, self._count, self._dtype = device, count, dtype
         self._out, self._in = runtime.stream(), runtime.stream()
+        self._read: Any = None  # a third stream, and its event
         self._events = [runtime.event() for _ in range(_EVENTS)]
         self._before = runtime.event()  # E0, and the like for sums
         self._back = runtime.event()  # E2
@@ -215,6 +167,18 @@ class Staging:
         self._runtime.wait(self._runtime.current(), self._back)
         self._hold(self._back, total, host)
         return total
+
+    def to_host(self, source: Tensor) -> Tensor:
+        """A few elements of what is complete, beside all that is computed; waits."""
+        if self._read is None:
+            self._read = self._runtime.stream(), self._runtime.event()
+        stream, event = self._read
+        pinned = self._device.type == "cuda"
+        out = torch.empty(source.shape, dtype=source.dtype, pin_memory=pinned)
+        self._runtime.copy(out, source, stream)
+        self._runtime.record(event, stream)
+        self._runtime.synchronize(event)
+        return out
 
     def drain(self) -> None:
         """Wait until all copies are done."""

@@ -14,6 +14,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +28,17 @@ import json, mpi4py
 mpi4py.rc.thread_level = "multiple"
 from mpi4py import MPI
 vendor, version = MPI.get_vendor()
+try:
+    from codedgrad._engine import mpi_reads_cuda_memory
+except ImportError:  # of another MPI, or not built: told of elsewhere
+    mpi_reads_cuda_memory = bool
 print("codedgrad-doctor" + json.dumps({
     "library": MPI.Get_library_version(),
     "vendor": vendor,
     "version": ".".join(map(str, version)),
     "standard": ".".join(map(str, MPI.Get_version())),
     "multiple": MPI.Query_thread() >= MPI.THREAD_MULTIPLE,
+    "reads_cuda": mpi_reads_cuda_memory(),
 }))
 """
 _BUILD = "pip install --no-build-isolation -e .      # in the checkout"
@@ -62,7 +68,7 @@ def findings() -> list[Finding]:
         _fault_tolerance(mpi),
         _launcher(),
         _horovod(),
-        _cuda(),
+        _cuda(mpi),
     ]
 
 
@@ -185,10 +191,16 @@ def _horovod() -> Finding:
         return Finding("horovod", "not installed", False, False, remedy)
 
 
-def _cuda() -> Finding:
+def _cuda(mpi: dict[str, Any]) -> Finding:
     name = "cuda"
     if torch.cuda.is_available():
-        return Finding(name, f"{torch.version.cuda}, {torch.cuda.get_device_name(0)}")
+        value = f"{torch.version.cuda}, {torch.cuda.get_device_name(0)}; MPI "
+        takes = "takes" if mpi.get("reads_cuda") else "does not take"
+        value += f"{takes} its memory"
+        if find_spec("codedgrad._ops_cuda") is not None:
+            return Finding(name, value)
+        remedy = f"CODEDGRAD_CUDA=1 {_BUILD}; without, sums are formed on the CPU"
+        return Finding(name, f"{value}; kernels are not built", False, False, remedy)
     built = f"torch is built for {torch.version.cuda}" if torch.version.cuda else ""
     value = f"no device ({built or 'torch is a CPU build'})"
     return Finding(name, value, False, False, "not needed: models may be on CPUs")

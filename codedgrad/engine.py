@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from codedgrad import devices
-from codedgrad.errors import ConfigError, WorkerError
+from codedgrad import config, devices
+from codedgrad.errors import ConfigError, EnvironmentSetupError, WorkerError
 from codedgrad.runtime import Runtime, Waiting
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class RowBuffer(NamedTuple):
 
     buffer: Any
     tensor: Tensor  # to be written: the row, where the model is
-    host: Tensor  # the engine's memory; for a model on the CPU the same
+    host: Tensor  # the engine's memory, see `devices`; for a model on the CPU the same
 
 
 class Exchange:
@@ -65,12 +65,6 @@ class Exchange:
         self._dtype = payload.dtype
         self._starts = payload.bucket_starts
         self._gradients = payload.gradients
-        self._staging: devices.Staging | None = None
-        if (device := devices.runtime_of(payload.device)) is not None:
-            runtime.engine.bind_device(**device.engine_calls())
-            self._staging = devices.Staging(
-                device, payload.device, payload.count, payload.dtype
-            )
         self._required = [
             [
                 self.row_of(worker, i)
@@ -85,18 +79,10 @@ class Exchange:
                 f'amplify the rounding of wire="{payload.wire}"; use wire="float32" '
                 f"or a code whose rows are plain sums, like codes.spread"
             )
-        if code.linear:
-            plan = _engine.linear_plan(code.matrix(), code.workers - code.tolerance())
-        else:
-            tree = code.tree
-            rows = {
-                code.row_node(worker, i)
-                for worker, own in enumerate(code.rows)
-                for i in range(len(own))
-            }
-            plan = _engine.tree_plan(
-                tree.left, tree.right, tree.parent, tree.root, sorted(rows)
-            )
+        plan = _plan_of(code)
+        plain = payload.narrow_buckets == 0 and approximate is None
+        sums = plain and plan.most_inputs <= _engine.MOST_DEVICE_INPUTS
+        self._bind_device(payload, sums=sums)
         try:
             self._core = _engine.Exchange(
                 runtime.engine,
@@ -108,10 +94,38 @@ class Exchange:
                 payload.wire,
                 payload.narrow_buckets,
                 approximate,
-                self._staging is not None,
+                self._memory,
             )
         except ValueError as error:
             raise ConfigError(str(error)) from None
+        if self._device_sums:
+            self._use_device_sums()
+
+    def _bind_device(self, payload: Payload, *, sums: bool) -> None:
+        """Where rows lie. `sums`: the device's kernels can decode them."""
+        self._memory, self._device_sums = "host", False
+        self._staging: devices.Staging | None = None
+        self._device = devices.runtime_of(payload.device)
+        if self._device is None:
+            return
+        calls, wanted = self._device.engine_calls(), config.gpu_decode()
+        self._runtime.engine.bind_device(**calls)
+        self._device_sums = bool(sums and calls["start_sum"]) and wanted != "0"
+        self._memory = devices.rows_memory(
+            self._device, calls, sums=sums, wanted=wanted
+        )
+        self._staging = devices.Staging(
+            self._device, payload.device, payload.count, payload.dtype
+        )
+
+    def _use_device_sums(self) -> None:
+        """Let the device sum where that is faster, or wanted; check that it can."""
+        always = config.gpu_decode() == "1"
+        try:
+            self._core.use_device_sums(always)
+        except RuntimeError as error:
+            rank = self._runtime.rank
+            raise EnvironmentSetupError(f"worker {rank}: {error}") from None
 
     def row_of(self, worker: int, row: int) -> int:
         """The engine's number of a row: its tree node, or its place in the matrix."""
@@ -122,7 +136,7 @@ class Exchange:
     def row_buffer(self) -> RowBuffer:
         """Memory for one row, contents undefined."""
         buffer = self._core.acquire()
-        host = torch.frombuffer(buffer, dtype=self._dtype)
+        host = self._tensor(buffer)
         if self._staging is None:
             return RowBuffer(buffer, host, host)
         return RowBuffer(buffer, self._staging.row(), host)
@@ -232,10 +246,21 @@ class Exchange:
 
         They are the caller's own; their memory is used again when dropped.
         """
-        host = torch.frombuffer(self._core.take(step), dtype=self._dtype)
-        total = host if self._staging is None else self._staging.back(host)
+        host = self._tensor(self._core.take(step))
+        tail = host[self._gradients :]
+        if self._staging is None:
+            return host, tail
         self._told_unpinned = self._told_unpinned or self._warn_unpinned()
-        return total, host[self._gradients :]
+        if self._memory == "device":
+            tail = self._staging.to_host(tail)
+        return self._staging.back(host), tail
+
+    def _tensor(self, buffer: Any) -> Tensor:
+        """Memory of the engine's as a vector, which keeps it."""
+        if self._memory != "device":
+            return torch.frombuffer(buffer, dtype=self._dtype)
+        assert self._device is not None
+        return self._device.view(buffer, self._dtype)
 
     def _warn_unpinned(self) -> bool:
         if self._staging is None or not self._runtime.engine.stats().unpinned_bytes:
@@ -285,3 +310,20 @@ class Exchange:
             return call(*args)
         except self._failure as failure:
             raise WorkerError(str(failure)) from None
+
+
+def _plan_of(code: Code) -> Any:
+    """What the engine knows of a code."""
+    from codedgrad import _engine
+
+    if code.linear:
+        return _engine.linear_plan(code.matrix(), code.workers - code.tolerance())
+    tree = code.tree
+    rows = {
+        code.row_node(worker, i)
+        for worker, own in enumerate(code.rows)
+        for i in range(len(own))
+    }
+    return _engine.tree_plan(
+        tree.left, tree.right, tree.parent, tree.root, sorted(rows)
+    )

@@ -59,7 +59,12 @@ class Exchange {
   std::vector<int> missing(std::int64_t step) const { return session_->missing(step); }
   BufferRef take(std::int64_t step) { return session_->take(step); }
   BufferRef acquire() {
-    return engine_->acquire(session_->payload_bytes(), session_->pinned());
+    return engine_->acquire(session_->payload_bytes(), session_->memory());
+  }
+  std::size_t use_device_sums(bool always) {
+    std::size_t from = 0;
+    on_engine([&] { from = session_->use_device_sums(always); });
+    return from;
   }
   void post(std::int64_t step, int row, BufferRef data, int bucket,
             std::uintptr_t event) {
@@ -76,10 +81,18 @@ class Exchange {
     return out;
   }
   void restore_decoders(const std::vector<double>& state) {
+    on_engine([&] { session_->restore_decoders(state); });
+  }
+  std::vector<Arrival> drain_arrivals() { return session_->drain_arrivals(); }
+  Counters counters() const { return session_->counters(); }
+
+ private:
+  // What it throws is thrown here.
+  void on_engine(const std::function<void()>& work) {
     std::exception_ptr error;
     engine_->call([&] {
       try {
-        session_->restore_decoders(state);
+        work();
       } catch (...) {
         error = std::current_exception();
       }
@@ -87,10 +100,6 @@ class Exchange {
     if (error) std::rethrow_exception(error);
     check();
   }
-  std::vector<Arrival> drain_arrivals() { return session_->drain_arrivals(); }
-  Counters counters() const { return session_->counters(); }
-
- private:
   void check() const {
     if (engine_->failed()) throw EngineFailure(engine_->failure());
   }
@@ -105,15 +114,22 @@ Wire wire_of(const std::string& name) {
   throw py::value_error("wire must be float32, bfloat16 or float16, got " + name);
 }
 
+Memory memory_of(const std::string& name) {
+  if (name == "host") return Memory::kHost;
+  if (name == "pinned") return Memory::kPinned;
+  if (name == "device") return Memory::kDevice;
+  throw py::value_error("memory must be host, pinned or device, got " + name);
+}
+
 std::shared_ptr<Exchange> open_exchange(std::shared_ptr<Engine> engine, bool is_double,
                                         std::vector<std::size_t> bucket_starts,
                                         int window, std::int64_t first_step,
                                         std::shared_ptr<Plan> plan,
                                         const std::string& wire, int narrow_buckets,
                                         std::shared_ptr<ApproximateConfig> approximate,
-                                        bool pinned) {
+                                        const std::string& memory) {
   SessionConfig config;
-  config.pinned = pinned;
+  config.memory = memory_of(memory);
   config.approximate = std::move(approximate);
   config.dtype = is_double ? DType::kFloat64 : DType::kFloat32;
   config.bucket_starts = std::move(bucket_starts);
@@ -128,7 +144,9 @@ std::shared_ptr<Exchange> open_exchange(std::shared_ptr<Engine> engine, bool is_
 // The functions as addresses, see engine/device.h.
 void bind_device(Engine& engine, int device, std::uintptr_t set_device,
                  std::uintptr_t pin, std::uintptr_t unpin, std::uintptr_t query,
-                 unsigned pin_flags, int not_ready) {
+                 unsigned pin_flags, int not_ready, std::uintptr_t allocate,
+                 std::uintptr_t release, std::uintptr_t start_sum,
+                 std::uintptr_t sum_done) {
   DeviceCalls calls;
   calls.device = device;
   calls.not_ready = not_ready;
@@ -137,6 +155,10 @@ void bind_device(Engine& engine, int device, std::uintptr_t set_device,
   calls.pin = reinterpret_cast<int (*)(void*, std::size_t, unsigned)>(pin);
   calls.unpin = reinterpret_cast<int (*)(void*)>(unpin);
   calls.query = reinterpret_cast<int (*)(void*)>(query);
+  calls.allocate = reinterpret_cast<int (*)(void**, std::size_t)>(allocate);
+  calls.release = reinterpret_cast<int (*)(void*)>(release);
+  calls.start_sum = reinterpret_cast<int (*)(const ops::DeviceSum*, void**)>(start_sum);
+  calls.sum_done = reinterpret_cast<int (*)(void*)>(sum_done);
   engine.bind_device(calls);
 }
 
@@ -193,7 +215,8 @@ void define_engine(py::module_& m) {
       .def_property_readonly("departed", &Engine::departed)
       .def("announced", &announced)
       .def("bind_device", &bind_device, "device"_a, "set_device"_a, "pin"_a, "unpin"_a,
-           "query"_a, "pin_flags"_a, "not_ready"_a, py::call_guard<Release>())
+           "query"_a, "pin_flags"_a, "not_ready"_a, "allocate"_a = 0, "release"_a = 0,
+           "start_sum"_a = 0, "sum_done"_a = 0, py::call_guard<Release>())
       .def("stop", &Engine::stop, "timeout_s"_a, py::call_guard<Release>())
       .def("stats", &Engine::stats);
 }
@@ -201,11 +224,18 @@ void define_engine(py::module_& m) {
 void define_exchange(py::module_& m) {
   py::class_<Buffer, BufferRef>(m, "Buffer", py::buffer_protocol())
       .def_buffer([](Buffer& b) {
+        if (b.memory() == Memory::kDevice) {
+          throw py::type_error("a device's memory cannot be read as a buffer");
+        }
         return py::buffer_info(b.data(), 1, "B", static_cast<py::ssize_t>(b.bytes()));
       })
+      .def_property_readonly(
+          "address",
+          [](const Buffer& b) { return reinterpret_cast<std::uintptr_t>(b.data()); })
       .def_property_readonly("bytes", &Buffer::bytes);
-  py::class_<Plan, std::shared_ptr<Plan>>(m, "Plan").def_property_readonly("rows",
-                                                                           &Plan::rows);
+  py::class_<Plan, std::shared_ptr<Plan>>(m, "Plan")
+      .def_property_readonly("rows", &Plan::rows)
+      .def_property_readonly("most_inputs", &Plan::most_inputs);
   m.def(
       "tree_plan",
       [](const Array<int>& left, const Array<int>& right, const Array<int>& parent,
@@ -244,8 +274,10 @@ void define_exchange(py::module_& m) {
   py::class_<Exchange, std::shared_ptr<Exchange>>(m, "Exchange")
       .def(py::init(&open_exchange), "engine"_a, "is_double"_a, "bucket_starts"_a,
            "window"_a, "first_step"_a, "plan"_a, "wire"_a = "float32",
-           "narrow_buckets"_a = 0, "approximate"_a = nullptr, "pinned"_a = false)
+           "narrow_buckets"_a = 0, "approximate"_a = nullptr, "memory"_a = "host")
       .def("close", &Exchange::close)
+      .def("use_device_sums", &Exchange::use_device_sums, "always"_a,
+           py::call_guard<Release>())
       .def("begin", &Exchange::begin, "step"_a, "timeout_s"_a,
            py::call_guard<Release>())
       .def("wait", &Exchange::wait, "step"_a, "timeout_s"_a, py::call_guard<Release>())
@@ -275,6 +307,8 @@ PYBIND11_MODULE(_engine, m) {
   m.def("mpi_build_vendor", &codedgrad::mpi_build_vendor);
   m.def("mpi_build_version", &codedgrad::mpi_build_version);
   m.def("mpi_library_version", &codedgrad::mpi_library_version);
+  m.def("mpi_reads_cuda_memory", &codedgrad::mpi_reads_cuda_memory);
+  m.attr("MOST_DEVICE_INPUTS") = codedgrad::ops::kMostDeviceInputs;
   codedgrad::define_decoder(m);
   codedgrad::define_engine(m);
   codedgrad::define_exchange(m);

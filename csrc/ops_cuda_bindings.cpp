@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 
 #include <cstdint>
+#include <map>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -56,6 +57,34 @@ void gram(const Addresses& inputs, const std::string& type, std::size_t count,
              reinterpret_cast<double*>(workspace), reinterpret_cast<void*>(stream));
 }
 
+// Addresses for the engine, see csrc/engine/device.h.
+std::map<std::string, std::uintptr_t> engine_calls() {
+  return {{"start_sum", reinterpret_cast<std::uintptr_t>(&cuda::start_sum)},
+          {"sum_done", reinterpret_cast<std::uintptr_t>(&cuda::sum_done)}};
+}
+
+// Starts `program` over inputs and outputs of the device.
+std::uintptr_t start_sum(int device, bool is_double, const std::vector<int>& program,
+                         const Addresses& inputs, std::uintptr_t out,
+                         std::uintptr_t out2, std::size_t count) {
+  const std::vector<const void*> rows = pointers(inputs);
+  const ops::DeviceSum sum{device,
+                           is_double,
+                           program.data(),
+                           static_cast<int>(program.size()),
+                           static_cast<int>(rows.size()),
+                           rows.data(),
+                           reinterpret_cast<void*>(out),
+                           reinterpret_cast<void*>(out2),
+                           count};
+  void* ticket = nullptr;
+  const int answer = cuda::start_sum(&sum, &ticket);
+  if (answer != 0) {
+    throw std::invalid_argument("start_sum: CUDA answers " + std::to_string(answer));
+  }
+  return reinterpret_cast<std::uintptr_t>(ticket);
+}
+
 }  // namespace
 }  // namespace codedgrad
 
@@ -64,6 +93,15 @@ PYBIND11_MODULE(_ops_cuda, m) {
       "The CUDA kernels of codedgrad on addresses and streams; see csrc/ops/cuda.";
   m.def("weighted_sum", &codedgrad::weighted_sum, "weights"_a, "inputs"_a, "type"_a,
         "out"_a, "out_type"_a, "count"_a, "wire"_a, "stream"_a);
+  m.def("engine_calls", &codedgrad::engine_calls);
+  m.def("start_sum", &codedgrad::start_sum, "device"_a, "is_double"_a, "program"_a,
+        "inputs"_a, "out"_a, "out2"_a, "count"_a);
+  m.def(
+      "sum_done",
+      [](std::uintptr_t ticket) {
+        return codedgrad::ops::cuda::sum_done(reinterpret_cast<void*>(ticket));
+      },
+      "ticket"_a);
   m.def("gram_workspace", &codedgrad::ops::cuda::gram_workspace, "count"_a);
   m.def("gram", &codedgrad::gram, "inputs"_a, "type"_a, "count"_a, "out"_a,
         "workspace"_a, "stream"_a);

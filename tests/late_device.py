@@ -1,8 +1,9 @@
 """A device made of threads, for the seam of `codedgrad.devices`.
 
-Its memory is the host's, its streams are queues, and a copy is done late. Until then
-its destination holds NaN, so whoever reads too early is found out; whoever gives up the
-source too early, too, because somebody else writes it.
+Its memory is the host's, its streams are queues, and a copy or a sum is done late.
+Until then its destination holds NaN, so whoever reads too early is found out; whoever
+gives up the source too early, too, because somebody else writes it. Sums of memory that
+is neither pinned nor the device's own are refused.
 """
 
 from __future__ import annotations
@@ -14,10 +15,14 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import torch
+
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from torch import Tensor
 
-NOT_READY, BROKEN = 600, 700
+NOT_READY, BROKEN, NO_MEMORY = 600, 700, 2
 _CURRENT = "the compute stream"
 _LIMIT_S = 30.0
 
@@ -29,13 +34,46 @@ class Event:
         self.recorded = self.reached = 0
 
 
-class LateDevice:
-    """`DeviceRuntime` whose copies take up to `late_s`."""
+class DeviceSum(ctypes.Structure):
+    """As csrc/ops/device_sum.h."""
 
-    def __init__(self, late_s: float = 0.002, seed: int = 0, *, pins: bool = True):
+    _fields_ = (
+        ("device", ctypes.c_int),
+        ("is_double", ctypes.c_int),
+        ("program", ctypes.POINTER(ctypes.c_int)),
+        ("tokens", ctypes.c_int),
+        ("inputs_count", ctypes.c_int),
+        ("inputs", ctypes.POINTER(ctypes.c_void_p)),
+        ("out", ctypes.c_void_p),
+        ("out2", ctypes.c_void_p),
+        ("count", ctypes.c_size_t),
+    )
+
+
+class LateDevice:
+    """`DeviceRuntime` whose copies and sums take up to `late_s`.
+
+    `takes`: MPI takes its memory. `memory`: bytes that it has. `sums`: it has kernels.
+    """
+
+    def __init__(
+        self,
+        late_s: float = 0.002,
+        seed: int = 0,
+        *,
+        pins: bool = True,
+        sums: bool = True,
+        takes: bool = False,
+        memory: float = float("inf"),
+    ):
         self.late_s, self.pins = late_s, pins
-        self.broken = False
-        self.pinned: set[int] = set()
+        self.has_sums, self.takes, self.memory = sums, takes, memory
+        self.broken = self.sums_broken = self.miscounts = False
+        self.pinned: dict[int, int] = {}  # bytes by place
+        self.own: dict[int, Any] = {}  # memory by place
+        self.sums = self.allocations = 0
+        self._tickets: dict[int, Event] = {}
+        self._lane = self.stream()
         self.set_devices: list[int] = []
         self.copies = 0
         self._random = random.Random(seed)
@@ -111,16 +149,29 @@ class LateDevice:
             self.set_devices.append(device)
             return 0
 
-        def pin(place: int, _bytes: int, flags: int) -> int:
+        def pin(place: int, size: int, flags: int) -> int:
             if not self.pins:
                 return 2  # out of memory
-            assert flags == 1
+            assert flags == 3
             assert place not in self.pinned
-            self.pinned.add(place)
+            self.pinned[place] = size
             return 0
 
         def unpin(place: int) -> int:
-            self.pinned.remove(place)
+            del self.pinned[place]
+            return 0
+
+        def allocate(place: Any, size: int) -> int:
+            if sum(map(len, self.own.values())) + size > self.memory:
+                return NO_MEMORY
+            memory = (ctypes.c_char * size).from_buffer(bytearray(b"\xff" * size))
+            place[0] = ctypes.addressof(memory)  # NaN all over
+            self.own[place[0]] = memory
+            self.allocations += 1
+            return 0
+
+        def release(place: int) -> int:
+            del self.own[place]
             return 0
 
         def query(handle: int) -> int:
@@ -128,15 +179,89 @@ class LateDevice:
                 return BROKEN
             return 0 if self.done(self._events[handle - 1]) else NOT_READY
 
+        def sum_done(ticket: int) -> int:
+            if not self.done(self._tickets[ticket]):
+                return NOT_READY
+            del self._tickets[ticket]
+            return 0
+
         i, p = ctypes.c_int, ctypes.c_void_p
+        size_t, places = ctypes.c_size_t, ctypes.POINTER(p)
+        sum_of = ctypes.POINTER(DeviceSum)
         functions = {
             "set_device": ctypes.CFUNCTYPE(i, i)(set_device),
-            "pin": ctypes.CFUNCTYPE(i, p, ctypes.c_size_t, ctypes.c_uint)(pin),
+            "pin": ctypes.CFUNCTYPE(i, p, size_t, ctypes.c_uint)(pin),
             "unpin": ctypes.CFUNCTYPE(i, p)(unpin),
             "query": ctypes.CFUNCTYPE(i, p)(query),
+            "allocate": ctypes.CFUNCTYPE(i, places, size_t)(allocate),
+            "release": ctypes.CFUNCTYPE(i, p)(release),
         }
+        if self.has_sums:
+            start_sum = ctypes.CFUNCTYPE(i, sum_of, places)(self._start_sum)
+            functions["start_sum"] = start_sum
+            functions["sum_done"] = ctypes.CFUNCTYPE(i, p)(sum_done)
         self._keep.append(functions)  # as long as the engine may call them
         calls = {
             name: int(ctypes.cast(f, p).value or 0) for name, f in functions.items()
         }
-        return calls | {"device": 3, "pin_flags": 1, "not_ready": NOT_READY}
+        calls.setdefault("start_sum", 0)
+        return calls | {"device": 3, "pin_flags": 3, "not_ready": NOT_READY}
+
+    def direct(self) -> bool:
+        return self.takes
+
+    def view(self, buffer: Any, dtype: torch.dtype) -> Tensor:
+        memory = (ctypes.c_char * buffer.bytes).from_address(buffer.address)
+        memory.keep = buffer
+        return torch.frombuffer(memory, dtype=dtype)
+
+    def _vector(self, place: int, count: int, dtype: Any) -> NDArray[Any]:
+        """Of memory that the device reaches."""
+        size = count * np.dtype(dtype).itemsize
+        ranges = self.pinned | {p: len(m) for p, m in self.own.items()}
+        assert any(p <= place and place + size <= p + n for p, n in ranges.items()), (
+            "the device is to use memory that it does not reach"
+        )
+        return np.frombuffer((ctypes.c_char * size).from_address(place), dtype)
+
+    def _start_sum(self, asked: Any, ticket: Any) -> int:
+        """See csrc/engine/device.h."""
+        if self.broken or self.sums_broken:
+            return BROKEN
+        this, dtype = asked[0], np.float64 if asked[0].is_double else np.float32
+        try:
+            inputs = [
+                self._vector(this.inputs[i], this.count, dtype)
+                for i in range(this.inputs_count)
+            ]
+            outs = [
+                self._vector(place, this.count, dtype)
+                for place in (this.out, this.out2)
+                if place
+            ]
+        except AssertionError:
+            return BROKEN
+        program = this.program[: this.tokens]
+        for out in outs:
+            out.fill(np.nan)
+        nap = self._random.random() * self.late_s
+
+        def work() -> None:
+            time.sleep(nap)
+            stack: list[NDArray[Any]] = []
+            for token in program:
+                if token >= 0:
+                    stack.append(inputs[token])
+                else:
+                    right = stack.pop()
+                    stack.append(stack.pop() + right)
+            for out in outs:
+                out[:] = stack[0] + self.miscounts
+
+        self.sums += 1
+        done = self.event()
+        self._tickets[self.sums] = done
+        ticket[0] = self.sums
+        self._lane.put(work)
+        self.record(done, self._lane)
+        return 0

@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <cstdlib>
 #include <new>
+#include <stdexcept>
+#include <string>
 
 namespace codedgrad {
 namespace {
@@ -13,8 +15,21 @@ constexpr std::size_t kHugePage = std::size_t{2} << 20;
 constexpr std::size_t kTrimEvery = 256;  // gets of one size
 }  // namespace
 
-Buffer::Buffer(std::size_t bytes, const DeviceCalls* pin)
-    : data_(nullptr), bytes_(bytes), wanted_(pin != nullptr) {
+Buffer::Buffer(std::size_t bytes, Memory memory, const DeviceCalls* device)
+    : bytes_(bytes), memory_(memory) {
+  if (memory == Memory::kDevice) {
+    void* place = nullptr;
+    const int answer = device->allocate(&place, std::max<std::size_t>(bytes, 1));
+    if (answer != 0) {
+      throw std::runtime_error("the device answered " + std::to_string(answer) +
+                               " when asked for " + std::to_string(bytes) +
+                               " bytes of its memory; a smaller window, or "
+                               "CODEDGRAD_GPU_DIRECT=0, needs less");
+    }
+    data_ = static_cast<char*>(place);
+    give_back_ = device->release;
+    return;
+  }
   const std::size_t align = bytes >= kHugePage ? kHugePage : kAlignment;
   const std::size_t size =
       (std::max<std::size_t>(bytes, 1) + align - 1) / align * align;
@@ -22,14 +37,14 @@ Buffer::Buffer(std::size_t bytes, const DeviceCalls* pin)
   if (data_ == nullptr) throw std::bad_alloc();
   // Fewer page faults when a large buffer is first touched.
   if (align == kHugePage) madvise(data_, size, MADV_HUGEPAGE);
-  if (pin != nullptr && pin->pin(data_, size, pin->pin_flags) == 0) {
-    unpin_ = pin->unpin;
+  if (memory == Memory::kPinned && device->pin(data_, size, device->pin_flags) == 0) {
+    give_back_ = device->unpin;
   }
 }
 
 Buffer::~Buffer() {
-  if (unpin_ != nullptr) unpin_(data_);
-  std::free(data_);
+  if (give_back_ != nullptr) give_back_(data_);
+  if (memory_ != Memory::kDevice) std::free(data_);
 }
 
 void BufferPool::bind(const DeviceCalls& calls) {
@@ -37,14 +52,20 @@ void BufferPool::bind(const DeviceCalls& calls) {
   if (!device_) device_ = std::make_unique<const DeviceCalls>(calls);
 }
 
-BufferRef BufferPool::get(std::size_t bytes, bool pinned) {
-  const DeviceCalls* pin = nullptr;
+DeviceCalls BufferPool::device() const {
+  std::lock_guard<std::mutex> lock(mutex_);
+  return device_ ? *device_ : DeviceCalls{};
+}
+
+BufferRef BufferPool::get(std::size_t bytes, Memory memory) {
+  const DeviceCalls* device = nullptr;
   std::unique_ptr<Buffer> buffer;
   std::vector<std::unique_ptr<Buffer>> surplus;  // freed outside the lock
   {
     std::lock_guard<std::mutex> lock(mutex_);
-    pin = pinned ? device_.get() : nullptr;
-    Class& c = classes_[{bytes, pin != nullptr}];
+    device = device_.get();
+    if (device == nullptr) memory = Memory::kHost;
+    Class& c = classes_[{bytes, memory}];
     if (!c.free.empty()) {
       buffer = std::move(c.free.back());
       c.free.pop_back();
@@ -63,8 +84,8 @@ BufferRef BufferPool::get(std::size_t bytes, bool pinned) {
     }
   }
   if (!buffer) {
-    buffer = std::make_unique<Buffer>(bytes, pin);
-    if (pin != nullptr && !buffer->pinned()) {
+    buffer = std::make_unique<Buffer>(bytes, memory, device);
+    if (memory == Memory::kPinned && !buffer->reachable()) {
       std::lock_guard<std::mutex> lock(mutex_);
       unpinned_ += bytes;
     }
@@ -74,7 +95,7 @@ BufferRef BufferPool::get(std::size_t bytes, bool pinned) {
 }
 
 void BufferPool::trim() {
-  std::map<std::pair<std::size_t, bool>, Class> old;  // freed outside the lock
+  std::map<std::pair<std::size_t, Memory>, Class> old;  // freed outside the lock
   std::lock_guard<std::mutex> lock(mutex_);
   old.swap(classes_);
   for (const auto& [key, c] : old) total_ -= key.first * c.free.size();
@@ -93,7 +114,7 @@ std::size_t BufferPool::unpinned() const {
 void BufferPool::put(Buffer* buffer) {
   std::unique_ptr<Buffer> owned(buffer);
   std::lock_guard<std::mutex> lock(mutex_);
-  classes_[{owned->bytes(), owned->wanted_pinned()}].free.push_back(std::move(owned));
+  classes_[{owned->bytes(), owned->memory()}].free.push_back(std::move(owned));
 }
 
 }  // namespace codedgrad

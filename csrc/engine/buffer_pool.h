@@ -13,36 +13,43 @@
 
 namespace codedgrad {
 
+// kPinned: a device copies to and from it while the processor goes on. kDevice: the
+// device's own, which the processor must not touch.
+enum class Memory { kHost, kPinned, kDevice };
+
 class Buffer {
  public:
-  // `pin` null: ordinary memory. Where pinning fails it stays ordinary.
-  explicit Buffer(std::size_t bytes, const DeviceCalls* pin = nullptr);
+  // Where pinning fails it stays ordinary. Throws std::runtime_error where the device
+  // has no memory left. `device`: for the latter two kinds.
+  explicit Buffer(std::size_t bytes, Memory memory = Memory::kHost,
+                  const DeviceCalls* device = nullptr);
   ~Buffer();
   Buffer(const Buffer&) = delete;
   Buffer& operator=(const Buffer&) = delete;
 
   char* data() const { return data_; }
   std::size_t bytes() const { return bytes_; }
-  bool pinned() const { return unpin_ != nullptr; }
-  bool wanted_pinned() const { return wanted_; }
+  Memory memory() const { return memory_; }  // that was asked for
+  // Can the device read and write it?
+  bool reachable() const { return give_back_ != nullptr; }
 
  private:
-  char* data_;
+  char* data_ = nullptr;
   std::size_t bytes_;
-  bool wanted_;
-  int (*unpin_)(void*) = nullptr;
+  Memory memory_;
+  int (*give_back_)(void*) = nullptr;  // to the device
 };
 
 using BufferRef = std::shared_ptr<Buffer>;
 
 class BufferPool : public std::enable_shared_from_this<BufferPool> {
  public:
-  // Thread-safe. The contents are undefined. `pinned`: memory that a device copies to
-  // and from while the processor goes on, once a device is bound.
-  BufferRef get(std::size_t bytes, bool pinned = false);
+  // Thread-safe. The contents are undefined. Ordinary memory until a device is bound.
+  BufferRef get(std::size_t bytes, Memory memory = Memory::kHost);
 
-  // Before the first pinned get.
+  // Before the first get of other memory.
   void bind(const DeviceCalls& calls);
+  DeviceCalls device() const;  // that is bound
 
   // Gives back what is free now, when a model's sizes are not needed any more.
   void trim();
@@ -60,7 +67,7 @@ class BufferPool : public std::enable_shared_from_this<BufferPool> {
   void put(Buffer* buffer);
 
   mutable std::mutex mutex_;
-  std::map<std::pair<std::size_t, bool>, Class> classes_;  // by bytes and pinning
+  std::map<std::pair<std::size_t, Memory>, Class> classes_;
   std::size_t total_ = 0, unpinned_ = 0;
   std::unique_ptr<const DeviceCalls> device_;
 };

@@ -8,6 +8,7 @@
 #include "ops/cpu/least_squares.h"
 #include "ops/cpu/sums.h"
 #include "ops/cpu/weighted_sum.h"
+#include "ops/device_sum.h"
 
 namespace codedgrad {
 namespace {
@@ -57,7 +58,41 @@ class TreeCover final : public Cover {
     }
   }
 
+  bool program(SumProgram* program, std::vector<int>* rows) const override {
+    emit_deeper_first(tree_->root, program, rows);
+    int next = 0;
+    for (int& token : *program) {
+      if (token != ops::kAdd) token = next++;
+    }
+    return next <= ops::kMostDeviceInputs;
+  }
+
  private:
+  // Places on the stack that the node's sum needs. The side that needs more comes
+  // first, so with n rows these are log2(n) + 1 at most.
+  int emit_deeper_first(int node, SumProgram* program, std::vector<int>* rows) const {
+    if (arrived_[node]) {
+      program->push_back(0);
+      rows->push_back(node);
+      return 1;
+    }
+    SumProgram first, second;
+    std::vector<int> first_rows, second_rows;
+    int more = emit_deeper_first(tree_->left[node], &first, &first_rows);
+    int less = emit_deeper_first(tree_->right[node], &second, &second_rows);
+    if (more < less) {
+      std::swap(more, less);
+      first.swap(second);
+      first_rows.swap(second_rows);
+    }
+    program->insert(program->end(), first.begin(), first.end());
+    program->insert(program->end(), second.begin(), second.end());
+    program->push_back(ops::kAdd);
+    rows->insert(rows->end(), first_rows.begin(), first_rows.end());
+    rows->insert(rows->end(), second_rows.begin(), second_rows.end());
+    return more == less ? more + 1 : more;
+  }
+
   // A node that has arrived stands for its subtree: the same bits either way.
   void emit(int node, ops::Wire wire, std::vector<int>* program,
             std::vector<int>* inputs) const {
@@ -88,14 +123,17 @@ class TreeCover final : public Cover {
 
 class TreePlan final : public Plan {
  public:
-  explicit TreePlan(std::shared_ptr<const Tree> tree) : tree_(std::move(tree)) {}
+  TreePlan(std::shared_ptr<const Tree> tree, std::size_t sent)
+      : tree_(std::move(tree)), sent_(static_cast<int>(sent)) {}
   int rows() const override { return static_cast<int>(tree_->left.size()); }
+  int most_inputs() const override { return sent_; }
   std::unique_ptr<Cover> make_cover() const override {
     return std::make_unique<TreeCover>(tree_);
   }
 
  private:
   std::shared_ptr<const Tree> tree_;
+  int sent_;
 };
 
 // ---- general combinations: weights by least squares, cached by arrival set ----
@@ -199,8 +237,10 @@ std::shared_ptr<const Plan> make_tree_plan(std::vector<int> left,
   for (int i = nodes - 1; i >= 0; --i) {  // parents come after their children
     if (parent[i] >= 0 && rounded[parent[i]]) rounded[i] = 1;
   }
-  return std::make_shared<TreePlan>(std::make_shared<const Tree>(Tree{
-      std::move(left), std::move(right), std::move(parent), root, std::move(rounded)}));
+  const std::size_t sent = rows.empty() ? left.size() : rows.size();
+  auto tree = std::make_shared<const Tree>(Tree{
+      std::move(left), std::move(right), std::move(parent), root, std::move(rounded)});
+  return std::make_shared<TreePlan>(std::move(tree), sent);
 }
 
 std::shared_ptr<const Plan> make_linear_plan(std::vector<double> matrix, int rows,

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstddef>
+#include <limits>
 #include <memory>
 #include <vector>
 
@@ -13,6 +14,8 @@ namespace codedgrad {
 enum class DType { kFloat32, kFloat64 };
 
 inline std::size_t bytes_of(DType dtype) { return dtype == DType::kFloat32 ? 4 : 8; }
+
+using SumProgram = std::vector<int>;  // see ops/cpu/sums.h
 
 // The arrivals of one slice of one bucket in one step. add() is called under the
 // session's lock and by the engine's thread only, which may therefore read without it.
@@ -29,12 +32,18 @@ class Cover {
   // rows round their sums to.
   virtual void decode(const std::vector<const void*>& rows, void* out, void* out2,
                       std::size_t count, DType dtype, ops::Wire wire) const = 0;
+  // The same, unrounded, as a program for a device that pushes rows[0], rows[1], ...
+  // in turn, on as small a stack as can be; the same bits (but for those of a NaN)
+  // since only the sides of additions are exchanged. False where there is none.
+  virtual bool program(SumProgram*, std::vector<int>* /*rows*/) const { return false; }
 };
 
 class Plan {
  public:
   virtual ~Plan() = default;
   virtual int rows() const = 0;
+  // Of the programs of its covers; the largest int where they have none.
+  virtual int most_inputs() const { return std::numeric_limits<int>::max(); }
   virtual std::unique_ptr<Cover> make_cover() const = 0;
 };
 

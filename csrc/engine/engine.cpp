@@ -7,12 +7,15 @@
 #include <cstring>
 #include <stdexcept>
 
+#include "engine/clock.h"
+
 namespace codedgrad {
 namespace {
 
 constexpr int kMessagesPerTurn = 64;
 constexpr double kSpinS = 30e-6;  // after an event: yield, do not sleep
 constexpr double kShortestNapS = 10e-6;
+constexpr double kCopyNapS = 50e-6;     // when the other side or a device copies now
 constexpr double kAwaitedNapS = 1e-3;   // when this worker waits
 constexpr double kOpenNapS = 2e-3;      // when a step is open here
 constexpr double kIdleNapS = 2e-3;      // when none is; longer in long silence,
@@ -23,12 +26,6 @@ constexpr double kFailureGraceS = 3.0;  // to send and hear of errors
 constexpr char kBlob = 'B';
 constexpr char kError = 'E';
 constexpr char kGoodbye = 'G';
-
-double now_s() {
-  return std::chrono::duration<double>(
-             std::chrono::steady_clock::now().time_since_epoch())
-      .count();
-}
 
 }  // namespace
 
@@ -53,6 +50,7 @@ std::shared_ptr<Session> Engine::open_session(SessionConfig config) {
   for (int id = 0; id < kSessions; ++id) {
     if (sessions_[id]) continue;
     config.id = id;
+    config.device = pool_->device();
     sessions_[id] = std::make_shared<Session>(config, rank_, size_, max_tag_, pool_,
                                               failure_, static_cast<Outbox*>(this));
     return sessions_[id];
@@ -212,12 +210,32 @@ void Engine::run() {
   try {
     loop();
   } catch (const std::exception& error) {
-    set_failure("the engine of worker " + std::to_string(rank_) +
-                " failed: " + error.what());
+    const std::string text =
+        "the engine of worker " + std::to_string(rank_) + " failed: " + error.what();
+    set_failure(text);
+    tell_before_the_end(text);
   }
   std::lock_guard<std::mutex> lock(mutex_);
   ended_ = true;
   gathered_.notify_all();
+}
+
+void Engine::tell_before_the_end(const std::string& text) {
+  const double until = now_s() + kFailureGraceS;
+  const std::uint64_t first = next_id_;
+  try {
+    send_control(kError, text);
+    for (std::uint64_t left = next_id_ - first; left > 0 && now_s() < until;) {
+      done_.clear();
+      transport_->poll(&done_);
+      for (std::uint64_t id : done_) {
+        left -= id >= first;
+        pending_.erase(id);
+      }
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
+  } catch (const std::exception&) {  // the transport it is that has failed
+  }
 }
 
 void Engine::loop() {
@@ -256,22 +274,37 @@ bool Engine::turn() {
     complete(id);
     busy = true;
   }
-  return tick() || busy;
+  return attend() || busy;
 }
 
-bool Engine::tick() {
-  std::array<std::shared_ptr<Session>, kSessions> watching;
+bool Engine::attend() {
+  std::array<std::shared_ptr<Session>, kSessions> restless;
   {
     std::lock_guard<std::mutex> lock(mutex_);
     for (int i = 0; i < kSessions; ++i) {
-      if (sessions_[i] && sessions_[i]->approximate()) watching[i] = sessions_[i];
+      const auto& session = sessions_[i];
+      if (session && (session->approximate() || session->summing())) {
+        restless[i] = session;
+      }
     }
   }
   bool busy = false;
-  for (const auto& session : watching) {
-    if (session && !failure_->failed()) busy = session->tick() || busy;
+  for (const auto& session : restless) {
+    if (!session || failure_->failed()) continue;
+    try {
+      busy = session->poll_sums() || busy;
+    } catch (const std::exception& error) {
+      give_up("worker " + std::to_string(rank_) + ": " + error.what());
+      continue;
+    }
+    if (session->approximate()) busy = session->tick() || busy;
   }
   return busy;
+}
+
+void Engine::give_up(const std::string& text) {
+  send_control(kError, text);
+  set_failure(text);
 }
 
 void Engine::execute(Command& command) {
@@ -295,9 +328,7 @@ void Engine::execute(Command& command) {
       break;
     }
     case Command::What::kFail:
-      if (failure_->failed()) break;
-      send_control(kError, command.bytes);
-      set_failure(command.bytes);
+      if (!failure_->failed()) give_up(command.bytes);
       break;
     case Command::What::kCall:
       command.work();
@@ -323,14 +354,11 @@ bool Engine::post_copied() {
       command.session->post(command.step, command.row, command.bucket, command.data);
       busy = true;
     } else {
-      const std::string text =
-          "worker " + std::to_string(rank_) + ": the device answered " +
-          std::to_string(answer) + " when asked whether a row of step " +
-          std::to_string(command.step) +
-          " is copied; an earlier kernel may have failed: run with "
-          "CUDA_LAUNCH_BLOCKING=1 to see which";
-      send_control(kError, text);
-      set_failure(text);
+      give_up("worker " + std::to_string(rank_) + ": the device answered " +
+              std::to_string(answer) + " when asked whether a row of step " +
+              std::to_string(command.step) +
+              " is copied; an earlier kernel may have failed: run with "
+              "CUDA_LAUNCH_BLOCKING=1 to see which");
     }
   }
   return busy;
@@ -439,18 +467,21 @@ void Engine::back_off() {
   }
   double share = 0.125, longest = kOpenNapS;
   if (transport_->pending() > 0 || !copying_.empty()) {
-    longest = 50e-6;  // the other side copies now
+    longest = kCopyNapS;
   } else {
     std::lock_guard<std::mutex> lock(mutex_);
     const bool gathering = published_ > gathered_rounds_;
-    bool used = stopping_ || gathering, open = false, awaited = false;
+    bool used = stopping_ || gathering, open = false, awaited = false, summing = false;
     for (const auto& session : sessions_) {
       if (!session) continue;
       used = true;
       open = session->open_work() || open;
       awaited = session->awaited() || awaited;
+      summing = session->summing() || summing;
     }
-    if (awaited) {
+    if (summing) {
+      longest = kCopyNapS;
+    } else if (awaited) {
       longest = kAwaitedNapS;
     } else if (!open) {
       share = 0.5;

@@ -46,8 +46,8 @@ class Engine final : private Outbox {
 
   // Once, before the first session of a model on a device.
   void bind_device(const DeviceCalls& calls);
-  BufferRef acquire(std::size_t bytes, bool pinned = false) {
-    return pool_->get(bytes, pinned);
+  BufferRef acquire(std::size_t bytes, Memory memory = Memory::kHost) {
+    return pool_->get(bytes, memory);
   }
   // Announces the step to the engine, then waits as Session::begin.
   bool begin(const std::shared_ptr<Session>& session, std::int64_t step,
@@ -101,12 +101,14 @@ class Engine final : private Outbox {
 
   void send(int dest, int tag, const void* data, std::size_t bytes,
             BufferRef keep) override;
+  void give_up(const std::string& text);
   void send_control(char type, const std::string& text);
   void submit(Command command);
   void run();
   void loop();
-  bool tick();  // sessions that watch the clock
-  bool turn();  // one round; true when something happened
+  void tell_before_the_end(const std::string& text);
+  bool attend();  // sessions that watch the clock, or for which a device sums
+  bool turn();    // one round; true when something happened
   void execute(Command& command);
   bool post_copied();  // rows whose copy from the device is done
   void take_message(const Envelope& envelope);

@@ -5,6 +5,9 @@
 #include <limits>
 #include <stdexcept>
 
+// Of Open MPI and MPICH 4, in no standard: null where the MPI has none.
+extern "C" int MPIX_Query_cuda_support(void) __attribute__((weak));
+
 namespace codedgrad {
 namespace {
 
@@ -136,6 +139,10 @@ std::string mpi_build_version() {
 #else
   return std::to_string(MPI_VERSION) + "." + std::to_string(MPI_SUBVERSION);
 #endif
+}
+
+bool mpi_reads_cuda_memory() {
+  return MPIX_Query_cuda_support != nullptr && MPIX_Query_cuda_support() == 1;
 }
 
 std::string mpi_library_version() {

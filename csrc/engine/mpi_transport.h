@@ -16,5 +16,7 @@ std::unique_ptr<Transport> make_mpi_transport(int fortran_comm);
 std::string mpi_build_vendor();
 std::string mpi_build_version();
 std::string mpi_library_version();
+// Does the MPI say, after its start, that messages may lie in memory of CUDA devices?
+bool mpi_reads_cuda_memory();
 
 }  // namespace codedgrad

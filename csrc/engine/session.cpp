@@ -2,19 +2,14 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cstring>
 #include <stdexcept>
+
+#include "engine/clock.h"
 
 namespace codedgrad {
 namespace {
 
 constexpr std::size_t kArrivalsKept = 1 << 16;
-
-double now_s() {
-  return std::chrono::duration<double>(
-             std::chrono::steady_clock::now().time_since_epoch())
-      .count();
-}
 
 std::chrono::duration<double> seconds(double s) {
   return std::chrono::duration<double>(s);
@@ -51,7 +46,8 @@ Session::Session(const SessionConfig& config, int rank, int size, int max_tag,
       pool_(std::move(pool)),
       failure_(std::move(failure)),
       outbox_(outbox),
-      pinned_(config.pinned),
+      memory_(config.memory),
+      sums_(config.device),
       floor_(config.first_step),
       applied_(size, config.first_step - 1),
       done_through_(config.first_step - 1),
@@ -70,6 +66,15 @@ Session::Session(const SessionConfig& config, int rank, int size, int max_tag,
                                             layout_.slice(bucket, rank_), window_,
                                             dtype_, pool_));
     }
+  }
+  if (memory_ == Memory::kDevice) {
+    if (!sums_.available() || approximate_ || narrow_buckets_ > 0 ||
+        plan_->most_inputs() > ops::kMostDeviceInputs) {
+      throw std::invalid_argument(
+          "rows in a device's memory need its kernels and plain sums of at most " +
+          std::to_string(ops::kMostDeviceInputs) + " rows, exact and as they are");
+    }
+    device_sums_from_ = 0;
   }
   if (window_ < 2) throw std::invalid_argument("the window must be at least 2 steps");
 }
@@ -247,7 +252,8 @@ char* Session::place(const TagFields& f, int source, std::size_t bytes,
   }
   std::lock_guard<std::mutex> lock(mutex_);
   if (f.kind == Kind::kRow || wire(f.bucket) != Wire::kAsIs) {
-    *keep = pool_->get(bytes);
+    const bool device = memory_ != Memory::kHost && bytes >= device_sums_from_;
+    *keep = pool_->get(bytes, device ? memory_ : Memory::kHost);
     return (*keep)->data();
   }
   Step* step = open(f.step);
@@ -312,7 +318,7 @@ Session::Step* Session::open(std::int64_t number) {
 }
 
 char* Session::result_at(Step* step, const Slice& slice) {
-  if (!step->result) step->result = pool_->get(payload_bytes(), pinned_);
+  if (!step->result) step->result = pool_->get(payload_bytes(), memory_);
   return step->result->data() + slice.offset * bytes_of(dtype_);
 }
 
@@ -360,81 +366,6 @@ Session::Bucket* Session::undecoded(std::int64_t number, int bucket) {
   Step* step = open(number);
   if (step == nullptr || step->buckets[bucket].decoded) return nullptr;
   return &step->buckets[bucket];
-}
-
-void Session::decode(std::int64_t number, int bucket) {
-  const Slice slice = layout_.slice(bucket, rank_);
-  const Wire narrow = wire(bucket);
-  const Bucket* b = nullptr;
-  {
-    std::lock_guard<std::mutex> lock(mutex_);
-    b = undecoded(number, bucket);
-  }
-  conclude(number, bucket, true, [&](void* out, void* out2) {
-    b->cover->decode(b->rows, out, out2, slice.count, dtype_, narrow);
-  });
-}
-
-// The step cannot be taken, so cannot vanish, before slice_in() below: my own slice
-// is missing until then.
-void Session::conclude(std::int64_t number, int bucket, bool exact, const Fill& fill) {
-  const double begin = now_s();
-  const Slice slice = layout_.slice(bucket, rank_);
-  const Wire narrow = wire(bucket);
-  const std::size_t bytes = slice.count * bytes_on_wire(bucket);
-  Estimator* estimator = approximate_ ? estimators_[bucket].get() : nullptr;
-  Bucket* b = nullptr;
-  char* result = nullptr;
-  {
-    std::lock_guard<std::mutex> lock(mutex_);
-    Step* step = open(number);
-    b = &step->buckets[bucket];
-    result = result_at(step, slice);
-  }
-  const bool alone = size_ == 1 && narrow == Wire::kAsIs;
-  const BufferRef sent = alone ? nullptr : pool_->get(bytes);
-  // The owner's own copy of the result may be changed once the step is taken.
-  if (alone) {
-    fill(result, nullptr);
-  } else if (narrow == Wire::kAsIs) {
-    fill(sent->data(), result);
-  } else {
-    fill(result, nullptr);
-  }
-  double learn_s = 0.0;
-  const auto learn = [&] {
-    const double from = now_s();
-    estimator->decoded(number, {&b->rows, &b->keep}, result, exact);
-    learn_s = now_s() - from;
-  };
-  const bool compensates = estimator != nullptr && approximate_->compensate;
-  if (compensates) {
-    learn();
-    if (estimator->compensate(result) && !alone && narrow == Wire::kAsIs) {
-      std::memcpy(sent->data(), result, bytes);
-    }
-  }
-  if (narrow != Wire::kAsIs) {  // rounded once, and so the same for all
-    pack(result, sent->data(), slice.count, narrow);
-    unpack(sent->data(), result, slice.count, narrow);
-  }
-  const int tag = codec_.encode({Kind::kResult, id_, number, bucket, 0});
-  for (int i = 1; i < size_; ++i) {
-    outbox_->send((rank_ + i) % size_, tag, sent->data(), bytes, sent);
-  }
-  if (estimator != nullptr && !compensates) learn();
-  {
-    std::lock_guard<std::mutex> lock(mutex_);
-    b->decoded = true;
-    b->keep.clear();
-    b->rows.clear();
-    counters_.bytes_sent += bytes * (size_ - 1);
-    ++counters_.slices_decoded;
-    counters_.decode_s += now_s() - begin - learn_s;
-    counters_.learn_s += learn_s;
-    if (!exact) ++counters_.slices_settled;
-  }
-  slice_in(number, rank_);
 }
 
 void Session::slice_in(std::int64_t number, int owner) {

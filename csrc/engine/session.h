@@ -15,6 +15,7 @@
 #include <cstdint>
 #include <deque>
 #include <functional>
+#include <limits>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -23,6 +24,7 @@
 
 #include "engine/buffer_pool.h"
 #include "engine/cover.h"
+#include "engine/device_sums.h"
 #include "engine/estimator.h"
 #include "engine/layout.h"
 #include "engine/packing.h"
@@ -60,7 +62,10 @@ struct SessionConfig {
   std::shared_ptr<const ApproximateConfig> approximate;  // null: exact
   Wire wire = Wire::kAsIs;  // in what type the first buckets travel
   int narrow_buckets = 0;   // how many; rows must hold values of that type there
-  bool pinned = false;      // results go to a device
+  // Of rows and results. kDevice needs a device that sums, and a tree plan, exact and
+  // as is; then nothing of the payload is ever in the processor's memory.
+  Memory memory = Memory::kHost;
+  DeviceCalls device;  // unless kHost
 };
 
 constexpr int kAllBuckets = -1;
@@ -110,7 +115,7 @@ class Session {
   bool approximate() const { return approximate_ != nullptr; }
   const Layout& layout() const { return layout_; }
   std::size_t payload_bytes() const { return layout_.count() * bytes_of(dtype_); }
-  bool pinned() const { return pinned_; }
+  Memory memory() const { return memory_; }
 
   // ---- engine's thread ----
   void tell_progress(std::int64_t step);  // the training thread begins `step`
@@ -125,6 +130,11 @@ class Session {
   bool open_work() const;  // something has arrived here and is not finished
   bool awaited() const;    // the training thread waits
   bool tick();             // settles what is due; else postponed work. True: did some
+  bool summing() const { return !sums_.empty(); }  // a device sums for us
+  bool poll_sums() { return sums_.poll(); }        // true when a sum is done
+  // Finds out from what size on the device sums the own slices faster than the
+  // processor, and lets it. Returns those bytes. Throws as DeviceSums::faster_from.
+  std::size_t use_device_sums(bool always);
   // By bucket, empty where there is no slice of mine.
   std::vector<std::vector<double>> decoder_states() const;
   void restore_decoders(const std::vector<double>& state);
@@ -159,6 +169,9 @@ class Session {
   void arrive(std::int64_t step, int bucket, int row, int source, const void* data,
               const BufferRef& keep);
   void decode(std::int64_t step, int bucket);
+  bool decode_on_device(std::int64_t step, int bucket);  // false: it cannot
+  void send_result(std::int64_t step, int bucket, const BufferRef& sent);
+  void close_bucket(std::int64_t step, int bucket, double decode_s);
   // Sends the slice that `fill` writes, and closes the bucket.
   using Fill = std::function<void(void* out, void* out2)>;
   void conclude(std::int64_t step, int bucket, bool exact, const Fill& fill);
@@ -184,7 +197,10 @@ class Session {
   const std::shared_ptr<BufferPool> pool_;
   const std::shared_ptr<Failure> failure_;
   Outbox* const outbox_;
-  const bool pinned_;
+  const Memory memory_;
+  DeviceSums sums_;  // engine's thread
+  // Slices of so many bytes and more are summed by the device.
+  std::size_t device_sums_from_ = std::numeric_limits<std::size_t>::max();
 
   mutable std::mutex mutex_;
   std::condition_variable changed_;

@@ -1,23 +1,13 @@
 // What a session does with arrivals that do not cover; see estimator.h.
 #include <algorithm>
-#include <chrono>
 #include <cstring>
 #include <stdexcept>
 #include <string>
 
+#include "engine/clock.h"
 #include "engine/session.h"
 
 namespace codedgrad {
-namespace {
-
-double now_s() {
-  return std::chrono::duration<double>(
-             std::chrono::steady_clock::now().time_since_epoch())
-      .count();
-}
-
-}  // namespace
-
 // ---- training thread ----
 
 bool Session::past_half(std::int64_t step) const {

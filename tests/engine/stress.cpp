@@ -1,11 +1,12 @@
 // Many small steps of several engines in one process, with random delays, duplicate
 // rows and workers that lag; built with -fsanitize=thread by test_stress.py.
 //
-//   stress WORKERS STEPS MAX_DELAY_US SEED [settle | compensate]
+//   stress WORKERS STEPS MAX_DELAY_US SEED [settle | compensate | pinned | device]
 //
 // Every sum is checked: gradients are small integers, so floats add exactly. With
 // `settle` owners do not wait for the late, whose rows come after all or never, some of
-// them NaN: then all workers must have the same finite bits.
+// them NaN: then all workers must have the same finite bits. With `pinned` a device
+// sums rows in pinned memory, with `device` rows in its own.
 #include <chrono>
 #include <cmath>
 #include <cstdio>
@@ -15,10 +16,12 @@
 #include <map>
 #include <mutex>
 #include <random>
+#include <string>
 #include <thread>
 
 #include "engine/engine.h"
 #include "engine/local_transport.h"
+#include "late_device.h"
 
 namespace {
 
@@ -102,7 +105,7 @@ float value(std::int64_t step, int part, std::size_t i) {
 
 BufferRef filled(Engine* engine, const std::shared_ptr<Session>& session,
                  std::int64_t step, int first, int last) {
-  BufferRef data = engine->acquire(session->payload_bytes());
+  BufferRef data = engine->acquire(session->payload_bytes(), session->memory());
   float* out = reinterpret_cast<float*>(data->data());
   for (std::size_t i = 0; i < kCount; ++i) {
     out[i] = 0;
@@ -139,6 +142,7 @@ void post_in_pieces(Engine* engine, const std::shared_ptr<Session>& session,
 
 struct Mode {
   bool settles = false, compensates = false;
+  Memory memory = Memory::kHost;
   Results* results = nullptr;
 };
 
@@ -159,12 +163,20 @@ void work(Engine* engine, int steps, int max_delay_us, std::uint64_t seed, Mode 
   SessionConfig config;
   config.bucket_starts = kStarts;
   config.window = 4;
-  config.wire = Wire::kFloat16;  // holds all sums here; the second bucket is wide
-  config.narrow_buckets = 1;
+  if (mode.memory == Memory::kHost) {
+    config.wire = Wire::kFloat16;  // holds all sums here; the second bucket is wide
+    config.narrow_buckets = 1;
+  } else {
+    engine->bind_device(late_device::calls());
+    config.memory = mode.memory;
+  }
   const Tree tree = tree_of(n);
   config.plan = make_tree_plan(tree.left, tree.right, tree.parent, tree.root);
   if (mode.settles) config.approximate = settling(n, mode.compensates);
   auto session = engine->open_session(config);
+  if (mode.memory == Memory::kPinned) {
+    engine->call([&] { session->use_device_sums(true); });
+  }
   engine->publish("ready");
   std::vector<int> who;
   while (!engine->gather(1.0, &who)) {
@@ -223,11 +235,15 @@ int main(int argc, char** argv) {
   std::vector<std::thread> threads;
   Results results;
   Mode mode;
-  mode.settles = argc == 6;
-  mode.compensates = argc == 6 && std::strcmp(argv[5], "compensate") == 0;
+  const std::string how = argc == 6 ? argv[5] : "";
+  mode.settles = how == "settle" || how == "compensate";
+  mode.compensates = how == "compensate";
+  if (how == "pinned") mode.memory = Memory::kPinned;
+  if (how == "device") mode.memory = Memory::kDevice;
   mode.results = &results;
   for (auto& engine : engines)
     threads.emplace_back(work, engine.get(), steps, delay, seed, mode);
   for (auto& thread : threads) thread.join();
+  if (mode.memory != Memory::kHost && late_device::state().sums < steps) return 1;
   std::printf("ok\n");
 }

@@ -19,6 +19,14 @@ SOURCES = [
     "tests/engine/stress.cpp",
 ]
 # Thread sanitizer slows everything 10 times, and more threads than cores more so.
+# With what part of the steps.
+MODES: list[tuple[list[str], int]] = [
+    ([], 1),
+    (["settle"], 2),
+    (["compensate"], 4),
+    (["pinned"], 8),
+    (["device"], 8),
+]
 BUILDS = [
     ("thread", ["-fsanitize=thread"], (3, 2000, 60)),
     ("address", ["-fsanitize=address,undefined"], (5, 10_000, 60)),
@@ -35,12 +43,21 @@ def test_stress(
     assert compiler, "no C++ compiler, although the engine was built"
     program = tmp_path / f"stress-{name}"
     kernels = [str(p.relative_to(ROOT)) for p in (ROOT / "csrc/ops/cpu").glob("*.cpp")]
-    build = [compiler, "-std=c++17", "-O1", "-g", "-pthread", "-Icsrc", *flags]
+    build = [
+        compiler,
+        "-std=c++17",
+        "-O1",
+        "-g",
+        "-pthread",
+        "-Icsrc",
+        "-Itests/engine",
+    ]
+    build += flags
     subprocess.run(
         [*build, *SOURCES, *kernels, "-o", str(program)], cwd=ROOT, check=True
     )
     workers, steps, delay_us = size
-    for mode, share in (([], 1), (["settle"], 2), (["compensate"], 4)):
+    for mode, share in MODES:
         done = subprocess.run(
             [
                 str(program),

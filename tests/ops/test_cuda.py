@@ -78,6 +78,29 @@ def test_nan_and_the_current_stream() -> None:
     assert norm.item() == 16.0 * (1 << 24)
 
 
+@pytest.mark.parametrize("pinned", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_tree_sum_has_the_bits_of_torch(dtype: torch.dtype, pinned: bool) -> None:
+    kernels = importlib.import_module("codedgrad._ops_cuda")
+    torch.manual_seed(0)
+    rows = [torch.randn(1_000_003, dtype=dtype) for _ in range(4)]
+    rows = [x.pin_memory() if pinned else x.cuda() for x in rows]
+    out, copy = torch.zeros_like(rows[0]), torch.zeros_like(rows[0])
+    if pinned:
+        out, copy = out.pin_memory(), copy.pin_memory()
+    torch.cuda.synchronize()
+    program = [0, 1, -1, 2, 3, -1, -1]
+    places = [x.data_ptr() for x in rows]
+    how = (out.data_ptr(), copy.data_ptr(), out.numel())
+    ticket = kernels.start_sum(0, dtype == torch.float64, program, places, *how)
+    while (answer := kernels.sum_done(ticket)) == 600:
+        pass
+    assert answer == 0
+    want = (rows[0] + rows[1]) + (rows[2] + rows[3])
+    assert torch.equal(out, want)
+    assert torch.equal(copy, want)
+
+
 def test_opcheck() -> None:
     inputs = integers(3, 33, torch.float32, "cuda")
     op = torch.ops.codedgrad.weighted_sum.default

@@ -40,8 +40,11 @@ def together() -> Iterator[None]:
 
 
 def pytest_runtest_logreport(report: Any) -> None:
-    if report.failed and codedgrad.rank() != 0:
-        sys.stderr.write(f"[worker {codedgrad.rank()}] {report.longreprtext}\n")
+    if not report.failed:
+        return
+    rank = codedgrad.rank() if codedgrad.is_initialized() else "?"
+    if rank != 0:
+        sys.stderr.write(f"[worker {rank}] {report.longreprtext}\n")
 
 
 def pytest_sessionfinish(exitstatus: int) -> None:

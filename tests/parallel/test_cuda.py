@@ -34,14 +34,23 @@ def device() -> Iterator[str]:
     torch.backends.cudnn.deterministic = before
 
 
+@pytest.mark.parametrize("decode", ["0", "1", ""])
 @pytest.mark.parametrize("bucket_mb", [0.0005, None])
 @pytest.mark.parametrize("wire", ["float32", "bfloat16"])
-def test_delays_change_no_bit(device: str, wire: str, bucket_mb: float | None) -> None:
+def test_delays_change_no_bit(
+    device: str,
+    wire: str,
+    bucket_mb: float | None,
+    decode: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     n = codedgrad.size()
+    monkeypatch.setenv("CODEDGRAD_GPU_DECODE", decode)
     code = codes.spread(n, micro=4, copies=min(2, max(1, n - 1)))
     settings = {"wire": wire, "bucket_mb": bucket_mb, "device": device}
     got = coded(code, STEPS, faults=DELAYS, **settings)
     assert len(set(everywhere(got[0]))) == 1
+    monkeypatch.setenv("CODEDGRAD_GPU_DECODE", "0")
     assert got == coded(code, STEPS, overlap=False, **settings)
 
 

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from late_device import LateDevice
 from training import DELAYS, coded, everywhere
 
 import codedgrad
-from codedgrad import WorkerError, codes, devices, overlap
+from codedgrad import EnvironmentSetupError, WorkerError, codes, devices, overlap
 from codedgrad.encoding import HostEncoder, TorchEncoder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 STEPS = 20
+# Where the engine keeps rows, and who sums them.
+WAYS: dict[str, tuple[dict[str, bool], str]] = {
+    "pinned": ({}, "0"),
+    "sums": ({}, "1"),
+    "direct": ({"takes": True}, ""),
+}
 
 
 @pytest.fixture
@@ -40,14 +47,24 @@ def fresh_engine() -> Iterator[None]:
     codedgrad.shutdown()
     codedgrad.init()
     yield
-    codedgrad.shutdown()
+    with contextlib.suppress(WorkerError):  # news of a test that ended in an error
+        codedgrad.shutdown()
     codedgrad.init()
 
 
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("bucket_mb", [0.0005, None])
 @pytest.mark.parametrize("which", ["spread", "uncoded", "fractional", "staircase"])
-def test_the_same_bits(late: LateDevice, which: str, bucket_mb: float | None) -> None:
+def test_the_same_bits(
+    late: LateDevice,
+    which: str,
+    bucket_mb: float | None,
+    way: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     n = codedgrad.size()
+    late.takes = WAYS[way][0].get("takes", False)
+    monkeypatch.setenv("CODEDGRAD_GPU_DECODE", WAYS[way][1])
     copies = next((d for d in range(2, n + 1) if n % d == 0), 1)
     code = {
         "spread": codes.spread(n, micro=4, copies=min(2, max(1, n - 1))),
@@ -57,6 +74,8 @@ def test_the_same_bits(late: LateDevice, which: str, bucket_mb: float | None) ->
     }[which]
     got = coded(code, STEPS, faults=DELAYS, bucket_mb=bucket_mb)
     assert late.copies > STEPS  # sums back, and rows out unless they were late
+    assert (late.sums > STEPS) == (way != "pinned")
+    assert (late.allocations > 0) == (way == "direct")
     assert len(set(everywhere(got[0]))) == 1
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(devices, "runtime_of", lambda _: None)
@@ -77,6 +96,77 @@ def test_little_pinned_memory_and_slow_copies(
         patch.setattr(devices, "runtime_of", lambda _: None)
         patch.setattr(overlap, "encoder_of", HostEncoder)
         assert got == coded(code, 8, wire="bfloat16")
+
+
+@pytest.mark.parametrize("settings", [{"wire": "bfloat16"}, {"approximate": True}])
+def test_what_a_device_cannot_decode(late: LateDevice, settings: Any) -> None:
+    late.takes = True
+    n = codedgrad.size()
+    if "approximate" in settings:
+        settings = {"policy": codedgrad.approximate(patience=5.0)}
+    code = codes.spread(n, micro=2, copies=1)
+    got = coded(code, 8, **settings)
+    assert len(set(everywhere(got[0]))) == 1
+    assert late.allocations == 0 or n == 1  # where nothing is narrow
+    if "wire" in settings:
+        assert late.sums == 0
+
+
+def test_a_linear_code(late: LateDevice) -> None:
+    late.takes = True
+    n = codedgrad.size()
+    coded(codes.cyclic(n, stragglers=min(1, n - 1)), 4)
+    assert late.sums == 0
+
+
+@pytest.mark.parametrize("late", [{"pins": False}], indirect=True)
+def test_sums_of_what_could_not_be_pinned(
+    late: LateDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CODEDGRAD_GPU_DECODE", "1")
+    code = codes.uncoded(codedgrad.size(), micro=2)
+    got = coded(code, 4)
+    assert late.sums == 0
+    assert len(set(everywhere(got[0]))) == 1
+
+
+def test_the_processor_where_it_is_faster(late: LateDevice) -> None:
+    late.late_s = 0.01
+    coded(codes.uncoded(codedgrad.size()), 4)
+    assert 0 < late.sums < 20  # trials only
+
+
+def test_wrong_sums_are_found_before_the_first_step(
+    late: LateDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CODEDGRAD_GPU_DECODE", "1")
+    late.miscounts = True
+    with pytest.raises(EnvironmentSetupError, match="are not those of the processor"):
+        coded(codes.uncoded(codedgrad.size()), 4)
+
+
+@pytest.mark.parametrize("way", ["sums", "direct"])
+def test_kernels_that_fail_end_the_job_everywhere(
+    late: LateDevice, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late.takes = WAYS[way][0].get("takes", False)
+    monkeypatch.setenv("CODEDGRAD_GPU_DECODE", WAYS[way][1])
+
+    def breaks(gradient: codedgrad.CodedGradient) -> None:
+        late.sums_broken = gradient.step >= 3 and codedgrad.rank() == 0
+
+    code = codes.uncoded(codedgrad.size())
+    with pytest.raises(WorkerError, match=r"worker 0: the device answered 700 when"):
+        coded(code, STEPS, each_step=breaks)
+
+
+@pytest.mark.parametrize("late", [{"takes": True, "memory": 1 << 16}], indirect=True)
+def test_too_little_memory_on_the_device(late: LateDevice) -> None:
+    code = codes.uncoded(codedgrad.size())
+    with pytest.raises(
+        (WorkerError, RuntimeError), match=r"answered 2 .*CODEDGRAD_GPU_DIRECT=0"
+    ):
+        coded(code, STEPS, wide=64)
 
 
 def test_a_broken_device_ends_the_job_everywhere(late: LateDevice) -> None:

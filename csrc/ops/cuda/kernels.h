@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <vector>
 
+#include "ops/device_sum.h"
 #include "ops/wire.h"
 
 namespace codedgrad::ops::cuda {
@@ -27,5 +28,15 @@ std::size_t gram_workspace(std::size_t count);
 // `count` alone, in two stages without atomics, and is not the CPU's.
 void gram(const std::vector<const void*>& inputs, Type type, std::size_t count,
           double* out, double* workspace, void* stream);
+
+// Starts a sum with the bits of ops::tree_sum on the CPU, in a stream of its own; rows
+// and sums may lie in mapped memory of the host. Returns a cudaError_t and, with 0, a
+// ticket. A stack deeper than 13 vectors, which no n <= kMostDeviceInputs needs where
+// the deeper side of an addition comes first, is cudaErrorInvalidValue.
+int start_sum(const DeviceSum* sum, void** ticket);
+
+// cudaErrorNotReady while the sum is under way. Any other answer gives the ticket back:
+// 0, or an error of the device. From any thread.
+int sum_done(void* ticket);
 
 }  // namespace codedgrad::ops::cuda

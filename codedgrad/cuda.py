@@ -1,0 +1,131 @@
+"""CUDA for `codedgrad.devices`: through torch, and for the engine by addresses."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from codedgrad.errors import EnvironmentSetupError
+from codedgrad.ops.library import kernels
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+log = logging.getLogger("codedgrad")
+
+_PINNED = 3  # cudaHostRegisterPortable | Mapped: for every device, and its kernels
+_NOT_READY = 600  # cudaErrorNotReady
+
+
+class CudaRuntime:
+    """CUDA through torch; the engine's calls through the CUDA runtime library."""
+
+    def __init__(self, device: torch.device) -> None:
+        """Of this device."""
+        self._device = device
+
+    def stream(self) -> torch.cuda.Stream:
+        """A new one."""
+        return torch.cuda.Stream(self._device)
+
+    def event(self) -> torch.cuda.Event:
+        """A new one, recorded once: it has a handle only then."""
+        event = torch.cuda.Event()
+        event.record(torch.cuda.current_stream(self._device))
+        return event
+
+    def current(self) -> torch.cuda.Stream:
+        """The stream that torch computes on."""
+        return torch.cuda.current_stream(self._device)
+
+    def record(self, event: torch.cuda.Event, stream: torch.cuda.Stream) -> None:
+        """See DeviceRuntime, as for what follows."""
+        event.record(stream)
+
+    def wait(self, stream: torch.cuda.Stream, event: torch.cuda.Event) -> None:
+        """On the device."""
+        stream.wait_event(event)
+
+    def copy(self, out: Tensor, source: Tensor, stream: torch.cuda.Stream) -> None:
+        """Without waiting, where the host memory is pinned."""
+        with torch.cuda.stream(stream):
+            out.copy_(source, non_blocking=True)
+
+    def done(self, event: torch.cuda.Event) -> bool:
+        """Ask (cudaEventQuery)."""
+        return bool(event.query())
+
+    def synchronize(self, event: torch.cuda.Event) -> None:
+        """Wait (cudaEventSynchronize)."""
+        event.synchronize()
+
+    def handle(self, event: torch.cuda.Event) -> int:
+        """The cudaEvent_t."""
+        return int(event.cuda_event)
+
+    def engine_calls(self) -> dict[str, int]:
+        """Of the CUDA runtime that torch has loaded."""
+        library = _cudart()
+        index = self._device.index
+        names = {
+            "set_device": "cudaSetDevice",
+            "pin": "cudaHostRegister",
+            "unpin": "cudaHostUnregister",
+            "query": "cudaEventQuery",
+            "allocate": "cudaMalloc",
+            "release": "cudaFree",
+        }
+        calls = {
+            key: int(ctypes.cast(getattr(library, name), ctypes.c_void_p).value or 0)
+            for key, name in names.items()
+        }
+        calls["device"] = torch.cuda.current_device() if index is None else index
+        calls |= {"pin_flags": _PINNED, "not_ready": _NOT_READY}
+        return calls | self._sums()
+
+    def direct(self) -> bool:
+        """What the MPI says of itself."""
+        from codedgrad import _engine
+
+        return bool(_engine.mpi_reads_cuda_memory())
+
+    def view(self, buffer: Any, dtype: torch.dtype) -> Tensor:
+        """By CUDA's array interface."""
+        return torch.as_tensor(_Memory(buffer, dtype), device=self._device)
+
+    def _sums(self) -> dict[str, int]:
+        try:
+            return dict(kernels("_ops_cuda").engine_calls())
+        except EnvironmentSetupError as error:
+            log.info("sums are formed on the CPU: %s", error)
+            return {"start_sum": 0, "sum_done": 0}
+
+
+class _Memory:
+    """Memory of the engine's, for torch.as_tensor, which keeps this object."""
+
+    def __init__(self, buffer: Any, dtype: torch.dtype) -> None:
+        self._buffer = buffer
+        self.__cuda_array_interface__ = {
+            "shape": (buffer.bytes // dtype.itemsize,),
+            "typestr": f"<f{dtype.itemsize}",
+            "data": (buffer.address, False),
+            "version": 3,
+        }
+
+
+def _cudart() -> ctypes.CDLL:
+    """The CUDA runtime that torch has loaded."""
+    major = str(torch.version.cuda).partition(".")[0]
+    name = f"libcudart.so.{major}"
+    try:
+        return ctypes.CDLL(name)
+    except OSError as error:
+        raise EnvironmentSetupError(
+            f"torch was built for CUDA {torch.version.cuda}, but its runtime {name} "
+            f"cannot be loaded ({error}); install nvidia-cuda-runtime, or put its "
+            f"folder on LD_LIBRARY_PATH"
+        ) from None
