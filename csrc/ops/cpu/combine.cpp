@@ -1,5 +1,8 @@
 #include "ops/cpu/combine.h"
 
+#include <algorithm>
+#include <type_traits>
+
 #include "ops/cpu/clones.h"
 #include "ops/cpu/lanes.h"
 
@@ -50,10 +53,10 @@ CODEDGRAD_INLINE void any_k(const Wide* from, const T* const* in, const Wide* w,
 
 // How many elements they have done.
 #if defined(CODEDGRAD_LANES)
-template <int K, typename T>
+template <int K, typename T, typename Out>
 CODEDGRAD_LANES std::size_t by_lanes(const float* from, const T* const* in,
-                                     const float* w, float* to, std::size_t n) {
-  std::size_t i = 0;
+                                     const float* w, Out* to, std::size_t i,
+                                     std::size_t n) {
   for (; i + 8 <= n; i += 8) {
     __m256 sum = _mm256_mul_ps(_mm256_set1_ps(w[0]), load_lanes(in[0] + i));
     if (from != nullptr) sum = _mm256_add_ps(_mm256_loadu_ps(from + i), sum);
@@ -61,29 +64,58 @@ CODEDGRAD_LANES std::size_t by_lanes(const float* from, const T* const* in,
       const __m256 term = _mm256_mul_ps(_mm256_set1_ps(w[j]), load_lanes(in[j] + i));
       sum = _mm256_add_ps(sum, term);
     }
-    _mm256_storeu_ps(to + i, sum);
+    store_lanes(sum, to + i);
   }
   return i;
 }
+template <int K, typename T, typename Out>
+CODEDGRAD_LANES16 std::size_t by_lanes16(const float* from, const T* const* in,
+                                         const float* w, Out* to, std::size_t n) {
+  std::size_t i = 0;
+  for (; i + 16 <= n; i += 16) {
+    __m512 sum = _mm512_mul_ps(_mm512_set1_ps(w[0]), load_lanes16(in[0] + i));
+    if (from != nullptr) sum = _mm512_add_ps(_mm512_loadu_ps(from + i), sum);
+    for (int j = 1; j < K; ++j) {
+      const __m512 term = _mm512_mul_ps(_mm512_set1_ps(w[j]), load_lanes16(in[j] + i));
+      sum = _mm512_add_ps(sum, term);
+    }
+    store_lanes16(sum, to + i);
+  }
+  return i;
+}
+template <int K, typename T, typename Out>
+std::size_t most(const float* from, const T* const* in, const float* w, Out* to,
+                 std::size_t n) {
+  const std::size_t i = has_lanes16() ? by_lanes16<K>(from, in, w, to, n) : 0;
+  return has_lanes() ? by_lanes<K>(from, in, w, to, i, n) : i;
+}
 #else
-bool has_lanes() { return false; }
-template <int K, typename T>
-std::size_t by_lanes(const float*, const T* const*, const float*, float*, std::size_t) {
+template <int K, typename T, typename Out>
+std::size_t most(const float*, const T* const*, const float*, Out*, std::size_t) {
   return 0;
 }
 #endif
 
-template <typename T>
-void half(const float* from, const T* const* in, const float* w, int k, float* to,
+template <typename T, typename Out>
+void half(const float* from, const T* const* in, const float* w, int k, Out* to,
           std::size_t n) {
-  std::size_t done = 0;
-  if (has_lanes()) {
-    done = k == 1   ? by_lanes<1>(from, in, w, to, n)
-           : k == 2 ? by_lanes<2>(from, in, w, to, n)
-           : k == 3 ? by_lanes<3>(from, in, w, to, n)
-                    : by_lanes<4>(from, in, w, to, n);
+  const std::size_t done = k == 1   ? most<1>(from, in, w, to, n)
+                           : k == 2 ? most<2>(from, in, w, to, n)
+                           : k == 3 ? most<3>(from, in, w, to, n)
+                                    : most<4>(from, in, w, to, n);
+  if constexpr (std::is_same_v<Out, float>) {
+    any_k(from, in, w, k, to, done, n);
+  } else {
+    constexpr std::size_t kPiece = 16;
+    float sum[kPiece];
+    const T* rest[kTogether];
+    for (std::size_t i = done; i < n; i += kPiece) {
+      const std::size_t some = std::min(kPiece, n - i);
+      for (int j = 0; j < k; ++j) rest[j] = in[j] + i;
+      any_k(from == nullptr ? nullptr : from + i, rest, w, k, sum, 0, some);
+      for (std::size_t e = 0; e < some; ++e) to[i + e] = narrow<Out>(sum[e]);
+    }
   }
-  any_k(from, in, w, k, to, done, n);
 }
 
 CODEDGRAD_CLONES void full(const float* from, const float* const* in, const float* w,
@@ -111,6 +143,14 @@ void combine(const float* from, const BFloat16* const* in, const float* w, int k
 }
 void combine(const float* from, const Float16* const* in, const float* w, int k,
              float* to, std::size_t n) {
+  half(from, in, w, k, to, n);
+}
+void combine(const float* from, const BFloat16* const* in, const float* w, int k,
+             BFloat16* to, std::size_t n) {
+  half(from, in, w, k, to, n);
+}
+void combine(const float* from, const Float16* const* in, const float* w, int k,
+             Float16* to, std::size_t n) {
   half(from, in, w, k, to, n);
 }
 

@@ -19,5 +19,10 @@ void combine(const float* from, const BFloat16* const* in, const float* w, int k
              float* to, std::size_t n);
 void combine(const float* from, const Float16* const* in, const float* w, int k,
              float* to, std::size_t n);
+// The same, rounded as it is stored.
+void combine(const float* from, const BFloat16* const* in, const float* w, int k,
+             BFloat16* to, std::size_t n);
+void combine(const float* from, const Float16* const* in, const float* w, int k,
+             Float16* to, std::size_t n);
 
 }  // namespace codedgrad::ops

@@ -48,6 +48,13 @@ class Summation {
       const bool last = j + k == inputs_.size();
       const T* in[kTogether];
       for (int i = 0; i < k; ++i) in[i] = inputs_[j + i] + begin;
+      if constexpr (std::is_same_v<T, Out> && !std::is_same_v<Wide, Out>) {
+        if (last && wire_ == Wire::kAsIs) {  // nothing to be done but to store it
+          Out* to = streamed_ ? stored_.data() : out;
+          combine(j == 0 ? nullptr : sum_.data(), in, &weights_[j], k, to, n);
+          return stores(to, n, out, out2);
+        }
+      }
       // Partial sums stay in the scratch memory: `out` may be a later input.
       combine(j == 0 ? nullptr : sum_.data(), in, &weights_[j], k,
               last ? sum : sum_.data(), n);
@@ -56,9 +63,7 @@ class Summation {
       if (wire_ == Wire::kBFloat16) round<BFloat16>(sum, n);
       if (wire_ == Wire::kFloat16) round<Float16>(sum, n);
     }
-    const Out* stored = as_out(sum, streamed_ ? stored_.data() : out, n);
-    if (stored != out) store(stored, n, out);
-    if (out2 != nullptr) store(stored, n, out2);
+    stores(as_out(sum, streamed_ ? stored_.data() : out, n), n, out, out2);
   }
 
  private:
@@ -76,6 +81,10 @@ class Summation {
       convert(sum, to, n);
       return to;
     }
+  }
+  void stores(const Out* from, std::size_t n, Out* out, Out* out2) const {
+    if (from != out) store(from, n, out);
+    if (out2 != nullptr) store(from, n, out2);
   }
   void store(const Out* from, std::size_t n, Out* to) const {
     if (streamed_) {
