@@ -21,11 +21,6 @@ constexpr double kOpenNapS = 2e-3;      // when a step is open here
 constexpr double kIdleNapS = 2e-3;      // when none is; longer in long silence,
 constexpr double kLongIdleNapS = 8e-3;  // up to this
 constexpr double kUnusedNapS = 20e-3;   // when no session is, and nobody waits
-constexpr double kFailureGraceS = 3.0;  // to send and hear of errors
-
-constexpr char kBlob = 'B';
-constexpr char kError = 'E';
-constexpr char kGoodbye = 'G';
 
 }  // namespace
 
@@ -104,45 +99,6 @@ void Engine::post(const std::shared_ptr<Session>& session, std::int64_t step, in
           event});
 }
 
-void Engine::publish(std::string bytes) {
-  submit({Command::What::kPublish,
-          nullptr,
-          0,
-          0,
-          kAllBuckets,
-          nullptr,
-          std::move(bytes),
-          {}});
-}
-
-std::optional<std::vector<std::string>> Engine::gather(double timeout_s,
-                                                       std::vector<int>* missing) {
-  std::unique_lock<std::mutex> lock(mutex_);
-  const std::int64_t round = gathered_rounds_;
-  const auto all = [&] {
-    return failure_->failed() || ended_ ||
-           static_cast<int>(rounds_[round].size()) == size_;
-  };
-  gathered_.wait_for(lock, std::chrono::duration<double>(timeout_s), all);
-  missing->clear();
-  auto& got = rounds_[round];
-  if (static_cast<int>(got.size()) < size_) {
-    for (int w = 0; w < size_; ++w) {
-      if (got.count(w) == 0) missing->push_back(w);
-    }
-    return std::nullopt;
-  }
-  std::vector<std::string> out;
-  for (int w = 0; w < size_; ++w) out.push_back(std::move(got[w]));
-  rounds_.erase(round);
-  ++gathered_rounds_;
-  return out;
-}
-
-void Engine::fail(const std::string& text) {
-  submit({Command::What::kFail, nullptr, 0, 0, kAllBuckets, nullptr, text, {}});
-}
-
 bool Engine::call(std::function<void()> work) {
   const auto done = std::make_shared<bool>(false);
   submit({Command::What::kCall,
@@ -161,22 +117,6 @@ bool Engine::call(std::function<void()> work) {
   std::unique_lock<std::mutex> lock(mutex_);
   gathered_.wait(lock, [&] { return *done || ended_; });
   return *done;
-}
-
-std::vector<int> Engine::departed() const {
-  std::lock_guard<std::mutex> lock(mutex_);
-  std::vector<int> workers;
-  for (int w = 0; w < size_; ++w) {
-    if (w != rank_ && goodbye_[w]) workers.push_back(w);
-  }
-  return workers;
-}
-
-std::map<int, std::string> Engine::announced() const {
-  std::lock_guard<std::mutex> lock(mutex_);
-  const auto found = rounds_.find(gathered_rounds_);
-  if (found == rounds_.end()) return {};
-  return {found->second.begin(), found->second.end()};
 }
 
 bool Engine::stop(double timeout_s) {
@@ -218,24 +158,6 @@ void Engine::run() {
   std::lock_guard<std::mutex> lock(mutex_);
   ended_ = true;
   gathered_.notify_all();
-}
-
-void Engine::tell_before_the_end(const std::string& text) {
-  const double until = now_s() + kFailureGraceS;
-  const std::uint64_t first = next_id_;
-  try {
-    send_control(kError, text);
-    for (std::uint64_t left = next_id_ - first; left > 0 && now_s() < until;) {
-      done_.clear();
-      transport_->poll(&done_);
-      for (std::uint64_t id : done_) {
-        left -= id >= first;
-        pending_.erase(id);
-      }
-      std::this_thread::sleep_for(std::chrono::milliseconds(1));
-    }
-  } catch (const std::exception&) {  // the transport it is that has failed
-  }
 }
 
 void Engine::loop() {
@@ -302,11 +224,6 @@ bool Engine::attend() {
   return busy;
 }
 
-void Engine::give_up(const std::string& text) {
-  send_control(kError, text);
-  set_failure(text);
-}
-
 void Engine::execute(Command& command) {
   switch (command.what) {
     case Command::What::kBegin:
@@ -319,14 +236,10 @@ void Engine::execute(Command& command) {
       }
       command.session->post(command.step, command.row, command.bucket, command.data);
       break;
-    case Command::What::kPublish: {
+    case Command::What::kPublish:
       post_copied();  // what is done by now is sent before, as if posted just then
-      send_control(kBlob, command.bytes);
-      std::lock_guard<std::mutex> lock(mutex_);
-      rounds_[published_++][rank_] = std::move(command.bytes);
-      gathered_.notify_all();
+      tell_blob(std::move(command.bytes));
       break;
-    }
     case Command::What::kFail:
       if (!failure_->failed()) give_up(command.bytes);
       break;
@@ -334,9 +247,7 @@ void Engine::execute(Command& command) {
       command.work();
       break;
     case Command::What::kStop:
-      send_control(kGoodbye, "");
-      stopping_ = true;
-      stop_by_s_ = now_s() + stop_timeout_s_.load();
+      say_goodbye();
       break;
   }
 }
@@ -371,16 +282,6 @@ void Engine::send(int dest, int tag, const void* data, std::size_t bytes,
   Pending pending;
   pending.keep = std::move(keep);
   pending_.emplace(id, std::move(pending));
-}
-
-void Engine::send_control(char type, const std::string& text) {
-  const BufferRef data = pool_->get(text.size() + 1);
-  data->data()[0] = type;
-  std::memcpy(data->data() + 1, text.data(), text.size());
-  for (int i = 1; i < size_; ++i) {
-    send((rank_ + i) % size_, static_cast<int>(Kind::kControl), data->data(),
-         text.size() + 1, data);
-  }
 }
 
 void Engine::take_message(const Envelope& envelope) {
@@ -418,41 +319,6 @@ void Engine::complete(std::uint64_t id) {
   } else if (pending.fields.kind == Kind::kControl) {
     control(pending.source, pending.keep->data(), pending.bytes);
   }  // else: a message of a closed session, or after a failure
-}
-
-void Engine::control(int source, const char* data, std::size_t bytes) {
-  const std::string text(data + 1, bytes - 1);
-  if (data[0] == kBlob) {
-    std::lock_guard<std::mutex> lock(mutex_);
-    rounds_[heard_[source]++][source] = text;
-    gathered_.notify_all();
-  } else if (data[0] == kError) {
-    set_failure(text);
-  } else {
-    std::lock_guard<std::mutex> lock(mutex_);
-    goodbye_[source] = true;
-  }
-}
-
-void Engine::set_failure(const std::string& text) {
-  failure_->set(text);
-  std::lock_guard<std::mutex> lock(mutex_);
-  gathered_.notify_all();
-  for (auto& session : sessions_) {
-    if (session) session->wake();
-  }
-}
-
-bool Engine::finished() const {
-  if (!stopping_) return false;
-  const bool all =
-      std::all_of(goodbye_.begin(), goodbye_.end(), [](bool said) { return said; });
-  if (all && transport_->pending() == 0 && copying_.empty()) return true;
-  const double grace = stop_timeout_s_.load();
-  const double limit = failure_->failed()
-                           ? stop_by_s_ - grace + std::min(grace, kFailureGraceS)
-                           : stop_by_s_;
-  return now_s() > limit;
 }
 
 // The longer nothing has happened, the longer the nap: an eighth of the silence while

@@ -101,6 +101,8 @@ class Engine final : private Outbox {
 
   void send(int dest, int tag, const void* data, std::size_t bytes,
             BufferRef keep) override;
+  void tell_blob(std::string bytes);
+  void say_goodbye();
   void give_up(const std::string& text);
   void send_control(char type, const std::string& text);
   void submit(Command command);

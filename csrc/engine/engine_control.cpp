@@ -1,0 +1,161 @@
+// What workers tell each other beside the gradients: small byte strings, errors, the
+// goodbye. See engine.h.
+#include <algorithm>
+#include <chrono>
+#include <cstring>
+
+#include "engine/clock.h"
+#include "engine/engine.h"
+
+namespace codedgrad {
+namespace {
+
+constexpr double kFailureGraceS = 3.0;  // to send and hear of errors
+
+constexpr char kBlob = 'B';
+constexpr char kError = 'E';
+constexpr char kGoodbye = 'G';
+
+}  // namespace
+
+// ---- training thread ----
+
+void Engine::publish(std::string bytes) {
+  submit({Command::What::kPublish,
+          nullptr,
+          0,
+          0,
+          kAllBuckets,
+          nullptr,
+          std::move(bytes),
+          {}});
+}
+
+std::optional<std::vector<std::string>> Engine::gather(double timeout_s,
+                                                       std::vector<int>* missing) {
+  std::unique_lock<std::mutex> lock(mutex_);
+  const std::int64_t round = gathered_rounds_;
+  const auto all = [&] {
+    return failure_->failed() || ended_ ||
+           static_cast<int>(rounds_[round].size()) == size_;
+  };
+  gathered_.wait_for(lock, std::chrono::duration<double>(timeout_s), all);
+  missing->clear();
+  auto& got = rounds_[round];
+  if (static_cast<int>(got.size()) < size_) {
+    for (int w = 0; w < size_; ++w) {
+      if (got.count(w) == 0) missing->push_back(w);
+    }
+    return std::nullopt;
+  }
+  std::vector<std::string> out;
+  for (int w = 0; w < size_; ++w) out.push_back(std::move(got[w]));
+  rounds_.erase(round);
+  ++gathered_rounds_;
+  return out;
+}
+
+void Engine::fail(const std::string& text) {
+  submit({Command::What::kFail, nullptr, 0, 0, kAllBuckets, nullptr, text, {}});
+}
+
+std::vector<int> Engine::departed() const {
+  std::lock_guard<std::mutex> lock(mutex_);
+  std::vector<int> workers;
+  for (int w = 0; w < size_; ++w) {
+    if (w != rank_ && goodbye_[w]) workers.push_back(w);
+  }
+  return workers;
+}
+
+std::map<int, std::string> Engine::announced() const {
+  std::lock_guard<std::mutex> lock(mutex_);
+  const auto found = rounds_.find(gathered_rounds_);
+  if (found == rounds_.end()) return {};
+  return {found->second.begin(), found->second.end()};
+}
+
+// ---- engine's thread ----
+
+void Engine::tell_blob(std::string bytes) {
+  send_control(kBlob, bytes);
+  std::lock_guard<std::mutex> lock(mutex_);
+  rounds_[published_++][rank_] = std::move(bytes);
+  gathered_.notify_all();
+}
+
+void Engine::say_goodbye() {
+  send_control(kGoodbye, "");
+  stopping_ = true;
+  stop_by_s_ = now_s() + stop_timeout_s_.load();
+}
+
+void Engine::give_up(const std::string& text) {
+  send_control(kError, text);
+  set_failure(text);
+}
+
+void Engine::send_control(char type, const std::string& text) {
+  const BufferRef data = pool_->get(text.size() + 1);
+  data->data()[0] = type;
+  std::memcpy(data->data() + 1, text.data(), text.size());
+  for (int i = 1; i < size_; ++i) {
+    send((rank_ + i) % size_, static_cast<int>(Kind::kControl), data->data(),
+         text.size() + 1, data);
+  }
+}
+
+void Engine::control(int source, const char* data, std::size_t bytes) {
+  const std::string text(data + 1, bytes - 1);
+  if (data[0] == kBlob) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    rounds_[heard_[source]++][source] = text;
+    gathered_.notify_all();
+  } else if (data[0] == kError) {
+    set_failure(text);
+  } else {
+    std::lock_guard<std::mutex> lock(mutex_);
+    goodbye_[source] = true;
+  }
+}
+
+void Engine::set_failure(const std::string& text) {
+  failure_->set(text);
+  std::lock_guard<std::mutex> lock(mutex_);
+  gathered_.notify_all();
+  for (auto& session : sessions_) {
+    if (session) session->wake();
+  }
+}
+
+void Engine::tell_before_the_end(const std::string& text) {
+  const double until = now_s() + kFailureGraceS;
+  const std::uint64_t first = next_id_;
+  try {
+    send_control(kError, text);
+    for (std::uint64_t left = next_id_ - first; left > 0 && now_s() < until;) {
+      done_.clear();
+      transport_->poll(&done_);
+      for (std::uint64_t id : done_) {
+        left -= id >= first;
+        pending_.erase(id);
+      }
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
+  } catch (const std::exception&) {  // the transport it is that has failed
+  }
+}
+
+bool Engine::finished() const {
+  if (!stopping_) return false;
+  const bool all =
+      std::all_of(goodbye_.begin(), goodbye_.end(), [](bool said) { return said; });
+  if (all && transport_->pending() == 0 && copying_.empty()) return true;
+  const double grace = stop_timeout_s_.load();
+  const double limit = failure_->failed()
+                           ? stop_by_s_ - grace + std::min(grace, kFailureGraceS)
+                           : stop_by_s_;
+  return now_s() > limit;
+}
+
+}  // namespace codedgrad
