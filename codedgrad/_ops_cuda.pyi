@@ -10,6 +10,10 @@ def weighted_sum(
     wire: str,
     stream: int,
 ) -> None: ...
+
+DEVICE_SUM_BYTES: int
+
+def sums_host_memory(device: int) -> bool: ...
 def engine_calls() -> dict[str, int]: ...
 def start_sum(
     device: int,

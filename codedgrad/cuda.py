@@ -12,12 +12,15 @@ from codedgrad.errors import EnvironmentSetupError
 from codedgrad.ops.library import kernels
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from torch import Tensor
 
 log = logging.getLogger("codedgrad")
 
 _PINNED = 3  # cudaHostRegisterPortable | Mapped: for every device, and its kernels
 _NOT_READY = 600  # cudaErrorNotReady
+_NO_SUMS = {"start_sum": 0, "sum_done": 0}
 
 
 class CudaRuntime:
@@ -66,6 +69,10 @@ class CudaRuntime:
         """The cudaEvent_t."""
         return int(event.cuda_event)
 
+    def on(self) -> AbstractContextManager[None]:
+        """As torch's own."""
+        return torch.cuda.device(self._device)
+
     def engine_calls(self) -> dict[str, int]:
         """Of the CUDA runtime that torch has loaded."""
         library = _cudart()
@@ -77,6 +84,7 @@ class CudaRuntime:
             "query": "cudaEventQuery",
             "allocate": "cudaMalloc",
             "release": "cudaFree",
+            "take_error": "cudaGetLastError",
         }
         calls = {
             key: int(ctypes.cast(getattr(library, name), ctypes.c_void_p).value or 0)
@@ -84,7 +92,7 @@ class CudaRuntime:
         }
         calls["device"] = torch.cuda.current_device() if index is None else index
         calls |= {"pin_flags": _PINNED, "not_ready": _NOT_READY}
-        return calls | self._sums()
+        return calls | self._sums(calls["device"])
 
     def direct(self) -> bool:
         """What the MPI says of itself."""
@@ -94,14 +102,33 @@ class CudaRuntime:
 
     def view(self, buffer: Any, dtype: torch.dtype) -> Tensor:
         """By CUDA's array interface."""
-        return torch.as_tensor(_Memory(buffer, dtype), device=self._device)
+        found = torch.as_tensor(_Memory(buffer, dtype), device=self._device)
+        if found.data_ptr() != buffer.address:  # torch copies from another device
+            raise EnvironmentSetupError(
+                f"the engine's memory is not on {self._device}; call "
+                f"torch.cuda.set_device({self._device.index}) before codedgrad, or set "
+                f"CODEDGRAD_GPU_DIRECT=0"
+            )
+        return found
 
-    def _sums(self) -> dict[str, int]:
+    def _sums(self, index: int) -> dict[str, int]:
+        from codedgrad import _engine
+
         try:
-            return dict(kernels("_ops_cuda").engine_calls())
+            built = kernels("_ops_cuda")
         except EnvironmentSetupError as error:
             log.info("sums are formed on the CPU: %s", error)
-            return {"start_sum": 0, "sum_done": 0}
+            return dict(_NO_SUMS)
+        if getattr(built, "DEVICE_SUM_BYTES", 0) != _engine.DEVICE_SUM_BYTES:
+            log.warning(
+                "sums are formed on the CPU: the CUDA kernels are of another version. "
+                "CODEDGRAD_CUDA=1 pip install --no-build-isolation -e . builds them"
+            )
+            return dict(_NO_SUMS)
+        if not built.sums_host_memory(index):
+            log.info("sums are formed on the CPU, whose memory this GPU does not reach")
+            return dict(_NO_SUMS)
+        return dict(built.engine_calls())
 
 
 class _Memory:

@@ -38,6 +38,8 @@ from codedgrad.cuda import CudaRuntime
 from codedgrad.errors import ConfigError
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from torch import Tensor
 
 _EVENTS = 64  # copies under way; with more, the engine waits for later ones, too
@@ -73,6 +75,9 @@ class DeviceRuntime(Protocol):
     def handle(self, event: Any) -> int:
         """What the engine's `query` takes."""
 
+    def on(self) -> AbstractContextManager[Any]:
+        """Inside, this thread's calls are about this device."""
+
     def engine_calls(self) -> dict[str, int]:
         """Addresses and numbers for `_engine.Engine.bind_device`."""
 
@@ -80,7 +85,11 @@ class DeviceRuntime(Protocol):
         """Can MPI send from the device's memory, and receive there?"""
 
     def view(self, buffer: Any, dtype: torch.dtype) -> Tensor:
-        """The engine's `buffer` of device memory as a vector, which keeps it."""
+        """The engine's `buffer` of device memory as a vector, which keeps it.
+
+        Raises:
+            EnvironmentSetupError: it is not on this device.
+        """
 
 
 def check(device: torch.device) -> None:

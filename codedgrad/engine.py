@@ -109,10 +109,11 @@ class Exchange:
         if self._device is None:
             return
         calls, wanted = self._device.engine_calls(), config.gpu_decode()
-        self._runtime.engine.bind_device(**calls)
+        bound = self._runtime.engine.bind_device(**calls)
         self._device_sums = bool(sums and calls["start_sum"]) and wanted != "0"
+        same = bound == calls["device"]  # as of the first model on a device
         self._memory = devices.rows_memory(
-            self._device, calls, sums=sums, wanted=wanted
+            self._device, calls, sums=sums and same, wanted=wanted
         )
         self._staging = devices.Staging(
             self._device, payload.device, payload.count, payload.dtype
@@ -120,12 +121,15 @@ class Exchange:
 
     def _use_device_sums(self) -> None:
         """Let the device sum where that is faster, or wanted; check that it can."""
-        always = config.gpu_decode() == "1"
+        rank, always = self._runtime.rank, config.gpu_decode() == "1"
         try:
-            self._core.use_device_sums(always)
+            why = self._call(self._core.use_device_sums, always)
         except RuntimeError as error:
-            rank = self._runtime.rank
+            if isinstance(error, WorkerError):
+                raise
             raise EnvironmentSetupError(f"worker {rank}: {error}") from None
+        if why:
+            log.warning("worker %d decodes on the CPU: %s", rank, why)
 
     def row_of(self, worker: int, row: int) -> int:
         """The engine's number of a row: its tree node, or its place in the matrix."""
@@ -135,11 +139,13 @@ class Exchange:
 
     def row_buffer(self) -> RowBuffer:
         """Memory for one row, contents undefined."""
-        buffer = self._core.acquire()
-        host = self._tensor(buffer)
-        if self._staging is None:
+        if self._staging is None or self._device is None:
+            buffer = self._core.acquire()
+            host = self._tensor(buffer)
             return RowBuffer(buffer, host, host)
-        return RowBuffer(buffer, self._staging.row(), host)
+        with self._device.on():
+            buffer = self._core.acquire()
+        return RowBuffer(buffer, self._staging.row(), self._tensor(buffer))
 
     def begin(self, step: int) -> float:
         """Open `step`; wait while a worker is a whole window behind.
@@ -288,6 +294,7 @@ class Exchange:
             "rows_redundant",
             "rows_late",
             "slices_decoded",
+            "slices_on_device",
             "bytes_sent",
             "decode_s",
             "rows_refused",

@@ -61,10 +61,10 @@ class Exchange {
   BufferRef acquire() {
     return engine_->acquire(session_->payload_bytes(), session_->memory());
   }
-  std::size_t use_device_sums(bool always) {
-    std::size_t from = 0;
-    on_engine([&] { from = session_->use_device_sums(always); });
-    return from;
+  std::string use_device_sums(bool always) {
+    std::string why;
+    on_engine([&] { why = session_->use_device_sums(always); });
+    return why;
   }
   void post(std::int64_t step, int row, BufferRef data, int bucket,
             std::uintptr_t event) {
@@ -142,11 +142,11 @@ std::shared_ptr<Exchange> open_exchange(std::shared_ptr<Engine> engine, bool is_
 }
 
 // The functions as addresses, see engine/device.h.
-void bind_device(Engine& engine, int device, std::uintptr_t set_device,
-                 std::uintptr_t pin, std::uintptr_t unpin, std::uintptr_t query,
-                 unsigned pin_flags, int not_ready, std::uintptr_t allocate,
-                 std::uintptr_t release, std::uintptr_t start_sum,
-                 std::uintptr_t sum_done) {
+int bind_device(Engine& engine, int device, std::uintptr_t set_device,
+                std::uintptr_t pin, std::uintptr_t unpin, std::uintptr_t query,
+                unsigned pin_flags, int not_ready, std::uintptr_t allocate,
+                std::uintptr_t release, std::uintptr_t start_sum,
+                std::uintptr_t sum_done, std::uintptr_t take_error) {
   DeviceCalls calls;
   calls.device = device;
   calls.not_ready = not_ready;
@@ -159,7 +159,8 @@ void bind_device(Engine& engine, int device, std::uintptr_t set_device,
   calls.release = reinterpret_cast<int (*)(void*)>(release);
   calls.start_sum = reinterpret_cast<int (*)(const ops::DeviceSum*, void**)>(start_sum);
   calls.sum_done = reinterpret_cast<int (*)(void*)>(sum_done);
-  engine.bind_device(calls);
+  calls.take_error = reinterpret_cast<int (*)()>(take_error);
+  return engine.bind_device(calls);
 }
 
 std::map<int, py::bytes> announced(const Engine& engine) {
@@ -215,8 +216,8 @@ void define_engine(py::module_& m) {
       .def_property_readonly("departed", &Engine::departed)
       .def("announced", &announced)
       .def("bind_device", &bind_device, "device"_a, "set_device"_a, "pin"_a, "unpin"_a,
-           "query"_a, "pin_flags"_a, "not_ready"_a, "allocate"_a = 0, "release"_a = 0,
-           "start_sum"_a = 0, "sum_done"_a = 0, py::call_guard<Release>())
+           "query"_a, "pin_flags"_a, "not_ready"_a, "allocate"_a, "release"_a,
+           "start_sum"_a, "sum_done"_a, "take_error"_a, py::call_guard<Release>())
       .def("stop", &Engine::stop, "timeout_s"_a, py::call_guard<Release>())
       .def("stats", &Engine::stats);
 }
@@ -258,6 +259,7 @@ void define_exchange(py::module_& m) {
       .def_readonly("rows_redundant", &Counters::rows_redundant)
       .def_readonly("rows_late", &Counters::rows_late)
       .def_readonly("slices_decoded", &Counters::slices_decoded)
+      .def_readonly("slices_on_device", &Counters::slices_on_device)
       .def_readonly("bytes_sent", &Counters::bytes_sent)
       .def_readonly("rows_refused", &Counters::rows_refused)
       .def_readonly("slices_settled", &Counters::slices_settled)
@@ -308,6 +310,7 @@ PYBIND11_MODULE(_engine, m) {
   m.def("mpi_build_version", &codedgrad::mpi_build_version);
   m.def("mpi_library_version", &codedgrad::mpi_library_version);
   m.def("mpi_reads_cuda_memory", &codedgrad::mpi_reads_cuda_memory);
+  m.attr("DEVICE_SUM_BYTES") = sizeof(codedgrad::ops::DeviceSum);
   m.attr("MOST_DEVICE_INPUTS") = codedgrad::ops::kMostDeviceInputs;
   codedgrad::define_decoder(m);
   codedgrad::define_engine(m);

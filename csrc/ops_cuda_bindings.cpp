@@ -93,6 +93,8 @@ PYBIND11_MODULE(_ops_cuda, m) {
       "The CUDA kernels of codedgrad on addresses and streams; see csrc/ops/cuda.";
   m.def("weighted_sum", &codedgrad::weighted_sum, "weights"_a, "inputs"_a, "type"_a,
         "out"_a, "out_type"_a, "count"_a, "wire"_a, "stream"_a);
+  m.attr("DEVICE_SUM_BYTES") = sizeof(codedgrad::ops::DeviceSum);
+  m.def("sums_host_memory", &codedgrad::ops::cuda::sums_host_memory, "device"_a);
   m.def("engine_calls", &codedgrad::engine_calls);
   m.def("start_sum", &codedgrad::start_sum, "device"_a, "is_double"_a, "program"_a,
         "inputs"_a, "out"_a, "out2"_a, "count"_a);

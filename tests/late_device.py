@@ -8,6 +8,7 @@ is neither pinned nor the device's own are refused.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import queue
 import random
@@ -19,6 +20,8 @@ import numpy as np
 import torch
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from numpy.typing import NDArray
     from torch import Tensor
 
@@ -68,10 +71,13 @@ class LateDevice:
     ):
         self.late_s, self.pins = late_s, pins
         self.has_sums, self.takes, self.memory = sums, takes, memory
-        self.broken = self.sums_broken = self.miscounts = False
+        self.broken = self.sums_broken = self.answers_broken = False
+        self.miscounts = False
         self.pinned: dict[int, int] = {}  # bytes by place
         self.own: dict[int, Any] = {}  # memory by place
         self.sums = self.allocations = 0
+        self.selected: set[int] = set()  # threads whose calls are about it
+        self.errors: set[int] = set()  # threads whose last call failed
         self._tickets: dict[int, Event] = {}
         self._lane = self.stream()
         self.set_devices: list[int] = []
@@ -123,6 +129,7 @@ class LateDevice:
         pause() if stream is _CURRENT else stream.put(pause)
 
     def copy(self, out: Tensor, source: Tensor, stream: Any) -> None:
+        assert threading.get_ident() not in self.errors, "an error that nobody took"
         out.fill_(float("nan"))
         nap = self._random.random() * self.late_s
         self.copies += 1
@@ -147,11 +154,21 @@ class LateDevice:
     def engine_calls(self) -> dict[str, int]:
         def set_device(device: int) -> int:
             self.set_devices.append(device)
+            self.selected.add(threading.get_ident())
+            return 0
+
+        def refused() -> int:
+            self.errors.add(threading.get_ident())
+            return NO_MEMORY
+
+        def take_error() -> int:
+            self.errors.discard(threading.get_ident())
             return 0
 
         def pin(place: int, size: int, flags: int) -> int:
+            assert threading.get_ident() in self.selected
             if not self.pins:
-                return 2  # out of memory
+                return refused()
             assert flags == 3
             assert place not in self.pinned
             self.pinned[place] = size
@@ -162,8 +179,10 @@ class LateDevice:
             return 0
 
         def allocate(place: Any, size: int) -> int:
+            if threading.get_ident() not in self.selected:
+                return BROKEN  # the memory would be another device's
             if sum(map(len, self.own.values())) + size > self.memory:
-                return NO_MEMORY
+                return refused()
             memory = (ctypes.c_char * size).from_buffer(bytearray(b"\xff" * size))
             place[0] = ctypes.addressof(memory)  # NaN all over
             self.own[place[0]] = memory
@@ -183,7 +202,7 @@ class LateDevice:
             if not self.done(self._tickets[ticket]):
                 return NOT_READY
             del self._tickets[ticket]
-            return 0
+            return BROKEN if self.answers_broken else 0
 
         i, p = ctypes.c_int, ctypes.c_void_p
         size_t, places = ctypes.c_size_t, ctypes.POINTER(p)
@@ -195,6 +214,7 @@ class LateDevice:
             "query": ctypes.CFUNCTYPE(i, p)(query),
             "allocate": ctypes.CFUNCTYPE(i, places, size_t)(allocate),
             "release": ctypes.CFUNCTYPE(i, p)(release),
+            "take_error": ctypes.CFUNCTYPE(i)(take_error),
         }
         if self.has_sums:
             start_sum = ctypes.CFUNCTYPE(i, sum_of, places)(self._start_sum)
@@ -204,8 +224,16 @@ class LateDevice:
         calls = {
             name: int(ctypes.cast(f, p).value or 0) for name, f in functions.items()
         }
-        calls.setdefault("start_sum", 0)
+        calls = {"start_sum": 0, "sum_done": 0} | calls
         return calls | {"device": 3, "pin_flags": 3, "not_ready": NOT_READY}
+
+    @contextlib.contextmanager
+    def on(self) -> Iterator[None]:
+        before = threading.get_ident() in self.selected
+        self.selected.add(threading.get_ident())
+        yield
+        if not before:
+            self.selected.discard(threading.get_ident())
 
     def direct(self) -> bool:
         return self.takes

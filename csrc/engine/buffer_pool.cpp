@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <cstdlib>
 #include <new>
-#include <stdexcept>
 #include <string>
 
 namespace codedgrad {
@@ -21,13 +20,15 @@ Buffer::Buffer(std::size_t bytes, Memory memory, const DeviceCalls* device)
     void* place = nullptr;
     const int answer = device->allocate(&place, std::max<std::size_t>(bytes, 1));
     if (answer != 0) {
-      throw std::runtime_error("the device answered " + std::to_string(answer) +
-                               " when asked for " + std::to_string(bytes) +
-                               " bytes of its memory; a smaller window, or "
-                               "CODEDGRAD_GPU_DIRECT=0, needs less");
+      device->take_error();
+      throw NoDeviceMemory("the device answered " + std::to_string(answer) +
+                           " when asked for " + std::to_string(bytes) +
+                           " bytes of its memory; a smaller window, or "
+                           "CODEDGRAD_GPU_DIRECT=0, needs less");
     }
     data_ = static_cast<char*>(place);
     give_back_ = device->release;
+    take_error_ = device->take_error;
     return;
   }
   const std::size_t align = bytes >= kHugePage ? kHugePage : kAlignment;
@@ -37,13 +38,17 @@ Buffer::Buffer(std::size_t bytes, Memory memory, const DeviceCalls* device)
   if (data_ == nullptr) throw std::bad_alloc();
   // Fewer page faults when a large buffer is first touched.
   if (align == kHugePage) madvise(data_, size, MADV_HUGEPAGE);
-  if (memory == Memory::kPinned && device->pin(data_, size, device->pin_flags) == 0) {
+  if (memory != Memory::kPinned) return;
+  if (device->pin(data_, size, device->pin_flags) == 0) {
     give_back_ = device->unpin;
+    take_error_ = device->take_error;
+  } else {
+    device->take_error();
   }
 }
 
 Buffer::~Buffer() {
-  if (give_back_ != nullptr) give_back_(data_);
+  if (give_back_ != nullptr && give_back_(data_) != 0) take_error_();
   if (memory_ != Memory::kDevice) std::free(data_);
 }
 
@@ -73,8 +78,9 @@ BufferRef BufferPool::get(std::size_t bytes, Memory memory) {
       total_ += bytes;
     }
     c.least_free = std::min(c.least_free, c.free.size());
-    if (++c.gets % kTrimEvery == 0) {
-      // What was never needed since the last trim served a past peak only.
+    if (memory == Memory::kHost && ++c.gets % kTrimEvery == 0) {
+      // What was never needed since the last trim served a past peak only. A device
+      // would stop for each buffer that it is given back.
       for (std::size_t i = 0; i < c.least_free; ++i) {
         surplus.push_back(std::move(c.free.back()));
         c.free.pop_back();

@@ -6,6 +6,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <stdexcept>
 #include <utility>
 #include <vector>
 
@@ -17,10 +18,14 @@ namespace codedgrad {
 // device's own, which the processor must not touch.
 enum class Memory { kHost, kPinned, kDevice };
 
+class NoDeviceMemory : public std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
 class Buffer {
  public:
-  // Where pinning fails it stays ordinary. Throws std::runtime_error where the device
-  // has no memory left. `device`: for the latter two kinds.
+  // Where pinning fails it stays ordinary. Throws NoDeviceMemory where the device has
+  // none left. `device`: for the latter two kinds; the thread has chosen it.
   explicit Buffer(std::size_t bytes, Memory memory = Memory::kHost,
                   const DeviceCalls* device = nullptr);
   ~Buffer();
@@ -38,6 +43,7 @@ class Buffer {
   std::size_t bytes_;
   Memory memory_;
   int (*give_back_)(void*) = nullptr;  // to the device
+  int (*take_error_)() = nullptr;
 };
 
 using BufferRef = std::shared_ptr<Buffer>;
@@ -47,7 +53,7 @@ class BufferPool : public std::enable_shared_from_this<BufferPool> {
   // Thread-safe. The contents are undefined. Ordinary memory until a device is bound.
   BufferRef get(std::size_t bytes, Memory memory = Memory::kHost);
 
-  // Before the first get of other memory.
+  // Before the first get of other memory. The first device stays.
   void bind(const DeviceCalls& calls);
   DeviceCalls device() const;  // that is bound
 

@@ -20,6 +20,8 @@ struct DeviceCalls {
   // Null where models cannot be exchanged from the device's own memory.
   int (*allocate)(void** place, std::size_t) = nullptr;
   int (*release)(void*) = nullptr;
+  // Takes the calling thread's last error, which another's next call would report.
+  int (*take_error)() = nullptr;
   // Null where the device has no kernels. It reads and writes its own memory and
   // pinned memory. 0: the sum is under way, and `ticket` to be asked for. From then
   // until `sum_done` has answered anything but not_ready, all its memory stays.

@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <deque>
 #include <functional>
+#include <stdexcept>
 #include <vector>
 
 #include "engine/buffer_pool.h"
@@ -15,6 +16,10 @@
 #include "engine/device.h"
 
 namespace codedgrad {
+
+class DeviceRefused : public std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
 
 class DeviceSums {
  public:
@@ -24,6 +29,11 @@ class DeviceSums {
   DeviceSums& operator=(const DeviceSums&) = delete;
 
   bool available() const { return calls_.start_sum != nullptr; }
+
+  // Compares the device's sums with the processor's: floats and doubles, deep and flat.
+  // Throws DeviceRefused where it starts none or no memory can be pinned for it,
+  // std::runtime_error where bits differ.
+  void check(BufferPool* pool) const;
 
   // out = `program` over `inputs`, also into out2 unless null; then `done` is called,
   // by poll(), which also tells where the device refuses.
@@ -36,9 +46,8 @@ class DeviceSums {
 
   // Bytes of `inputs` vectors each from which on the device sums them faster than the
   // processor, judged by trials up to `most`; the largest std::size_t if it never
-  // does. Takes milliseconds. Throws std::runtime_error where the device fails, or
-  // its sums have other bits than the processor's.
-  std::size_t faster_from(int inputs, std::size_t most, BufferPool* pool);
+  // does. Takes milliseconds for each MiB. Throws std::runtime_error where it fails.
+  std::size_t faster_from(int inputs, std::size_t most, BufferPool* pool) const;
 
  private:
   struct Sum {
@@ -46,8 +55,10 @@ class DeviceSums {
     std::vector<BufferRef> keep;
     std::function<void()> done;
   };
-  double trial_s(int inputs, std::size_t bytes, bool on_device, BufferPool* pool,
-                 std::vector<float>* out);
+  // Starts a sum and waits for it; throws as check().
+  void sum_now(const ops::DeviceSum& what, const std::vector<BufferRef>& keep) const;
+  template <typename T>
+  void check_type(const SumProgram& program, int inputs, BufferPool* pool) const;
 
   const DeviceCalls calls_;
   std::deque<Sum> under_way_;

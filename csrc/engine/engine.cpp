@@ -68,12 +68,14 @@ bool Engine::begin(const std::shared_ptr<Session>& session, std::int64_t step,
   return session->begin(step, timeout_s, behind);
 }
 
-void Engine::bind_device(const DeviceCalls& calls) {
+int Engine::bind_device(const DeviceCalls& calls) {
   pool_->bind(calls);
-  call([this, calls] {  // results are allocated there
-    device_ = calls;
-    calls.set_device(calls.device);
+  const DeviceCalls bound = pool_->device();
+  call([this, bound] {  // results are allocated there
+    device_ = bound;
+    bound.set_device(bound.device);
   });
+  return bound.device;
 }
 
 void Engine::post(const std::shared_ptr<Session>& session, std::int64_t step, int row,
@@ -343,7 +345,7 @@ void Engine::back_off() {
       used = true;
       open = session->open_work() || open;
       awaited = session->awaited() || awaited;
-      summing = session->summing() || summing;
+      summing = (session->summing() && !failure_->failed()) || summing;
     }
     if (summing) {
       longest = kCopyNapS;

@@ -44,8 +44,9 @@ class Engine final : private Outbox {
   std::shared_ptr<Session> open_session(SessionConfig config);
   void close_session(const std::shared_ptr<Session>& session);
 
-  // Once, before the first session of a model on a device.
-  void bind_device(const DeviceCalls& calls);
+  // Before the first session of a model on a device. The first one bound stays, and is
+  // returned: it reaches pinned memory for models on others.
+  int bind_device(const DeviceCalls& calls);
   BufferRef acquire(std::size_t bytes, Memory memory = Memory::kHost) {
     return pool_->get(bytes, memory);
   }

@@ -253,7 +253,7 @@ char* Session::place(const TagFields& f, int source, std::size_t bytes,
   std::lock_guard<std::mutex> lock(mutex_);
   if (f.kind == Kind::kRow || wire(f.bucket) != Wire::kAsIs) {
     const bool device = memory_ != Memory::kHost && bytes >= device_sums_from_;
-    *keep = pool_->get(bytes, device ? memory_ : Memory::kHost);
+    *keep = device ? slice_memory(bytes) : pool_->get(bytes);
     return (*keep)->data();
   }
   Step* step = open(f.step);

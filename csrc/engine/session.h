@@ -84,7 +84,9 @@ struct Counters {
   std::int64_t rows_useful = 0, rows_redundant = 0, rows_late = 0;
   std::int64_t rows_refused = 0;  // NaN or Inf; approximate only
   std::int64_t slices_decoded = 0, slices_settled = 0, bytes_sent = 0;
-  double decode_s = 0.0;  // all sums; of slices that were settled:
+  std::int64_t slices_on_device = 0;  // of those decoded
+  // All sums, on a device with their time in its queue. Of slices that were settled:
+  double decode_s = 0.0;
   double choose_s = 0.0;  // what the decoder took, the sum aside
   double learn_s = 0.0;   // labels and memory, off the critical path
 };
@@ -132,9 +134,10 @@ class Session {
   bool tick();             // settles what is due; else postponed work. True: did some
   bool summing() const { return !sums_.empty(); }  // a device sums for us
   bool poll_sums() { return sums_.poll(); }        // true when a sum is done
-  // Finds out from what size on the device sums the own slices faster than the
-  // processor, and lets it. Returns those bytes. Throws as DeviceSums::faster_from.
-  std::size_t use_device_sums(bool always);
+  // Lets the device sum own slices from the size on from which it is faster than the
+  // processor, or always, once it has shown that it can. Returns why it does not,
+  // where it refuses and need not. Throws as DeviceSums::check.
+  std::string use_device_sums(bool always);
   // By bucket, empty where there is no slice of mine.
   std::vector<std::vector<double>> decoder_states() const;
   void restore_decoders(const std::vector<double>& state);
@@ -163,6 +166,9 @@ class Session {
     return wire(bucket) == Wire::kAsIs ? bytes_of(dtype_) : kPackedBytes;
   }
   char* result_at(Step* step, const Slice& slice);
+  // For rows that come and sums that go; where the device has no more, pinned memory,
+  // which it reaches, too.
+  BufferRef slice_memory(std::size_t bytes);
   // One bucket of a row, for the wire; a slice from the wire.
   BufferRef packed(int bucket, const BufferRef& data);
   BufferRef unpacked(const Slice& slice, Wire wire, const BufferRef& data);

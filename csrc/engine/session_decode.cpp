@@ -2,6 +2,7 @@
 // processor at once or by a device meanwhile, and sent to all.
 #include <algorithm>
 #include <cstring>
+#include <stdexcept>
 #include <string>
 
 #include "engine/clock.h"
@@ -9,19 +10,40 @@
 
 namespace codedgrad {
 
-std::size_t Session::use_device_sums(bool always) {
-  std::size_t most = 1;
-  for (int bucket = 0; bucket < layout_.buckets() && !always; ++bucket) {
+std::string Session::use_device_sums(bool always) {
+  always = always || memory_ == Memory::kDevice;
+  std::size_t most = 0;
+  for (int bucket = 0; bucket < layout_.buckets(); ++bucket) {
     most = std::max(most, layout_.slice(bucket, rank_).count * bytes_of(dtype_));
   }
-  const int inputs = std::clamp(size_, 2, 8);
-  const std::size_t from = sums_.faster_from(inputs, most, pool_.get());
-  device_sums_from_ = always || memory_ == Memory::kDevice ? 0 : from;
-  return device_sums_from_;
+  std::string why;
+  try {
+    sums_.check(pool_.get());
+    const int inputs = std::clamp(size_, 2, 8);
+    device_sums_from_ = always ? 0 : sums_.faster_from(inputs, most, pool_.get());
+  } catch (const DeviceRefused& error) {
+    if (always) throw;
+    why = error.what();
+  }
+  pool_->trim();  // what the trials had
+  return why;
+}
+
+BufferRef Session::slice_memory(std::size_t bytes) {
+  try {
+    return pool_->get(bytes, memory_);
+  } catch (const NoDeviceMemory&) {
+    return pool_->get(bytes, Memory::kPinned);
+  }
 }
 
 void Session::decode(std::int64_t number, int bucket) {
   if (decode_on_device(number, bucket)) return;
+  if (memory_ == Memory::kDevice) {
+    throw std::runtime_error(
+        "rows are where neither device nor processor sums them; "
+        "run with CODEDGRAD_GPU_DIRECT=0");
+  }
   const Slice slice = layout_.slice(bucket, rank_);
   const Wire narrow = wire(bucket);
   const Bucket* b = nullptr;
@@ -55,7 +77,7 @@ bool Session::decode_on_device(std::int64_t number, int bucket) {
     for (const auto& [row, buffer] : b.keep) keep.push_back(buffer);
     keep.push_back(step->result);
   }
-  const BufferRef sent = size_ == 1 ? nullptr : pool_->get(bytes, memory_);
+  const BufferRef sent = size_ == 1 ? nullptr : slice_memory(bytes);
   if (sent) keep.push_back(sent);
   const auto reachable = [](const BufferRef& buffer) { return buffer->reachable(); };
   if (!std::all_of(keep.begin(), keep.end(), reachable)) return false;
@@ -64,6 +86,10 @@ bool Session::decode_on_device(std::int64_t number, int bucket) {
   sums_.start(program, inputs, sent ? sent->data() : result, sent ? result : nullptr,
               slice.count, dtype_, std::move(keep),
               [this, number, bucket, sent, begin] {
+                {
+                  std::lock_guard<std::mutex> lock(mutex_);
+                  ++counters_.slices_on_device;
+                }
                 send_result(number, bucket, sent);
                 close_bucket(number, bucket, now_s() - begin);
               });

@@ -2,10 +2,12 @@
 // until then they are NaN. It refuses memory that was neither pinned nor its own.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cstdlib>
 #include <deque>
+#include <functional>
 #include <limits>
 #include <map>
 #include <mutex>
@@ -21,10 +23,7 @@ namespace late_device {
 constexpr int kNotReady = 600, kRefused = 700;
 
 struct Sum {
-  std::vector<int> program;
-  std::vector<const float*> inputs;
-  float *out, *out2;
-  std::size_t count;
+  std::function<void()> work;
   std::atomic<bool> done{false};
 };
 
@@ -53,8 +52,7 @@ inline void run() {
     }
     std::this_thread::sleep_for(std::chrono::microseconds(random() % 100));
     if (next == nullptr) continue;
-    codedgrad::ops::tree_sum<float>(next->program, next->inputs, next->out, next->out2,
-                                    next->count);
+    next->work();
     next->done.store(true);
   }
 }
@@ -94,23 +92,31 @@ inline int release(void* place) {
   return answer;
 }
 
-inline int start_sum(const codedgrad::ops::DeviceSum* sum, void** ticket) {
-  const std::size_t bytes = sum->count * sizeof(float);
-  bool good = !sum->is_double && reaches(sum->out, bytes) &&
-              (sum->out2 == nullptr || reaches(sum->out2, bytes));
-  auto* job = new Sum;
-  job->program.assign(sum->program, sum->program + sum->tokens);
-  for (int i = 0; i < sum->inputs_count; ++i) {
-    good = good && reaches(sum->inputs[i], bytes);
-    job->inputs.push_back(static_cast<const float*>(sum->inputs[i]));
+template <typename T>
+std::function<void()> prepared(const codedgrad::ops::DeviceSum& sum) {
+  const std::size_t bytes = sum.count * sizeof(T);
+  bool good = reaches(sum.out, bytes) && (!sum.out2 || reaches(sum.out2, bytes));
+  std::vector<const T*> inputs;
+  for (int i = 0; i < sum.inputs_count; ++i) {
+    good = good && reaches(sum.inputs[i], bytes);
+    inputs.push_back(static_cast<const T*>(sum.inputs[i]));
   }
-  job->out = static_cast<float*>(sum->out);
-  job->out2 = static_cast<float*>(sum->out2);
-  job->count = sum->count;
-  if (!good) return delete job, kRefused;
-  constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
-  std::fill(job->out, job->out + job->count, kNan);
-  if (job->out2 != nullptr) std::fill(job->out2, job->out2 + job->count, kNan);
+  if (!good) return nullptr;
+  auto *out = static_cast<T*>(sum.out), *out2 = static_cast<T*>(sum.out2);
+  constexpr T kNan = std::numeric_limits<T>::quiet_NaN();
+  std::fill(out, out + sum.count, kNan);
+  if (out2 != nullptr) std::fill(out2, out2 + sum.count, kNan);
+  const std::vector<int> program(sum.program, sum.program + sum.tokens);
+  return [=, count = sum.count] {
+    codedgrad::ops::tree_sum<T>(program, inputs, out, out2, count);
+  };
+}
+
+inline int start_sum(const codedgrad::ops::DeviceSum* sum, void** ticket) {
+  auto work = sum->is_double ? prepared<double>(*sum) : prepared<float>(*sum);
+  if (!work) return kRefused;
+  auto* job = new Sum;
+  job->work = std::move(work);
   *ticket = job;
   std::lock_guard<std::mutex> lock(state().mutex);
   state().queue.push_back(job);
@@ -138,6 +144,7 @@ inline codedgrad::DeviceCalls calls() {
   out.release = release;
   out.start_sum = start_sum;
   out.sum_done = sum_done;
+  out.take_error = [] { return 0; };
   return out;
 }
 

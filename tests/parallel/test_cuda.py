@@ -48,7 +48,16 @@ def test_delays_change_no_bit(
     monkeypatch.setenv("CODEDGRAD_GPU_DECODE", decode)
     code = codes.spread(n, micro=4, copies=min(2, max(1, n - 1)))
     settings = {"wire": wire, "bucket_mb": bucket_mb, "device": device}
-    got = coded(code, STEPS, faults=DELAYS, **settings)
+    seen = []
+    got = coded(
+        code,
+        STEPS,
+        faults=DELAYS,
+        each_step=lambda g: seen.append(g._exchange.counters()["slices_on_device"]),
+        **settings,
+    )
+    if decode == "1" and wire == "float32":
+        assert seen[-1] > 0
     assert len(set(everywhere(got[0]))) == 1
     monkeypatch.setenv("CODEDGRAD_GPU_DECODE", "0")
     assert got == coded(code, STEPS, overlap=False, **settings)

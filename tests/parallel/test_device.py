@@ -52,6 +52,16 @@ def fresh_engine() -> Iterator[None]:
     codedgrad.init()
 
 
+class Counters:
+    """Of the exchange, after the last step."""
+
+    def __init__(self) -> None:
+        self.last: dict[str, float] = {}
+
+    def read(self, gradient: codedgrad.CodedGradient) -> None:
+        self.last = gradient._exchange.counters()
+
+
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("bucket_mb", [0.0005, None])
 @pytest.mark.parametrize("which", ["spread", "uncoded", "fractional", "staircase"])
@@ -72,9 +82,12 @@ def test_the_same_bits(
         "fractional": codes.fractional(n, copies=copies, micro=2),
         "staircase": codes.scheduled(n, copies=min(2, n), order="staircase"),
     }[which]
-    got = coded(code, STEPS, faults=DELAYS, bucket_mb=bucket_mb)
+    counters = Counters()
+    how: dict[str, Any] = {"faults": DELAYS, "bucket_mb": bucket_mb}
+    got = coded(code, STEPS, each_step=counters.read, **how)
     assert late.copies > STEPS  # sums back, and rows out unless they were late
-    assert (late.sums > STEPS) == (way != "pinned")
+    on_device = counters.last["slices_on_device"]
+    assert on_device == (0 if way == "pinned" else counters.last["slices_decoded"])
     assert (late.allocations > 0) == (way == "direct")
     assert len(set(everywhere(got[0]))) == 1
     with pytest.MonkeyPatch.context() as patch:
@@ -120,44 +133,89 @@ def test_a_linear_code(late: LateDevice) -> None:
 
 
 @pytest.mark.parametrize("late", [{"pins": False}], indirect=True)
-def test_sums_of_what_could_not_be_pinned(
-    late: LateDevice, monkeypatch: pytest.MonkeyPatch
+def test_sums_where_nothing_can_be_pinned(
+    late: LateDevice,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setenv("CODEDGRAD_GPU_DECODE", "1")
     code = codes.uncoded(codedgrad.size(), micro=2)
-    got = coded(code, 4)
+    with caplog.at_level(logging.WARNING, "codedgrad"):
+        got = coded(code, 4)
     assert late.sums == 0
+    assert "decodes on the CPU: no memory could be pinned" in caplog.text
     assert len(set(everywhere(got[0]))) == 1
+    monkeypatch.setenv("CODEDGRAD_GPU_DECODE", "1")
+    with pytest.raises((EnvironmentSetupError, WorkerError), match="could be pinned"):
+        coded(code, 4)
+
+
+def test_kernels_that_never_start(
+    late: LateDevice,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    late.sums_broken = True
+    code = codes.uncoded(codedgrad.size(), micro=2)
+    with caplog.at_level(logging.WARNING, "codedgrad"):
+        got = coded(code, 4)
+    assert "decodes on the CPU: the device answered 700" in caplog.text
+    assert len(set(everywhere(got[0]))) == 1
+    monkeypatch.setenv("CODEDGRAD_GPU_DECODE", "1")
+    with pytest.raises((EnvironmentSetupError, WorkerError), match="answered 700"):
+        coded(code, 4)
 
 
 def test_the_processor_where_it_is_faster(late: LateDevice) -> None:
     late.late_s = 0.01
-    coded(codes.uncoded(codedgrad.size()), 4)
-    assert 0 < late.sums < 20  # trials only
+    counters = Counters()
+    coded(codes.uncoded(codedgrad.size()), 4, each_step=counters.read)
+    assert late.sums > 0  # trials
+    assert counters.last["slices_on_device"] == 0
 
 
+@pytest.mark.parametrize("decode", ["", "1"])
 def test_wrong_sums_are_found_before_the_first_step(
-    late: LateDevice, monkeypatch: pytest.MonkeyPatch
+    late: LateDevice, decode: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("CODEDGRAD_GPU_DECODE", "1")
+    monkeypatch.setenv("CODEDGRAD_GPU_DECODE", decode)
     late.miscounts = True
-    with pytest.raises(EnvironmentSetupError, match="are not those of the processor"):
+    with pytest.raises(
+        (EnvironmentSetupError, WorkerError), match="are not those of the processor"
+    ):
         coded(codes.uncoded(codedgrad.size()), 4)
 
 
+@pytest.mark.parametrize("which", ["sums_broken", "answers_broken"])
 @pytest.mark.parametrize("way", ["sums", "direct"])
 def test_kernels_that_fail_end_the_job_everywhere(
-    late: LateDevice, way: str, monkeypatch: pytest.MonkeyPatch
+    late: LateDevice, way: str, which: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     late.takes = WAYS[way][0].get("takes", False)
     monkeypatch.setenv("CODEDGRAD_GPU_DECODE", WAYS[way][1])
 
     def breaks(gradient: codedgrad.CodedGradient) -> None:
-        late.sums_broken = gradient.step >= 3 and codedgrad.rank() == 0
+        setattr(late, which, gradient.step >= 3 and codedgrad.rank() == 0)
 
     code = codes.uncoded(codedgrad.size())
     with pytest.raises(WorkerError, match=r"worker 0: the device answered 700 when"):
         coded(code, STEPS, each_step=breaks)
+
+
+@pytest.mark.parametrize("way", ["sums", "direct"])
+def test_a_job_that_fails_with_sums_under_way(
+    late: LateDevice, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late.takes = WAYS[way][0].get("takes", False)
+    monkeypatch.setenv("CODEDGRAD_GPU_DECODE", WAYS[way][1])
+
+    def stumbles(gradient: codedgrad.CodedGradient) -> None:
+        late.late_s = 0.1
+        if gradient.step == 3 and codedgrad.rank() == codedgrad.size() - 1:
+            codedgrad.runtime.current().fail("stumbled")
+
+    code = codes.uncoded(codedgrad.size())
+    with pytest.raises(WorkerError, match="stumbled"):
+        coded(code, STEPS, each_step=stumbles)
 
 
 @pytest.mark.parametrize("late", [{"takes": True, "memory": 1 << 16}], indirect=True)

@@ -35,6 +35,9 @@ void gram(const std::vector<const void*>& inputs, Type type, std::size_t count,
 // the deeper side of an addition comes first, is cudaErrorInvalidValue.
 int start_sum(const DeviceSum* sum, void** ticket);
 
+// Do kernels of the device reach registered host memory by the host's own addresses?
+bool sums_host_memory(int device);
+
 // cudaErrorNotReady while the sum is under way. Any other answer gives the ticket back:
 // 0, or an error of the device. From any thread.
 int sum_done(void* ticket);

@@ -157,6 +157,13 @@ int start_sum(const DeviceSum* sum, void** ticket) {
   return cudaSuccess;
 }
 
+bool sums_host_memory(int device) {
+  int can = 0;
+  const cudaError_t error = cudaDeviceGetAttribute(
+      &can, cudaDevAttrCanUseHostPointerForRegisteredMem, device);
+  return error == cudaSuccess && can != 0;
+}
+
 int sum_done(void* ticket) {
   auto* asked = static_cast<Ticket*>(ticket);
   const cudaError_t answer = cudaEventQuery(asked->done);

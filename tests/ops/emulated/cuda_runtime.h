@@ -131,6 +131,10 @@ inline const char* cudaGetErrorString(cudaError_t) { return "no error"; }
 inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
 inline cudaError_t cudaEventRecord(cudaEvent_t, cudaStream_t) { return cudaSuccess; }
 
+enum { cudaDevAttrCanUseHostPointerForRegisteredMem = 91 };
+inline cudaError_t cudaDeviceGetAttribute(int* value, int, int) {
+  return *value = 1, cudaSuccess;
+}
 inline cudaError_t cudaDeviceGetStreamPriorityRange(int*, int*) { return cudaSuccess; }
 inline cudaError_t cudaStreamCreateWithPriority(cudaStream_t* stream, unsigned, int) {
   static char any;
