@@ -28,17 +28,20 @@ import json, mpi4py
 mpi4py.rc.thread_level = "multiple"
 from mpi4py import MPI
 vendor, version = MPI.get_vendor()
+reads_cuda = False
 try:
-    from codedgrad._engine import mpi_reads_cuda_memory
+    from codedgrad import _engine
+    if _engine.mpi_build_vendor() == vendor:
+        reads_cuda = _engine.mpi_reads_cuda_memory()
 except ImportError:  # of another MPI, or not built: told of elsewhere
-    mpi_reads_cuda_memory = bool
+    pass
 print("codedgrad-doctor" + json.dumps({
     "library": MPI.Get_library_version(),
     "vendor": vendor,
     "version": ".".join(map(str, version)),
     "standard": ".".join(map(str, MPI.Get_version())),
     "multiple": MPI.Query_thread() >= MPI.THREAD_MULTIPLE,
-    "reads_cuda": mpi_reads_cuda_memory(),
+    "reads_cuda": reads_cuda,
 }))
 """
 _BUILD = "pip install --no-build-isolation -e .      # in the checkout"

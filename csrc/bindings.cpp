@@ -277,7 +277,7 @@ void define_exchange(py::module_& m) {
       .def(py::init(&open_exchange), "engine"_a, "is_double"_a, "bucket_starts"_a,
            "window"_a, "first_step"_a, "plan"_a, "wire"_a = "float32",
            "narrow_buckets"_a = 0, "approximate"_a = nullptr, "memory"_a = "host")
-      .def("close", &Exchange::close)
+      .def("close", &Exchange::close, py::call_guard<Release>())
       .def("use_device_sums", &Exchange::use_device_sums, "always"_a,
            py::call_guard<Release>())
       .def("begin", &Exchange::begin, "step"_a, "timeout_s"_a,
