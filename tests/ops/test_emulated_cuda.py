@@ -212,8 +212,8 @@ class Worker:
         for i, row in enumerate(self.code.rows[rank]):
             if row.after < self.code.required[rank]:
                 node = self.code.row_node(rank, i)
-                data = self.exchange.acquire()
-                ctypes.memmove(data.address, values(node).ctypes.data, 4 * COUNT)
+                data, value = self.exchange.acquire(), values(node)
+                ctypes.memmove(data.address, value.ctypes.data, 4 * COUNT)
                 self.exchange.post(step, node, data)
 
     def take(self, step: int) -> Any:
