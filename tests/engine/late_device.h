@@ -31,7 +31,7 @@ struct State {
   std::mutex mutex;
   std::map<const char*, std::size_t> reachable;
   std::deque<Sum*> queue;
-  std::int64_t sums = 0;
+  std::atomic<std::int64_t> sums{0};
 };
 
 inline State& state() {
