@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("codedgrad")
 
 _GONE_GRACE_S = 5.0
+_LEAVE_S = 5.0  # for the others, at the end
 _FAILURE_GRACE_S = 3.0  # for all workers to hear of a failure and say so
 
 
@@ -314,7 +315,22 @@ def _leave() -> bool:
     except WorkerError:
         _stop(runtime, _FAILURE_GRACE_S)
         raise
-    return _stop(runtime, 30.0)
+    clean = _stop(runtime, 30.0)
+    if clean:
+        _leave_together(runtime)
+    return clean
+
+
+def _leave_together(runtime: Runtime) -> None:
+    """Wait, not for ever, until every worker's engine has ended.
+
+    Horovod, where it was initialised first, ends MPI on all workers as soon as one of
+    them exits; an engine that still waits for a goodbye would then be aborted.
+    """
+    ended = runtime.comm.Ibarrier()
+    until = time.monotonic() + _LEAVE_S
+    while not ended.Test() and time.monotonic() < until:
+        time.sleep(1e-4)
 
 
 def _stop(runtime: Runtime, timeout_s: float) -> bool:
