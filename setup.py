@@ -1,6 +1,6 @@
-"""Build `codedgrad._engine` against the MPI of the `mpicc` found, and the kernels.
+"""Build `codedgrad.job._engine` against the MPI of the `mpicc` found, and the kernels.
 
-The kernels, `codedgrad._ops`, need no MPI. With CODEDGRAD_CUDA=1 `codedgrad._ops_cuda`
+The kernels, `codedgrad.ops._ops`, need no MPI. With CODEDGRAD_CUDA=1 `codedgrad.ops._ops_cuda`
 is built too, by the nvcc in $CUDA_HOME/bin or on PATH, for the architectures in
 $CODEDGRAD_CUDA_ARCHS ("80 90" unless given).
 
@@ -25,10 +25,11 @@ ROOT = Path(__file__).resolve().parent
 KERNELS = ("csrc/ops/cpu/*.cpp",)
 ENGINE = (
     "csrc/engine/*.cpp",
+    "csrc/transport/*.cpp",
     "csrc/decoder/*.cpp",
     *KERNELS,
-    "csrc/bindings.cpp",
-    "csrc/bindings_decoder.cpp",
+    "csrc/bindings/engine.cpp",
+    "csrc/bindings/decoder.cpp",
 )
 REMEDY = """\
 codedgrad: {problem}
@@ -152,11 +153,11 @@ def extension(name: str, globs: tuple[str, ...]) -> Pybind11Extension:
 
 os.environ.setdefault("CXX", "c++")
 os.chdir(ROOT)
-engine = extension("codedgrad._engine", ENGINE)
+engine = extension("codedgrad.job._engine", ENGINE)
 # The C++ bindings of MPI were removed from the standard; old headers still have them.
 engine.define_macros += [("OMPI_SKIP_MPICXX", "1"), ("MPICH_SKIP_MPICXX", "1")]
-kernels = extension("codedgrad._ops", (*KERNELS, "csrc/ops_bindings.cpp"))
-cuda = extension("codedgrad._ops_cuda", ("csrc/ops_cuda_bindings.cpp",))
+kernels = extension("codedgrad.ops._ops", (*KERNELS, "csrc/bindings/ops.cpp"))
+cuda = extension("codedgrad.ops._ops_cuda", ("csrc/bindings/ops_cuda.cpp",))
 wanted = [cuda] if os.environ.get("CODEDGRAD_CUDA") == "1" else []
 ParallelCompile(default=os.cpu_count() or 1).install()
 setup(ext_modules=[engine, kernels, *wanted], cmdclass={"build_ext": Build})

@@ -30,17 +30,18 @@ from matplotlib.figure import Figure
 from owner import Look, Owner
 
 import codedgrad
-from codedgrad import codes, simulate, traces
-from codedgrad.decoders import record, replay
-from codedgrad.decoders.learned import Learned
-from codedgrad.decoders.rescale import Rescale
-from codedgrad.simulate.helpers import Lists, lists_of
+from codedgrad import codes
+from codedgrad.lab import simulate, traces
+from codedgrad.lab.decoders import record, replay
+from codedgrad.lab.decoders.learned import Learned
+from codedgrad.lab.decoders.rescale import Rescale
+from codedgrad.lab.simulate.helpers import Lists, lists_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from codedgrad.simulate.helpers import Play
-    from codedgrad.simulate.lag import Late
+    from codedgrad.lab.simulate.helpers import Play
+    from codedgrad.lab.simulate.lag import Late
 
 HERE = Path(__file__).parent
 MICRO, PATIENCE, WINDOW = 4, 0.1, 32
@@ -99,7 +100,7 @@ def recording(task: str, partition: str, shards: int, steps: int) -> replay.Reco
 
 @dataclass
 class Settle:
-    """Settles by the decoder's bound; the callback of codedgrad.simulate.helpers."""
+    """Settles by the decoder's bound; the callback of codedgrad.lab.simulate.helpers."""
 
     made: replay.Recording
     owner: Owner

@@ -18,11 +18,11 @@ import harness
 import numpy as np
 import torch
 
-from codedgrad.decoders import evaluate, record, replay
-from codedgrad.decoders.gram import squared_error
-from codedgrad.decoders.learned import Learned
-from codedgrad.decoders.network import Network
-from codedgrad.decoders.predictor import EXCEEDED
+from codedgrad.lab.decoders import evaluate, record, replay
+from codedgrad.lab.decoders.gram import squared_error
+from codedgrad.lab.decoders.learned import Learned
+from codedgrad.lab.decoders.network import Network
+from codedgrad.lab.decoders.predictor import EXCEEDED
 
 HERE = Path(__file__).parent
 TASKS = {"wine": 16, "linear": 32, "cnn": 32, "text": 32}  # batch

@@ -25,8 +25,9 @@ from harness import (
 )
 
 import codedgrad
-from codedgrad import codes, runtime
-from codedgrad.engine import Exchange
+from codedgrad import codes
+from codedgrad.exchange.engine import Exchange
+from codedgrad.job import runtime
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -31,12 +31,13 @@ from owner import Owner
 from torch.nn import functional as F
 
 import codedgrad
-from codedgrad import ShardSampler, simulate, traces
-from codedgrad.decoders import evaluate
-from codedgrad.decoders.arrivals import Arrivals, tiles_of
-from codedgrad.decoders.base import FixedDecoder, apply
-from codedgrad.decoders.gram import span_weights, vectors
-from codedgrad.simulate.lag import Late
+from codedgrad import ShardSampler
+from codedgrad.lab import simulate, traces
+from codedgrad.lab.decoders import evaluate
+from codedgrad.lab.decoders.arrivals import Arrivals, tiles_of
+from codedgrad.lab.decoders.base import FixedDecoder, apply
+from codedgrad.lab.decoders.gram import span_weights, vectors
+from codedgrad.lab.simulate.lag import Late
 
 if TYPE_CHECKING:
     from collections.abc import Callable

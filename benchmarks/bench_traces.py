@@ -18,9 +18,9 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from codedgrad import simulate, traces
 from codedgrad.errors import CodedGradError
-from codedgrad.simulate.plan import plan
+from codedgrad.lab import simulate, traces
+from codedgrad.lab.simulate.plan import plan
 
 HERE = Path(__file__).parent
 POLICIES = (

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from codedgrad.simulate import Comm
+from codedgrad.lab.simulate import Comm
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -21,10 +21,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from codedgrad.decoders import candidates, network, record, replay
-from codedgrad.decoders.gram import squared_error
-from codedgrad.decoders.predictor import unit
-from codedgrad.decoders.statistics import Statistics
+from codedgrad.lab.decoders import candidates, network, record, replay
+from codedgrad.lab.decoders.gram import squared_error
+from codedgrad.lab.decoders.predictor import unit
+from codedgrad.lab.decoders.statistics import Statistics
 
 FIT_TASKS = ("logistic", "mlp", "cancer", "diabetes")
 LS = candidates.NAMES.index("online_ls")
@@ -38,7 +38,7 @@ SCENARIOS = (
     (lambda _k: 1, "fixed", 6),
     (lambda k: k // 4, "random", 4),
 )
-PAST_KEEP = 0.95  # as in codedgrad.decoders.predictor
+PAST_KEEP = 0.95  # as in codedgrad.lab.decoders.predictor
 
 
 def recordings(toy: bool) -> list[tuple[str, replay.Recording]]:
@@ -122,7 +122,7 @@ def sequence(made: replay.Recording, arrived: np.ndarray, delay: int) -> dict[st
 
 
 class Net(nn.Module):
-    """codedgrad.decoders.network.Network, differentiable."""
+    """codedgrad.lab.decoders.network.Network, differentiable."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -151,7 +151,7 @@ class Net(nn.Module):
 
 
 def quad(c: Tensor, gram: Tensor, target: Tensor, norm: Tensor) -> Tensor:
-    """|x - V c|^2, as codedgrad.decoders.gram.squared_error."""
+    """|x - V c|^2, as codedgrad.lab.decoders.gram.squared_error."""
     square = (torch.matmul(gram, c.unsqueeze(-1))[..., 0] * c).sum(-1)
     return (norm - 2.0 * (c * target).sum(-1) + square).clamp_min(0.0)
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from codedgrad import traces
-from codedgrad.traces.profile import SHIPPED
+from codedgrad.lab import traces
+from codedgrad.lab.traces.profile import SHIPPED
 
 CHOSEN = {
     "aws_lambda": "aws_lambda_cnn_desktop4_b2048_canada",

@@ -17,16 +17,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from codedgrad.decoders.arrivals import Arrivals, Memory
-from codedgrad.decoders.base import apply
-from codedgrad.decoders.gram import label, problem, vectors
-from codedgrad.decoders.learned import Learned
+from codedgrad.lab.decoders.arrivals import Arrivals, Memory
+from codedgrad.lab.decoders.base import apply
+from codedgrad.lab.decoders.gram import label, problem, vectors
+from codedgrad.lab.decoders.learned import Learned
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from codedgrad.decoders.base import Decoder
-    from codedgrad.decoders.gram import Problem
+    from codedgrad.lab.decoders.base import Decoder
+    from codedgrad.lab.decoders.gram import Problem
 
     Array = NDArray[np.float64]
 

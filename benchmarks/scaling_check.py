@@ -9,7 +9,7 @@ import numpy as np
 from exchange_model import Fit, Network, Point, best_fit
 from scaling_model import DEFAULT
 
-from codedgrad import simulate
+from codedgrad.lab import simulate
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from codedgrad import simulate, traces
-from codedgrad.simulate.plan import plan
+from codedgrad.lab import simulate, traces
+from codedgrad.lab.simulate.plan import plan
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from exchange_model import Network
     from numpy.typing import NDArray
 
-    from codedgrad.simulate import Times
+    from codedgrad.lab.simulate import Times
 
 DEFAULT = "spread:micro=4,copies=2"
 PLANNED_AT = (
@@ -95,7 +95,7 @@ class Job:
     Attributes:
         pass_s: seconds of a median worker's pass, all of it as one micro-batch.
         images: samples of a pass.
-        micro_cost: as in `codedgrad.simulate.plan`.
+        micro_cost: as in `codedgrad.lab.simulate.plan`.
         total: strong scaling: passes of a step over all workers; None: weak.
     """
 

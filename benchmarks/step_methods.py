@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 import codedgrad
 from codedgrad import Faults
-from codedgrad.boundaries import Boundaries
 from codedgrad.faults import Injector
+from codedgrad.step.boundaries import Boundaries
 
 if TYPE_CHECKING:
     from collections.abc import Callable

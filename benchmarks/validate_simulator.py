@@ -20,7 +20,8 @@ from jobs import Job
 from step_methods import MICRO, Coded
 
 import codedgrad
-from codedgrad import codes, simulate, traces
+from codedgrad import codes
+from codedgrad.lab import simulate, traces
 
 LOGS = (
     "aws_lambda_cnn_desktop2_b256_canada",

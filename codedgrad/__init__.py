@@ -12,7 +12,7 @@ Example:
 from __future__ import annotations
 
 from codedgrad import codes, monitor
-from codedgrad.broadcast import broadcast_optimizer_state, broadcast_parameters
+from codedgrad.data import ShardBatchSampler, ShardSampler
 from codedgrad.errors import (
     CodedGradError,
     ConfigError,
@@ -23,9 +23,8 @@ from codedgrad.errors import (
 )
 from codedgrad.faults import Faults
 from codedgrad.gradient import CodedGradient
-from codedgrad.optimizer import DistributedOptimizer
-from codedgrad.policy import approximate
-from codedgrad.runtime import (
+from codedgrad.job.broadcast import broadcast_optimizer_state, broadcast_parameters
+from codedgrad.job.runtime import (
     barrier,
     cross_rank,
     cross_size,
@@ -37,7 +36,8 @@ from codedgrad.runtime import (
     shutdown,
     size,
 )
-from codedgrad.shards import ShardBatchSampler, ShardSampler
+from codedgrad.optimizer import DistributedOptimizer
+from codedgrad.settings import approximate
 
 __version__ = "0.1.0"
 

@@ -1,7 +1,57 @@
-"""`python -m codedgrad`."""
+"""The command line: `codedgrad COMMAND`, or `python -m codedgrad COMMAND`."""
 
+from __future__ import annotations
+
+import argparse
 import sys
+from typing import TYPE_CHECKING
 
-from codedgrad.cli import main
+from codedgrad.errors import CodedGradError
+from codedgrad.job import doctor
+from codedgrad.lab.commands import decoder, plan, simulate, trace
+from codedgrad.monitor import command as report
 
-sys.exit(main())
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Adder = Callable[["argparse._SubParsersAction[argparse.ArgumentParser]"], None]
+
+
+def _add_doctor(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    command = commands.add_parser(
+        "doctor",
+        help="what this machine has, and what brings the rest",
+        description="Exit status 0: training can run here; 1: it cannot.",
+    )
+    command.add_argument("--json", action="store_true", help="for programs")
+    command.set_defaults(run=lambda args: doctor.main(as_json=args.json))
+
+
+_COMMANDS: tuple[Adder, ...] = (
+    _add_doctor,
+    trace.add,
+    simulate.add,
+    plan.add,
+    report.add,
+    decoder.add,
+)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; its exit status: 0, or 2 for bad input."""
+    parser = argparse.ArgumentParser(prog="codedgrad", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for add in _COMMANDS:
+        add(commands)
+    args = parser.parse_args(arguments)
+    try:
+        return int(args.run(args))
+    except CodedGradError as error:
+        print(f"codedgrad {args.command}: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # `| head`
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -14,28 +14,32 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from codedgrad import config, group_exchange, group_step, link, local_group, runtime
-from codedgrad.boundaries import Abandoned
-from codedgrad.buckets import Payload
-from codedgrad.engine import Exchange
 from codedgrad.errors import ConfigError, WorkerError
-from codedgrad.estimates import LatePass, checkpoint, engine_settings, restore
+from codedgrad.exchange import link
+from codedgrad.exchange.engine import Exchange
+from codedgrad.exchange.settle import LatePass, checkpoint, engine_settings, restore
 from codedgrad.faults import Faults, Injector
-from codedgrad.helping import Helping
-from codedgrad.passes import Passes, Stopwatch
-from codedgrad.patience import Patience
-from codedgrad.policy import Approximate, resolve
-from codedgrad.reporting import Reporter, StepState
-from codedgrad.rng import own_rng
-from codedgrad.traces import Recorder
+from codedgrad.groups import exchange as group_exchange
+from codedgrad.groups import membership as local_group
+from codedgrad.groups import passes as group_step
+from codedgrad.job import environment, runtime
+from codedgrad.lab.traces import Recorder
+from codedgrad.monitor.reporter import Reporter, StepState
+from codedgrad.row.layout import Payload
+from codedgrad.settings import Approximate, resolve
+from codedgrad.step.boundaries import Abandoned
+from codedgrad.step.helping import Helping
+from codedgrad.step.passes import Passes, Stopwatch
+from codedgrad.step.patience import Patience
+from codedgrad.step.rng import own_rng
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from codedgrad.codes import Code
-    from codedgrad.reports import RunRecord, StepReport
-    from codedgrad.shards import ShardSampler, StepShards
+    from codedgrad.data import ShardSampler, StepShards
+    from codedgrad.monitor.report import RunRecord, StepReport
 
 
 _NONFINITE = ("raise", "continue", "refuse")
@@ -82,15 +86,15 @@ class CodedGradient:
             seed: of the random numbers inside the passes (dropout, augmentation).
             bucket_mb: size of the pieces that are exchanged and decoded, in MiB; cuts
                 move to the end of a tensor near by. None: by the rule of
-                `codedgrad.cuts`, from the size of the gradient and (from 4 MiB on) what
+                `codedgrad.row.cuts`, from the size of the gradient and (from 4 MiB on) what
                 a message costs, measured here.
             overlap: send a worker's own row bucket by bucket while its last backward
-                runs (see `codedgrad.overlap`); no bit of the result depends on it.
+                runs (see `codedgrad.row.writer`); no bit of the result depends on it.
             wire: type in which gradients travel: "float32" (as they are), or
                 "bfloat16" or "float16", half the bytes. Then every addition up to a
                 worker's row, and the sum, is rounded to that type, so that the bits
                 still depend on nobody's lateness, but on the number of workers (see
-                `codedgrad.buckets`). float16 overflows beyond 65,504 and loses what
+                `codedgrad.row.layout`). float16 overflows beyond 65,504 and loses what
                 is below 6e-8: scale the loss. Not for codes with `linear=True`.
             policy: "exact": a step ends when the arrivals cover the batch; or
                 `codedgrad.approximate(max_error=...)`: or when a learned decoder's
@@ -100,10 +104,10 @@ class CodedGradient:
                 rows out and estimate the step from the others.
             faults: slowness to inject, for experiments; else CODEDGRAD_FAULTS.
             log: folder to record this run's own seconds of compute in, one file per
-                worker; for `codedgrad plan` (see `codedgrad.traces`).
+                worker; for `codedgrad plan` (see `codedgrad.lab.traces`).
             local_group: processes that are one worker of the code together, dividing
                 its micro-batches: "node", those of each machine, or a number of
-                consecutive ranks (see `codedgrad.local_group`). `code`, `faults` and
+                consecutive ranks (see `codedgrad.groups.membership`). `code`, `faults` and
                 `log` then number the groups. None: each process is a worker.
 
         Raises:
@@ -484,7 +488,7 @@ class CodedGradient:
 
 def _parse_faults(faults: Faults | str | None, workers: int) -> Faults | None:
     if faults is None:
-        faults = config.faults_text()
+        faults = environment.faults_text()
     if isinstance(faults, str):
         return Faults.parse(faults, workers) if faults.strip() else None
     return faults

@@ -22,18 +22,20 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from codedgrad import codes, link, runtime
-from codedgrad.buckets import Payload
-from codedgrad.engine import Exchange
+from codedgrad import codes
 from codedgrad.errors import ConfigError, WorkerError
-from codedgrad.overlap import RowWriter
-from codedgrad.rng import seed_pass
+from codedgrad.exchange import link
+from codedgrad.exchange.engine import Exchange
+from codedgrad.job import runtime
+from codedgrad.row.layout import Payload
+from codedgrad.row.writer import RowWriter
+from codedgrad.step.rng import seed_pass
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from codedgrad.codes import Code
-    from codedgrad.shards import ShardBatchSampler
+    from codedgrad.data import ShardBatchSampler
 
 _attached: weakref.WeakKeyDictionary[torch.optim.Optimizer, _DropIn] = (
     weakref.WeakKeyDictionary()
@@ -72,7 +74,7 @@ def DistributedOptimizer(
         window: steps that the slowest worker may lag before the others wait.
         seed: of the random numbers of a pass (with `model`).
         bucket_mb: size of the pieces that are exchanged, in MiB; None: by the rule of
-            `codedgrad.cuts`.
+            `codedgrad.row.cuts`.
         overlap: send gradients bucket by bucket while the last backward runs.
         wire: "float32", or "bfloat16" or "float16": the type in which gradients and
             their sum travel, rounded to it.

@@ -64,7 +64,7 @@ stamp=$("$py" -c 'import sys; print(sys.prefix)')/.codedgrad-installed
 have=$(sed -n 2p "$stamp" 2>/dev/null || true)
 want=$(printf '%s\n' ${have//,/ } "${@:-examples}" | sort -u | paste -sd, -)
 key=$({ state || true; } 2>/dev/null | sha256sum | cut -d' ' -f1)
-built=$(find codedgrad -maxdepth 1 -name '_engine.*.so' 2>/dev/null | head -n 1)
+built=$(find codedgrad/job -maxdepth 1 -name '_engine.*.so' 2>/dev/null | head -n 1)
 if [ -n "$built" ] && [ "$(cat "$stamp" 2>/dev/null)" = "$key"$'\n'"$want" ]; then
   say "up to date"
   exit 0

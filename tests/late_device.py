@@ -1,4 +1,4 @@
-"""A device made of threads, for the seam of `codedgrad.devices`.
+"""A device made of threads, for the seam of `codedgrad.row.devices`.
 
 Its memory is the host's, its streams are queues, and a copy or a sum is done late.
 Until then its destination holds NaN, so whoever reads too early is found out; whoever

@@ -11,70 +11,31 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "codedgrad"
 # What each part may import of the package, beside itself. Nothing imports upwards.
-BASE = {"errors", "config"}
 LAYERS: dict[str, set[str]] = {
     "errors": set(),
-    "config": {"errors"},
-    "codes": BASE,
-    "decoders": BASE,
-    "rng": set(),
+    "codes": {"errors"},
+    "settings": {"errors"},
     "ops": {"errors"},
-    "reports": set(),
-    "boundaries": set(),
-    "patience": {"errors"},
-    "faults": BASE,
-    "shards": BASE | {"codes"},
-    "cuts": {"errors"},
-    "cuda": {"errors", "ops", "_engine"},
-    "devices": BASE | {"cuda"},
-    "buckets": BASE | {"cuts", "devices", "ops"},
-    "encoding": BASE | {"buckets", "ops"},
-    "startup": BASE | {"_engine"},
-    "runtime": BASE | {"startup"},
-    "engine": BASE | {"runtime", "buckets", "codes", "devices", "_engine"},
-    "link": BASE | {"buckets", "codes", "engine", "runtime"},
-    "broadcast": BASE | {"runtime"},
-    "overlap": BASE | {"buckets", "encoding"},
-    "passes": BASE
-    | {"boundaries", "buckets", "codes", "devices", "faults", "overlap", "rng"}
-    | {"shards"},
-    "reporting": {"codes", "engine", "passes", "patience", "reports", "traces"},
-    "helping": {"codes", "engine"},
-    "local_group": BASE | {"runtime"},
-    "group_exchange": BASE | {"buckets", "codes", "engine", "local_group"},
-    "group_step": BASE
-    | {"boundaries", "buckets", "codes", "engine", "group_exchange", "helping"}
-    | {"local_group", "passes", "reporting", "shards"},
-    "policy": {"errors"},
-    "estimates": BASE | {"buckets", "codes", "decoders", "engine", "policy", "_engine"},
-    "gradient": BASE
-    | {
-        "estimates",
-        "group_exchange",
-        "group_step",
-        "helping",
-        "link",
-        "local_group",
-        "policy",
-        "rng",
-    }
-    | {"boundaries", "buckets", "codes", "engine", "faults", "passes", "patience"}
-    | {"reporting", "reports", "runtime", "shards", "traces"},
-    "optimizer": BASE
-    | {"buckets", "codes", "engine", "link", "overlap", "rng", "runtime", "shards"},
-    "traces": BASE | {"reports"},
-    "simulate": BASE | {"codes", "traces"},
-    "monitor": BASE | {"reports", "traces"},
-    "doctor": BASE | {"startup"},
-    "commands": BASE | {"decoders", "monitor", "simulate", "traces"},
-    "cli": BASE | {"commands", "doctor"},
-    "__main__": {"cli"},
+    "monitor": {"errors"},
+    "job": {"errors"},
+    "data": {"errors", "codes"},
+    "faults": {"errors", "codes"},
+    "row": {"errors", "settings", "ops", "job"},
+    "exchange": {"errors", "settings", "ops", "job", "codes", "row"},
+    "step": {"errors", "settings", "monitor", "job", "codes", "row", "exchange"}
+    | {"data", "faults"},
+    "groups": {"errors", "job", "codes", "row", "exchange", "step", "data"},
+    "faces": {"errors", "settings", "monitor", "job", "codes", "row", "exchange"}
+    | {"data", "faults", "step", "groups"},
+    "lab": {"errors", "codes", "monitor"},
+    "__main__": {"errors", "job", "monitor", "lab"},
 }
-LAYERS["runtime"] = LAYERS["runtime"] | {"_engine"}
+FACES = {"__init__", "gradient", "optimizer"}
 
 
 def part_of(path: Path) -> str:
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    name = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    return "faces" if name in FACES else name
 
 
 def imported(path: Path) -> set[str]:
@@ -92,7 +53,7 @@ def imported(path: Path) -> set[str]:
     return found
 
 
-FILES = [f for f in sorted(PACKAGE.rglob("*.py")) if f != PACKAGE / "__init__.py"]
+FILES = sorted(PACKAGE.rglob("*.py"))
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
@@ -117,6 +78,7 @@ KERNELS = PACKAGE.parent / "csrc"
     [
         ("ops", ["mpi.h", "engine/", "torch/", "pybind11"]),
         ("engine", ["torch/", "pybind11", "Python.h"]),
+        ("transport", ["engine/", "torch/", "pybind11", "Python.h"]),
     ],
 )
 def test_kernels_know_no_workers_and_the_engine_no_python(
@@ -132,8 +94,8 @@ def test_kernels_know_no_workers_and_the_engine_no_python(
 
 def test_import_loads_no_mpi_no_engine_and_nothing_heavy() -> None:
     probe = (
-        "import sys, codedgrad, codedgrad.cli, codedgrad.ops, codedgrad._ops\n"
-        "heavy = {'mpi4py', 'codedgrad._engine', 'matplotlib', 'tensorboard'}\n"
+        "import sys, codedgrad, codedgrad.__main__, codedgrad.ops._ops\n"
+        "heavy = {'mpi4py', 'codedgrad.job._engine', 'matplotlib', 'tensorboard'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )
     done = subprocess.run(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from codedgrad.reports import RunRecord, StepReport
+from codedgrad.monitor.report import RunRecord, StepReport
 
 if TYPE_CHECKING:
     from codedgrad.monitor.plots import plot_arrivals

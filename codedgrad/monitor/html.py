@@ -13,7 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from codedgrad.monitor.plots import draw_arrivals
-from codedgrad.reports import judged
+from codedgrad.monitor.report import judged
 
 if TYPE_CHECKING:
     from collections.abc import Callable

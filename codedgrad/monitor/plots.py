@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from codedgrad.reports import RunRecord
-    from codedgrad.traces import Log
+    from codedgrad.lab.traces import Log
+    from codedgrad.monitor.report import RunRecord
 
 _COLUMNS = 600  # more steps than this share columns
 _ABSENT = "#E69F00"  # orange on blues: told apart by all kinds of colour vision

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from codedgrad.reports import StepReport
+    from codedgrad.monitor.report import StepReport
 
 _TOTALS = {
     "step_seconds": "step_s",

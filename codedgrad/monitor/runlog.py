@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from codedgrad.errors import ConfigError
-from codedgrad.reports import Estimate
+from codedgrad.monitor.report import Estimate
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

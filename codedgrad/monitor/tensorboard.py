@@ -19,7 +19,7 @@ except ImportError as error:
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from codedgrad.reports import RunRecord, StepReport
+    from codedgrad.monitor.report import RunRecord, StepReport
 
 
 class TensorBoardMonitor:

@@ -39,8 +39,8 @@ def register(
 
 
 def kernels(module: str) -> Any:
-    """`codedgrad._ops` or `codedgrad._ops_cuda`."""
-    name = f"codedgrad.{module}"
+    """`codedgrad.ops._ops` or `codedgrad.ops._ops_cuda`."""
+    name = f"codedgrad.ops.{module}"
     try:
         return sys.modules.get(name) or importlib.import_module(name)
     except ImportError as error:

@@ -20,7 +20,7 @@
 #include <vector>
 
 #include "engine/session.h"
-#include "engine/transport.h"
+#include "transport/transport.h"
 
 namespace codedgrad {
 

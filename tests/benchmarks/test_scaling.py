@@ -21,7 +21,7 @@ from scaling_model import (
     half_up_to,
 )
 
-from codedgrad import simulate, traces
+from codedgrad.lab import simulate, traces
 
 COUNTS = [1, 2, 4, 8, 16, 32]
 FREE = Network(0.0, 0.0)

@@ -20,7 +20,7 @@
 #include <thread>
 
 #include "engine/engine.h"
-#include "engine/local_transport.h"
+#include "transport/local_transport.h"
 #include "late_device.h"
 
 namespace {

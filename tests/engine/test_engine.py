@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from codedgrad import _engine, codes
+from codedgrad import codes
+from codedgrad.job import _engine
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

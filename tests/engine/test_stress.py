@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent.parent
 SOURCES = [
     *sorted(
         str(path.relative_to(ROOT))
-        for folder in ("csrc/engine", "csrc/decoder")
+        for folder in ("csrc/engine", "csrc/decoder", "csrc/transport")
         for path in (ROOT / folder).glob("*.cpp")
         if path.name != "mpi_transport.cpp"
     ),

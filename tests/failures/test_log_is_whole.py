@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from codedgrad import traces
+from codedgrad.lab import traces
 
 ROOT = Path(__file__).parent.parent.parent
 STEPS = 7

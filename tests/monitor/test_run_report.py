@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from codedgrad import ConfigError, cli, traces
+from codedgrad import ConfigError
+from codedgrad import __main__ as cli
+from codedgrad.lab import traces
+from codedgrad.lab.traces import Recorder
 from codedgrad.monitor.prometheus import PrometheusFile
+from codedgrad.monitor.report import Estimate, RunRecord, StepReport
 from codedgrad.monitor.runlog import read_run
-from codedgrad.reports import Estimate, RunRecord, StepReport
-from codedgrad.traces import Recorder
 
 if TYPE_CHECKING:
     from pathlib import Path

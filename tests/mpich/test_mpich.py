@@ -45,7 +45,7 @@ def run(
 
 
 def test_an_engine_of_another_mpi_is_refused(mpich: dict[str, str]) -> None:
-    from codedgrad import _engine
+    from codedgrad.job import _engine
 
     if _engine.mpi_build_vendor() == "MPICH":
         return  # then it is not another

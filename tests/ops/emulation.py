@@ -37,7 +37,7 @@ def build(folder: Path) -> Any:
     ]
     command = ["c++", "-std=c++17", "-O1", "-ffp-contract=off", "-fPIC", "-shared"]
     command += ["-fvisibility=hidden", *(f"-I{i}" for i in includes)]
-    bindings = str(ROOT / "csrc/ops_cuda_bindings.cpp")
+    bindings = str(ROOT / "csrc/bindings/ops_cuda.cpp")
     subprocess.run([*command, *sources, bindings, "-o", str(module)], check=True)
     spec = importlib.util.spec_from_file_location("_ops_cuda", module)
     assert spec is not None

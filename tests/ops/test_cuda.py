@@ -17,7 +17,7 @@ pytestmark = [
         not torch.cuda.is_available(), reason="torch.cuda.is_available() is False"
     ),
     pytest.mark.skipif(
-        importlib.util.find_spec("codedgrad._ops_cuda") is None,
+        importlib.util.find_spec("codedgrad.ops._ops_cuda") is None,
         reason="not installed with CODEDGRAD_CUDA=1",
     ),
 ]
@@ -81,7 +81,7 @@ def test_nan_and_the_current_stream() -> None:
 @pytest.mark.parametrize("pinned", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_tree_sum_has_the_bits_of_torch(dtype: torch.dtype, pinned: bool) -> None:
-    kernels = importlib.import_module("codedgrad._ops_cuda")
+    kernels = importlib.import_module("codedgrad.ops._ops_cuda")
     torch.manual_seed(0)
     rows = [torch.randn(1_000_003, dtype=dtype) for _ in range(4)]
     rows = [x.pin_memory() if pinned else x.cuda() for x in rows]

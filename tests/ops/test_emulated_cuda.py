@@ -16,7 +16,8 @@ import torch
 from ops import emulation
 from ops.cases import COUNTS, DTYPES, SIZES, exact_gram, integers
 
-from codedgrad import _engine, codes, ops
+from codedgrad import codes, ops
+from codedgrad.job import _engine
 from codedgrad.ops.library import NAMES
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ LARGE = 100_003  # several blocks, and a last pack that is not whole
 
 @pytest.fixture(scope="module")
 def cuda(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """As codedgrad._ops_cuda."""
+    """As codedgrad.ops._ops_cuda."""
     return emulation.build(tmp_path_factory.mktemp("emulated"))
 
 

@@ -50,6 +50,6 @@ def pytest_runtest_logreport(report: Any) -> None:
 def pytest_sessionfinish(exitstatus: int) -> None:
     if exitstatus != 0 and codedgrad.is_initialized():
         # The others may be waiting in an exchange for this worker.
-        codedgrad.runtime.current().fail(
+        codedgrad.job.runtime.current().fail(
             f"tests failed on worker {codedgrad.rank()} (exit status {exitstatus})"
         )

@@ -214,7 +214,7 @@ def test_a_foreign_checkpoint_is_refused(what: str) -> None:
     saved["decoder"] = {**saved["decoder"], what: "0" * 64}
     names = everywhere(what)  # all are here before one ends the job
     assert len(names) == codedgrad.size()
-    from codedgrad import estimates
+    from codedgrad.exchange import settle as estimates
 
     exchange, code = job.coded._exchange, job.coded.code
     with pytest.raises(codedgrad.ConfigError, match=f"another {what}"):

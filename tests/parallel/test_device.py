@@ -11,8 +11,10 @@ from late_device import LateDevice
 from training import DELAYS, coded, everywhere
 
 import codedgrad
-from codedgrad import EnvironmentSetupError, WorkerError, codes, devices, overlap
-from codedgrad.encoding import HostEncoder, TorchEncoder
+from codedgrad import EnvironmentSetupError, WorkerError, codes
+from codedgrad.row import devices
+from codedgrad.row import writer as overlap
+from codedgrad.row.encoder import HostEncoder, TorchEncoder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -211,7 +213,7 @@ def test_a_job_that_fails_with_sums_under_way(
     def stumbles(gradient: codedgrad.CodedGradient) -> None:
         late.late_s = 0.1
         if gradient.step == 3 and codedgrad.rank() == codedgrad.size() - 1:
-            codedgrad.runtime.current().fail("stumbled")
+            codedgrad.job.runtime.current().fail("stumbled")
 
     code = codes.uncoded(codedgrad.size())
     with pytest.raises(WorkerError, match="stumbled"):

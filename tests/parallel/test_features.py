@@ -334,7 +334,7 @@ def test_drop_in_refuses_codes_that_need_the_loop() -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with pytest.raises(codedgrad.ConfigError, match="the job has"):
         codedgrad.optimizer._DropIn(
-            codedgrad.runtime.current(), list(model.named_parameters()),
+            codedgrad.job.runtime.current(), list(model.named_parameters()),
             codes.uncoded(codedgrad.size() + 1), None, 1, 16, 0, 4.0,
         )  # fmt: skip
     with pytest.raises(codedgrad.ConfigError, match="did not come from"):

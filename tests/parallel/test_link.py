@@ -7,8 +7,9 @@ from torch import nn
 from training import everywhere
 
 import codedgrad
-from codedgrad import link, runtime
-from codedgrad.buckets import Payload
+from codedgrad.exchange import link
+from codedgrad.job import runtime
+from codedgrad.row.layout import Payload
 
 
 def test_all_workers_find_the_same() -> None:

@@ -156,7 +156,7 @@ def test_memory_stays_over_2000_steps() -> None:
     faults = "random:probability=0.02,factor=4,seed=1"
     coded = codedgrad.CodedGradient(model, code, faults=faults)
     coded.record._limit = 100
-    engine = codedgrad.runtime.current().engine
+    engine = codedgrad.job.runtime.current().engine
     sampler = codedgrad.ShardSampler(data, 16)
     row_bytes = 4 * coded._payload.count
     before = engine.stats().pool_bytes  # gradients of other tests' models

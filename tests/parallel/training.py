@@ -92,7 +92,7 @@ def digest(model: nn.Module, optimizer: torch.optim.Optimizer) -> str:
 
 def everywhere(value: str) -> list[str]:
     """`value` of every worker."""
-    blobs = codedgrad.runtime.current().gather(value.encode(), "in a test")
+    blobs = codedgrad.job.runtime.current().gather(value.encode(), "in a test")
     return [b.decode() for b in blobs]
 
 

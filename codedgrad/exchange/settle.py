@@ -1,0 +1,169 @@
+"""The training side of estimated steps: the engine's settings, late passes, records.
+
+A worker that is late goes on with its pass for a while instead of abandoning it,
+because its row teaches the decoder and refreshes the owners' memory; and it sends the
+part of its work that is done as soon as it notices that others are ahead.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from typing import TYPE_CHECKING, Any
+
+from codedgrad.errors import ConfigError
+from codedgrad.lab.decoders.network import SHAPES, Network
+from codedgrad.settings import Approximate, finite_or
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+
+    from codedgrad.codes import Code
+    from codedgrad.exchange.engine import Exchange
+    from codedgrad.row.layout import Payload
+
+log = logging.getLogger("codedgrad")
+
+
+def units_of(code: Code) -> list[int]:
+    """The tree nodes that workers send when nobody is late, each once.
+
+    Raises:
+        ConfigError: rows are not plain sums of different parts of the batch.
+    """
+    if code.linear:
+        raise ConfigError(
+            f"{code.describe()} sends combinations of shards, of which nothing can be "
+            f'estimated: use policy="exact", or a code whose rows are plain sums, like '
+            f"codes.spread or codes.uncoded"
+        )
+    nodes = {
+        node
+        for work, required in zip(code.work, code.required, strict=True)
+        for node in work[:required]
+    }
+    units = sorted(nodes, key=lambda node: int(code.tree.start[node]))
+    covered = sum(int(code.tree.stop[u] - code.tree.start[u]) for u in units)
+    if covered != code.parts:
+        raise ConfigError(
+            f"{code.describe()} requires overlapping shards of different workers; "
+            f'policy="approximate" needs codes.spread, scheduled, uncoded or fractional'
+        )
+    return units
+
+
+def engine_settings(policy: Approximate, code: Code, payload: Payload) -> Any:
+    """What `_engine.Exchange` needs to settle."""
+    from codedgrad.job import _engine
+
+    tree = code.tree
+    units = units_of(code)
+    shares = [(int(tree.stop[u]) - int(tree.start[u])) / code.parts for u in units]
+    network = Network.pretrained()
+    return _engine.Approximate(
+        finite_or(policy.max_error),
+        policy.patience,
+        policy.late == "compensate",
+        tree.left,
+        tree.right,
+        tree.parent,
+        tree.start,
+        tree.stop,
+        units,
+        shares,
+        payload.tensor_ends(),
+        _engine.Network(*(getattr(network, name) for name in SHAPES)),
+    )
+
+
+class LatePass:
+    """What a worker does that is late in an approximate step."""
+
+    def __init__(self, window: int, *, active: bool) -> None:
+        """`active` False: every late pass is abandoned, as in exact steps."""
+        self._limit = max(1, 3 * window // 4)  # others wait at a whole window
+        self._active = active
+        self._go_on = False
+        self._ready: list[tuple[int, Tensor]] = []
+
+    def needless(self, exchange: Exchange, step: int) -> bool:
+        """May the pass be abandoned?
+
+        One that was late in the step before, too, is slow rather than held up once:
+        it finishes its pass if that takes at most three quarters of a window.
+        """
+        if not exchange.done(step):
+            return False
+        return not (self._active and self._go_on) or exchange.done(step + self._limit)
+
+    def over(self, *, abandoned: bool) -> None:
+        """After the pass. One that was finished late is to catch up first."""
+        self._go_on = abandoned
+        self._ready = []
+
+    def sender(
+        self, exchange: Exchange, code: Code, step: int
+    ) -> Callable[[int, Tensor], None] | None:
+        """To be called with every node of the own row that is done before the row is.
+
+        While others wait for this worker they get what it has.
+        """
+        if not self._active:
+            return None
+        tree = code.tree
+
+        def done(node: int, value: Tensor) -> None:
+            # What the node is made of need not be sent by itself any more.
+            self._ready = [
+                (n, v)
+                for n, v in self._ready
+                if not tree.start[node] <= tree.start[n] < tree.stop[node]
+            ]
+            self._ready.append((node, value))
+            if exchange.done(step) or not exchange.past_half(step):
+                return
+            for ready, row in self._ready:
+                copy = exchange.row_buffer()
+                copy.tensor.copy_(row)
+                exchange.post(step, ready, copy)
+            self._ready = []
+
+        return done
+
+
+def checkpoint(exchange: Exchange, code: Code, payload: Payload) -> dict[str, Any]:
+    """What the decoder has learned, for `state_dict`; not the remembered gradients."""
+    states = [s for s in exchange.decoder_states() if s]
+    return {
+        "code": code.fingerprint(),
+        "model": _model(payload),
+        "state": max(states, key=lambda s: s[_LABELS]) if states else [],
+    }
+
+
+_LABELS = -6  # place of the number of labels in a state
+
+
+def restore(
+    exchange: Exchange, code: Code, payload: Payload, saved: dict[str, Any]
+) -> None:
+    """Go on from `checkpoint`.
+
+    Raises:
+        ConfigError: saved with another code or model, or damaged.
+    """
+    for name, mine in (("code", code.fingerprint()), ("model", _model(payload))):
+        if saved.get(name) != mine:
+            raise ConfigError(
+                f"the decoder's checkpoint belongs to another {name} "
+                f"({str(saved.get(name))[:12]}, here {mine[:12]}); what it has learned "
+                f'does not hold here: delete state["decoder"] to begin anew'
+            )
+    if saved["state"]:
+        exchange.restore_decoders(saved["state"])
+
+
+def _model(payload: Payload) -> str:
+    return hashlib.sha256(repr(payload.describe()).encode()).hexdigest()

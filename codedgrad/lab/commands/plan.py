@@ -1,0 +1,72 @@
+"""`codedgrad plan LOG`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from codedgrad.lab.commands import common
+from codedgrad.lab.simulate.plan import plan
+
+if TYPE_CHECKING:
+    import argparse
+
+_EXAMPLES = """\
+  codedgrad plan runs/log                  # the log of a run of yours
+  codedgrad plan log.npz --model stall
+  codedgrad plan profile:aws_lambda --workers 64 --json
+
+"off" is a normal answer: where everybody is equally fast there is nothing to win."""
+
+
+def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command."""
+    command = common.parser(
+        commands, "plan", "which code for this job, and what it would gain", _EXAMPLES
+    )
+    common.add_log_options(command)
+    command.add_argument(
+        "--micro-cost",
+        type=float,
+        default=0.0,
+        help="a pass takes so much longer per doubling of its micro-batches (0.02)",
+    )
+    command.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Plan and print."""
+    log, times, comm = common.load(args)
+    result = plan(times, comm, micro_cost=args.micro_cost, seed=args.seed)
+    if args.json:
+        common.show_json({"log": log.source, "model": times.model, **result.to_json()})
+        return 0
+    steps, workers = times.shape
+    print(f"{log.source}: {steps} steps, {workers} workers, model {times.model}")
+    print(f"recommended       {result.recommend}")
+    print(
+        f"expected          {result.speedup:.2f} x "
+        f"({result.speedup_low:.2f} to {result.speedup_high:.2f}, 95 %)"
+    )
+    print(f"perfect division  {result.bound_speedup:.2f} x")
+    print(f"redundant work    {100 * result.redundant_work:.1f} %")
+    print(f"why               {result.reason}")
+    for note in result.notes:
+        print(f"note              {note}")
+    print("\ncandidate                                speed-up   redundant work")
+    for row in result.table:
+        share = f"{100 * row['redundant']:.1f} %"
+        print(f"{row['policy']:<40} {row['speedup']:>8.2f}   {share:>14}")
+    if result.recommend != "off":
+        print(f"\nuse: codedgrad.CodedGradient(model, {_call(result.recommend)})")
+    return 0
+
+
+def _call(policy: str) -> str:
+    """The Python that makes the code of a policy."""
+    name, _, settings = policy.partition(":")
+    words = [w for w in settings.split(",") if w]
+    patience = [w for w in words if w.startswith("patience=")]
+    rest = [w for w in words if w not in patience]
+    order = [f'order="{w[6:]}"' if w.startswith("order=") else w for w in rest]
+    inside = ", ".join(["codedgrad.size()", *order])
+    return ", ".join([f"codedgrad.codes.{name}({inside})", *patience])

@@ -1,0 +1,288 @@
+"""Policies in which idle workers help past their patience, event by event.
+
+The engine's rules (codedgrad/gradient.py): a worker computes its own shard and sends
+one row; then, each time after its patience, it takes the first item of its list that
+has not arrived, and leaves it when somebody else's copy arrives. The step is over when
+every shard is there, as its own row or as all of its pieces. After a step
+in which all its help proved useless a worker's patience doubles, up to a pass; it
+shrinks when any proved useful.
+"""
+
+from __future__ import annotations
+
+import heapq
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from codedgrad import codes
+from codedgrad.errors import ConfigError
+from codedgrad.lab.simulate.lag import Lag, Late
+from codedgrad.lab.simulate.outcome import Comm, Outcome
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    from codedgrad.lab.simulate.times import Times
+
+    # (play, when it is covered, the lag at its begin) -> when it is over
+    Settle = Callable[["Play", float, Lag], float]
+
+_LONGEST = 1.0  # passes; this and the next as in codedgrad/patience.py
+_FORGET = 0.97
+_REMEMBERED = 16  # passes that a worker's usual time is the median of
+
+
+@dataclass(frozen=True)
+class Lists:
+    """Who may help with what.
+
+    Attributes:
+        pieces: of a shard; piece u belongs to shard u // pieces.
+        backups: per worker, the pieces it may compute for others, in order.
+        streams: own pieces arrive one by one, not as one row at the end.
+    """
+
+    pieces: int
+    backups: tuple[tuple[int, ...], ...]
+    streams: bool = False
+
+
+def lists_of(code: codes.Code) -> Lists:
+    """The lists of a code whose rows are single nodes (spread, scheduled)."""
+    tree, micro = code.tree, code.micro
+    whole = all(
+        tree.stop[item] - tree.start[item] == micro
+        for items in code.work
+        for item in items
+    )
+    pieces = 1 if whole else micro
+    size = micro // pieces
+    backups = tuple(
+        tuple(int(tree.start[item]) // size for item in items[required:])
+        for items, required in zip(code.work, code.required, strict=True)
+    )
+    return Lists(pieces, backups)
+
+
+def spread(
+    times: Times,
+    comm: Comm,
+    micro: int = 4,
+    copies: int = 2,
+    patience: float = 0.1,
+    window: int = 16,
+) -> Outcome:
+    """Spread repetition, the default code."""
+    code = codes.spread(times.shape[1], micro=micro, copies=copies)
+    return simulate(times, comm, lists_of(code), patience, window)
+
+
+def scheduled(
+    times: Times,
+    comm: Comm,
+    copies: int = 2,
+    order: str = "cyclic",
+    patience: float = 0.1,
+    window: int = 16,
+) -> Outcome:
+    """Scheduled repetition: whole shards of neighbours."""
+    code = codes.scheduled(times.shape[1], copies=copies, order=order)
+    return simulate(times, comm, lists_of(code), patience, window)
+
+
+def partial(
+    times: Times,
+    comm: Comm,
+    micro: int = 8,
+    copies: int = 2,
+    patience: float = 0.1,
+    window: int = 16,
+) -> Outcome:
+    """Finished pieces count: back-ups walk a shard from its other end, halves meet.
+
+    After A. Ramamoorthy, R. Meng, V. Girimaji, "Leveraging partial stragglers within
+    gradient coding", 2024.
+    """
+    n = times.shape[1]
+    copies = min(copies, n - 1)
+    if micro < 1 or copies < 0:
+        raise ConfigError(f"partial: micro={micro}, copies={copies} must be positive")
+    backups = tuple(
+        tuple(
+            (w - offset) % n * micro + piece
+            for offset in range(1, copies + 1)
+            for piece in reversed(range(micro))
+        )
+        for w in range(n)
+    )
+    return simulate(times, comm, Lists(micro, backups, True), patience, window)
+
+
+def simulate(
+    times: Times,
+    comm: Comm,
+    lists: Lists,
+    patience: float,
+    window: int,
+    settle: Settle | None = None,
+) -> Outcome:
+    """Play every step; with `settle`, its owners may leave late ones out."""
+    if not 0.0 <= patience <= 100.0:
+        raise ConfigError(f"patience is 0 to 100 passes, got {patience}")
+    steps, n = times.shape
+    hop = comm.hop_s(n) / times.median_s
+    lag = Lag(n, window) if settle is None else Late(n, window)
+    now = np.full(n, patience)
+    longest = max(patience, _LONGEST)
+    history = np.full((_REMEMBERED, n), np.nan)
+    usual = np.ones(n)
+    out, redundant = np.empty(steps), np.zeros(steps)
+    helped_rows = 0
+    for s in range(steps):
+        held = lag.wait()
+        start = lag.begin(times.stall[s])
+        now = patience + _FORGET * (now - patience)
+        play = Play(lists, start, times.pace[s], now * usual, hop)
+        over = covered = play.run()
+        if settle is not None:
+            over = settle(play, covered, lag)
+        out[s] = held + over + hop
+        redundant[s] = play.work(over) / n
+        helped_rows += play.rows(over)
+        for worker, useful in play.verdicts(over).items():
+            if useful:
+                now[worker] = max(patience, 0.7 * now[worker])
+            else:
+                now[worker] = min(longest, max(2.0 * now[worker], 0.05))
+        # A pass that was cut short says nothing about how long one takes.
+        done = start + times.pace[s] <= over
+        history[s % _REMEMBERED] = np.where(done, start + times.pace[s], np.nan)
+        if s < _REMEMBERED or s % 8 == 0:
+            seen = ~np.isnan(history).all(axis=0)
+            usual[seen] = np.nanmedian(history[:, seen], axis=0)
+        left_out = times.pace[s] if over < covered else None
+        lag.end(times.stall[s], over + hop, left_out)
+    return Outcome(out, redundant, 1.0 + helped_rows / (steps * n))
+
+
+@dataclass
+class _Help:
+    """One piece computed for somebody else."""
+
+    worker: int
+    piece: int
+    began: float
+    left: float  # when the worker is free again: done, or not needed any more
+    whole: float  # when it is, or would have been, done
+
+
+class Play:
+    """One step's events; times from its begin. Lists are by worker or by piece."""
+
+    def __init__(
+        self,
+        lists: Lists,
+        start: NDArray[np.float64],
+        pace: NDArray[np.float64],
+        patience: NDArray[np.float64],
+        hop: float,
+    ) -> None:
+        self._lists, self._hop = lists, hop
+        self._pace: list[float] = pace.tolist()
+        self._patience: list[float] = patience.tolist()
+        m = lists.pieces
+        finish = start + pace
+        self._first = finish + patience
+        self._own: list[float] = (finish + hop).tolist()
+        self._shard = finish + hop  # when each shard is at the owners
+        if lists.streams:  # piece p is done after (p + 1) / m of the pass
+            parts = start[:, None] + pace[:, None] * (np.arange(m) + 1.0) / m + hop
+            self._piece: list[float] = parts.reshape(-1).tolist()
+        else:
+            self._piece = [float("inf")] * (len(pace) * m)
+        self._helps: list[_Help] = []
+        self._at: dict[int, list[_Help]] = {}  # by piece
+        self._events: list[tuple[float, int, int]] = []
+        self._version: dict[int, int] = {}
+        self._place: dict[int, int] = {}
+
+    def run(self) -> float:
+        """When every shard is at its owners."""
+        over = float(self._shard.max())
+        for w in np.flatnonzero(self._first < over).tolist():
+            self._push(w, float(self._first[w]))
+        while self._events and self._events[0][0] < over:
+            t, w, version = heapq.heappop(self._events)
+            if version != self._version[w]:
+                continue  # it was free earlier than planned
+            piece = self._next(w, t)
+            if piece >= 0:
+                self._start(w, piece, t)
+                over = float(self._shard.max())
+        return over
+
+    def arrivals(self) -> NDArray[np.float64]:
+        """[shards * pieces]: when each piece is at the owners, alone or in a row."""
+        own = np.repeat(self._own, self._lists.pieces)
+        return np.asarray(np.minimum(self._piece, own))
+
+    def half(self) -> float:
+        """When half of the shards are there."""
+        count = (len(self._shard) + 1) // 2
+        return float(np.partition(self._shard, count - 1)[count - 1])
+
+    def work(self, over: float) -> float:
+        """Passes done for others until the step is over."""
+        return sum(
+            max(0.0, min(h.left, over) - h.began) / self._pace[h.worker]
+            for h in self._helps
+        )
+
+    def rows(self, over: float) -> int:
+        """Rows sent for others."""
+        return sum(h.whole <= min(h.left, over) for h in self._helps)
+
+    def verdicts(self, over: float) -> dict[int, bool]:
+        """By worker: was any of its help for a shard whose own row came too late?"""
+        m = self._lists.pieces
+        useful: dict[int, bool] = {}
+        for h in self._helps:
+            late = self._own[h.piece // m] > over
+            useful[h.worker] = useful.get(h.worker, False) or late
+        return useful
+
+    def _push(self, w: int, t: float) -> None:
+        self._version[w] = self._version.get(w, 0) + 1
+        heapq.heappush(self._events, (t, w, self._version[w]))
+
+    def _next(self, w: int, t: float) -> int:
+        """The first piece of the worker's list that has not arrived, or -1."""
+        todo, m = self._lists.backups[w], self._lists.pieces
+        i = self._place.get(w, 0)
+        while i < len(todo) and min(self._piece[todo[i]], self._own[todo[i] // m]) <= t:
+            i += 1
+        self._place[w] = i + 1
+        return todo[i] if i < len(todo) else -1
+
+    def _start(self, w: int, piece: int, t: float) -> None:
+        m = self._lists.pieces
+        shard = piece // m
+        whole = t + self._pace[w] / m
+        left = min(whole, self._piece[piece], self._own[shard])
+        mine = _Help(w, piece, t, left, whole)
+        self._push(w, left + self._patience[w])
+        arrival = whole + self._hop
+        if arrival < self._piece[piece]:
+            self._piece[piece] = arrival
+            for other in self._at.get(piece, ()):
+                if other.left > arrival:
+                    other.left = arrival
+                    self._push(other.worker, arrival + self._patience[other.worker])
+            last = max(self._piece[shard * m : (shard + 1) * m])
+            self._shard[shard] = min(self._own[shard], last)
+        self._at.setdefault(piece, []).append(mine)
+        self._helps.append(mine)

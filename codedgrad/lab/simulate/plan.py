@@ -1,0 +1,225 @@
+"""Which code for this job? Chosen on one part of its log, judged on the rest."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from codedgrad.errors import ConfigError
+from codedgrad.lab.simulate import policies, simple
+from codedgrad.lab.simulate.outcome import Comm
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from codedgrad.lab.simulate.times import Times
+
+# A smaller expected speed-up is not worth a change: micro-batches of an eighth of the
+# size may cost as much again.
+_WORTH_IT = 1.10
+_DRAWS = 1000
+_MOST_TIMES, _FEWEST_STEPS = 20_000, 40  # the search looks at; all are judged by
+_MORE_WORK = 0.02  # redundant passes / n that the best may cost beside the frugal
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The recommendation.
+
+    Attributes:
+        recommend: a policy, as `codedgrad simulate --policy` takes it, or "off".
+        speedup, speedup_low, speedup_high: over waiting for everybody, with a 95 %
+            interval of a moving-block bootstrap (Kunsch 1989) over the steps that the
+            choice was not made on.
+        bound_speedup: of a perfect division of the work.
+        redundant_work: done beyond the n passes, / n.
+        reason: why, and what limits it, in a sentence.
+        table: the figures of every candidate on the steps it was chosen on.
+    """
+
+    recommend: str
+    speedup: float
+    speedup_low: float
+    speedup_high: float
+    bound_speedup: float
+    redundant_work: float
+    reason: str
+    table: tuple[dict[str, Any], ...]
+    notes: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """For programs."""
+        return asdict(self)
+
+
+def candidates(workers: int) -> list[str]:
+    """Exact policies that codedgrad can run, with the settings that are tried."""
+    out = [
+        f"spread:micro={m},copies={c},patience={p:g}"
+        for m in (4, 8, 16)
+        for c in (1, 2, 4, 16)
+        for p in (0.02, 0.1, 0.3)
+        if c < workers
+    ]
+    out += [
+        f"scheduled:copies={c},order={o}"
+        for c in (2, 3)
+        for o in ("cyclic", "staircase")
+        if c <= workers
+    ]
+    out += [f"fractional:copies={c}" for c in (2, 3, 4) if workers % c == 0]
+    out += [f"cyclic:stragglers={s}" for s in (1, 2) if s < workers]
+    return out
+
+
+def plan(
+    times: Times, comm: Comm | None = None, *, micro_cost: float = 0.0, seed: int = 0
+) -> Plan:
+    """Search the codes for this job's times.
+
+    Args:
+        times: of the job.
+        comm: its network; free if None.
+        micro_cost: how much longer a pass takes per doubling of its micro-batches,
+            e.g. 0.02; measure it with `benchmarks/bench_step.py`.
+        seed: of the bootstrap.
+
+    Raises:
+        ConfigError: a single worker.
+    """
+    comm = comm or Comm()
+    steps, n = times.shape
+    if n < 2:
+        raise ConfigError(
+            "the log has one worker: nobody can stand in for it, there is nothing to "
+            "plan"
+        )
+    search, judge = _halves(steps, n)
+    some = times.rows(search)
+    sync = float(simple.sync(some, comm).step.mean())
+    names = candidates(n)
+    table: list[dict[str, Any]] = []
+    for name in names:
+        outcome = policies.run(name, some, comm)
+        step = float(outcome.step.mean()) * _micro_factor(name, micro_cost)
+        redundant = float(outcome.redundant.mean())
+        table.append({"policy": name, "speedup": sync / step, "redundant": redundant})
+    table.sort(key=lambda row: -row["speedup"])
+    # Of those within half a percent of the best, one that works little beside; of
+    # these the one that could help most, for what the log has not shown yet.
+    near = [row for row in table if row["speedup"] >= 0.995 * table[0]["speedup"]]
+    least = min(row["redundant"] for row in near)
+    frugal = [row for row in near if row["redundant"] <= least + _MORE_WORK]
+    chosen = max(frugal, key=lambda row: _helpers(row["policy"]))["policy"]
+    return _verdict(times.rows(judge), comm, chosen, micro_cost, seed, table)
+
+
+def _verdict(
+    times: Times,
+    comm: Comm,
+    chosen: str,
+    micro_cost: float,
+    seed: int,
+    table: list[dict[str, Any]],
+) -> Plan:
+    sync = simple.sync(times, comm).step
+    outcome = policies.run(chosen, times, comm)
+    step = outcome.step * _micro_factor(chosen, micro_cost)
+    low, high = _interval(sync, step, seed)
+    speedup = float(sync.mean() / step.mean())
+    bound = times.bound() + 2.0 * comm.hop_s(times.shape[1]) / times.median_s
+    ceiling = float(sync.mean() / bound.mean())
+    off = speedup < _WORTH_IT or low < 1.0
+    notes = []
+    if len(sync) < 20:
+        notes.append(f"only {len(sync)} steps to judge by: record more")
+    if times.filled:
+        notes.append(f"{times.filled} missing times were taken as the step's median")
+    return Plan(
+        recommend="off" if off else chosen,
+        speedup=1.0 if off else speedup,
+        speedup_low=1.0 if off else low,
+        speedup_high=1.0 if off else high,
+        bound_speedup=ceiling,
+        redundant_work=0.0 if off else float(outcome.redundant.mean()),
+        reason=_reason(times, speedup, low, ceiling, off=off, chosen=chosen),
+        table=tuple(table[:8]),
+        notes=tuple(notes),
+    )
+
+
+def _reason(
+    times: Times, speedup: float, low: float, ceiling: float, *, off: bool, chosen: str
+) -> str:
+    if off and ceiling < 1.03:
+        return (
+            f"leave it off: even a perfect division of the work would gain "
+            f"{ceiling:.2f} x; the workers are equally fast"
+        )
+    if off:
+        return (
+            f"leave it off: the best, {chosen}, gave {speedup:.2f} x (at least "
+            f"{low:.2f} x with 95 % confidence) of the {ceiling:.2f} x of a perfect "
+            f"division; less than {_WORTH_IT:.2f} x, or no gain for sure, is not worth "
+            f"smaller micro-batches"
+        )
+    alone = times.alone()
+    slow = alone > 1.5
+    crowd = float(np.quantile(slow.mean(axis=1), 0.95))
+    steady = (slow.mean(axis=0) >= 0.5).sum()
+    if steady:
+        limit = f"{steady} worker(s) slow in most steps: their work is done by others"
+    elif crowd > 0.1:
+        limit = f"in a bad step {100 * crowd:.0f} % of the workers are slow at once"
+    else:
+        limit = "the slow worker changes from step to step"
+    return (
+        f"{chosen} reaches {100 * speedup / ceiling:.0f} % of the {ceiling:.2f} x of a "
+        f"perfect division; {limit}"
+    )
+
+
+def _halves(steps: int, workers: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Steps to choose on and steps to judge by; the same where there are few.
+
+    Every other block of ten: a log often has several regimes, one after another.
+    """
+    everything = np.arange(steps)
+    if steps < 40:
+        return everything, everything
+    search = everything // 10 % 2 == 0
+    most = max(_FEWEST_STEPS, _MOST_TIMES // workers)
+    return everything[search][:most], everything[~search]
+
+
+def _helpers(name: str) -> int:
+    """How many others may work for one late worker."""
+    family, settings = policies.parse(name)
+    copies = int(settings.get("copies", settings.get("stragglers", 1)))
+    return copies * int(settings.get("micro", 1)) if family == "spread" else copies
+
+
+def _micro_factor(name: str, micro_cost: float) -> float:
+    _, settings = policies.parse(name)
+    micro = int(settings.get("micro", 4 if name.startswith("spread") else 1))
+    return 1.0 + micro_cost * float(np.log2(micro))
+
+
+def _interval(
+    sync: NDArray[np.float64], step: NDArray[np.float64], seed: int
+) -> tuple[float, float]:
+    """95 % of the ratio of means, over resampled blocks of neighbouring steps."""
+    count = len(sync)
+    if count < 2:
+        ratio = float(sync.mean() / step.mean())
+        return ratio, ratio
+    block = max(1, round(count ** (1 / 3)))
+    blocks = -(-count // block)
+    random = np.random.default_rng(seed)
+    starts = random.integers(0, count - block + 1, (_DRAWS, blocks))
+    index = (starts[..., None] + np.arange(block)).reshape(_DRAWS, -1)[:, :count]
+    ratios = sync[index].mean(axis=1) / step[index].mean(axis=1)
+    low, high = np.quantile(ratios, [0.025, 0.975])
+    return float(low), float(high)

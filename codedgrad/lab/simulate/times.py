@@ -1,0 +1,95 @@
+"""How fast every worker is in every step, under one of two models of slowness."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from codedgrad.errors import ConfigError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from codedgrad.lab.traces import Log
+
+MODELS = ("rate", "stall")
+
+
+@dataclass(frozen=True)
+class Times:
+    """Slowness, in units of the step's median pass.
+
+    A worker that begins at 0 has done w passes of work at time stall + w * pace.
+
+    rate: pace = x, stall = 0: it is slow in proportion to the work.
+    stall: pace = min(x, 1), stall = x - pace: it first does nothing for a while, and
+    nothing can interrupt that; a worker still stalled when the step is over carries
+    the rest into the next one.
+
+    Attributes:
+        pace, stall: float64 [steps, workers].
+        model: "rate" or "stall".
+        filled: entries that were missing in the log and are taken as 1.
+        median_s: seconds that the unit stands for.
+    """
+
+    pace: NDArray[np.float64]
+    stall: NDArray[np.float64]
+    model: str
+    filled: int = 0
+    median_s: float = 1.0
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Steps, workers."""
+        return int(self.pace.shape[0]), int(self.pace.shape[1])
+
+    def alone(self) -> NDArray[np.float64]:
+        """Time of one pass by each worker, x [steps, workers]."""
+        return self.stall + self.pace
+
+    def bound(self) -> NDArray[np.float64]:
+        """[steps]: perfect division of the step's n passes among all workers.
+
+        The T with sum_i max(0, T - stall_i) / pace_i = n; under `rate` that is
+        n / sum_i (1 / x_i). No policy can be below it without leaving work out.
+        """
+        n = self.shape[1]
+        order = np.argsort(self.stall, axis=1, kind="stable")
+        speed = np.take_along_axis(1.0 / self.pace, order, axis=1)
+        stall = np.take_along_axis(self.stall, order, axis=1)
+        # With the first k workers alone T is T_k >= T, with the right k it is T.
+        enough = (n + np.cumsum(stall * speed, axis=1)) / np.cumsum(speed, axis=1)
+        return np.asarray(enough.min(axis=1))
+
+    def first(self, steps: int) -> Times:
+        """The first steps."""
+        return self.rows(np.arange(min(steps, self.shape[0])))
+
+    def rows(self, steps: NDArray[np.int64]) -> Times:
+        """These steps alone."""
+        pace, stall = self.pace[steps], self.stall[steps]
+        return Times(pace, stall, self.model, self.filled, self.median_s)
+
+
+def from_ratios(
+    ratios: NDArray[np.float64], model: str = "rate", median_s: float = 1.0
+) -> Times:
+    """Times from ratios to the step's median [steps, workers]; NaN is taken as 1.
+
+    Raises:
+        ConfigError: no such model.
+    """
+    if model not in MODELS:
+        raise ConfigError(f"model must be one of {MODELS}, got {model!r}")
+    missing = np.isnan(ratios)
+    x = np.where(missing, 1.0, ratios)
+    pace = x if model == "rate" else np.minimum(x, 1.0)
+    return Times(pace, x - pace, model, int(missing.sum()), median_s)
+
+
+def from_log(log: Log, model: str = "rate") -> Times:
+    """Times of a log's steps in which at least half of the workers took part."""
+    return from_ratios(log.ratios(), model, float(np.nanmedian(log.medians())))

@@ -1,0 +1,158 @@
+"""CUDA for `codedgrad.row.devices`: through torch, and for the engine by addresses."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from codedgrad.errors import EnvironmentSetupError
+from codedgrad.ops.library import kernels
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from torch import Tensor
+
+log = logging.getLogger("codedgrad")
+
+_PINNED = 3  # cudaHostRegisterPortable | Mapped: for every device, and its kernels
+_NOT_READY = 600  # cudaErrorNotReady
+_NO_SUMS = {"start_sum": 0, "sum_done": 0}
+
+
+class CudaRuntime:
+    """CUDA through torch; the engine's calls through the CUDA runtime library."""
+
+    def __init__(self, device: torch.device) -> None:
+        """Of this device."""
+        self._device = device
+
+    def stream(self) -> torch.cuda.Stream:
+        """A new one."""
+        return torch.cuda.Stream(self._device)
+
+    def event(self) -> torch.cuda.Event:
+        """A new one, recorded once: it has a handle only then."""
+        event = torch.cuda.Event()
+        event.record(torch.cuda.current_stream(self._device))
+        return event
+
+    def current(self) -> torch.cuda.Stream:
+        """The stream that torch computes on."""
+        return torch.cuda.current_stream(self._device)
+
+    def record(self, event: torch.cuda.Event, stream: torch.cuda.Stream) -> None:
+        """See DeviceRuntime, as for what follows."""
+        event.record(stream)
+
+    def wait(self, stream: torch.cuda.Stream, event: torch.cuda.Event) -> None:
+        """On the device."""
+        stream.wait_event(event)
+
+    def copy(self, out: Tensor, source: Tensor, stream: torch.cuda.Stream) -> None:
+        """Without waiting, where the host memory is pinned."""
+        with torch.cuda.stream(stream):
+            out.copy_(source, non_blocking=True)
+
+    def done(self, event: torch.cuda.Event) -> bool:
+        """Ask (cudaEventQuery)."""
+        return bool(event.query())
+
+    def synchronize(self, event: torch.cuda.Event) -> None:
+        """Wait (cudaEventSynchronize)."""
+        event.synchronize()
+
+    def handle(self, event: torch.cuda.Event) -> int:
+        """The cudaEvent_t."""
+        return int(event.cuda_event)
+
+    def on(self) -> AbstractContextManager[None]:
+        """As torch's own."""
+        return torch.cuda.device(self._device)
+
+    def engine_calls(self) -> dict[str, int]:
+        """Of the CUDA runtime that torch has loaded."""
+        library = _cudart()
+        index = self._device.index
+        names = {
+            "set_device": "cudaSetDevice",
+            "pin": "cudaHostRegister",
+            "unpin": "cudaHostUnregister",
+            "query": "cudaEventQuery",
+            "allocate": "cudaMalloc",
+            "release": "cudaFree",
+            "take_error": "cudaGetLastError",
+        }
+        calls = {
+            key: int(ctypes.cast(getattr(library, name), ctypes.c_void_p).value or 0)
+            for key, name in names.items()
+        }
+        calls["device"] = torch.cuda.current_device() if index is None else index
+        calls |= {"pin_flags": _PINNED, "not_ready": _NOT_READY}
+        return calls | self._sums(calls["device"])
+
+    def direct(self) -> bool:
+        """What the MPI says of itself."""
+        from codedgrad.job import _engine
+
+        return bool(_engine.mpi_reads_cuda_memory())
+
+    def view(self, buffer: Any, dtype: torch.dtype) -> Tensor:
+        """By CUDA's array interface."""
+        found = torch.as_tensor(_Memory(buffer, dtype), device=self._device)
+        if found.data_ptr() != buffer.address:  # torch copies from another device
+            raise EnvironmentSetupError(
+                f"the engine's memory is not on {self._device}; call "
+                f"torch.cuda.set_device({self._device.index}) before codedgrad, or set "
+                f"CODEDGRAD_GPU_DIRECT=0"
+            )
+        return found
+
+    def _sums(self, index: int) -> dict[str, int]:
+        from codedgrad.job import _engine
+
+        try:
+            built = kernels("_ops_cuda")
+        except EnvironmentSetupError as error:
+            log.info("sums are formed on the CPU: %s", error)
+            return dict(_NO_SUMS)
+        if getattr(built, "DEVICE_SUM_BYTES", 0) != _engine.DEVICE_SUM_BYTES:
+            log.warning(
+                "sums are formed on the CPU: the CUDA kernels are of another version. "
+                "CODEDGRAD_CUDA=1 pip install --no-build-isolation -e . builds them"
+            )
+            return dict(_NO_SUMS)
+        if not built.sums_host_memory(index):
+            log.info("sums are formed on the CPU, whose memory this GPU does not reach")
+            return dict(_NO_SUMS)
+        return dict(built.engine_calls())
+
+
+class _Memory:
+    """Memory of the engine's, for torch.as_tensor, which keeps this object."""
+
+    def __init__(self, buffer: Any, dtype: torch.dtype) -> None:
+        self._buffer = buffer
+        self.__cuda_array_interface__ = {
+            "shape": (buffer.bytes // dtype.itemsize,),
+            "typestr": f"<f{dtype.itemsize}",
+            "data": (buffer.address, False),
+            "version": 3,
+        }
+
+
+def _cudart() -> ctypes.CDLL:
+    """The CUDA runtime that torch has loaded."""
+    major = str(torch.version.cuda).partition(".")[0]
+    name = f"libcudart.so.{major}"
+    try:
+        return ctypes.CDLL(name)
+    except OSError as error:
+        raise EnvironmentSetupError(
+            f"torch was built for CUDA {torch.version.cuda}, but its runtime {name} "
+            f"cannot be loaded ({error}); install nvidia-cuda-runtime, or put its "
+            f"folder on LD_LIBRARY_PATH"
+        ) from None

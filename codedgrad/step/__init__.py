@@ -1,0 +1,1 @@
+"""One step on one worker: passes into rows, waiting, helping, and what happened."""

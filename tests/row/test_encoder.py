@@ -1,0 +1,188 @@
+"""Rows from gradients: the kernel and the torch expressions agree to the bit."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from codedgrad import ConfigError
+from codedgrad.row import encoder as encoding
+from codedgrad.row.encoder import HostEncoder, TorchEncoder, spans
+from codedgrad.row.layout import Payload
+
+NARROW = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class Odd(nn.Module):
+    """Shapes, memory orders and types that a model may have."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first = nn.Parameter(torch.randn(3, 5, dtype=dtype))
+        self.empty = nn.Parameter(torch.ones(0, 4, dtype=dtype))
+        self.unused = nn.Parameter(torch.ones(7, dtype=dtype))
+        last = torch.randn(2, 3, 4, 5, dtype=dtype)
+        self.channels = nn.Parameter(last.to(memory_format=torch.channels_last))
+        self.narrow = nn.Parameter(torch.randn(33, dtype=torch.bfloat16))
+        self.big = nn.Parameter(torch.randn(5003, dtype=dtype))
+        self.register_buffer("mean", torch.randn(6, dtype=dtype))
+
+    def gradients(self) -> None:
+        generator = torch.Generator().manual_seed(3)
+        for p in self.parameters():
+            if p is not self.unused:
+                scale = 10.0 ** torch.randint(-6, 3, p.shape, generator=generator)
+                p.grad = (torch.randn(p.shape, generator=generator) * scale).to(p.dtype)
+        self.channels.grad = self.channels.grad.contiguous()  # not the row's order
+        self.mean += 1
+
+
+def payload_of(model: nn.Module, wire: str, bucket_mb: float) -> Payload:
+    return Payload(
+        model.named_parameters(),
+        model.named_buffers(),
+        workers=3,
+        bucket_mb=bucket_mb,
+        wire=wire,
+    )
+
+
+def rows(payload: Payload, weight: float, sums: list[Tensor]) -> list[Tensor]:
+    """By each encoder, bucket by bucket and at once, for now and for later."""
+    found = []
+    for encoder in (HostEncoder(payload), TorchEncoder(payload)):
+        for whole, soon in itertools.product((True, False), repeat=2):
+            encoder.begin(soon=soon)
+            out = torch.full((payload.count,), math.nan, dtype=payload.dtype)
+            if whole:
+                assert encoder.row(out, weight, sums)
+            else:
+                for bucket in range(len(payload.bucket_starts) - 1):
+                    assert encoder.bucket(bucket, out, weight, sums)
+            found.append(out)
+    return found
+
+
+@pytest.mark.parametrize("bucket_mb", [0.0005, 0.01, 1.0])
+@pytest.mark.parametrize("deep", [0, 1, 3])
+@pytest.mark.parametrize("wire", ["float32", "float64", "bfloat16", "float16"])
+def test_the_same_bits(
+    monkeypatch: pytest.MonkeyPatch, wire: str, deep: int, bucket_mb: float
+) -> None:
+    monkeypatch.setattr(encoding, "_STREAMED", 0)  # also small rows, past the caches
+    dtype = torch.float64 if wire == "float64" else torch.float32
+    model = Odd(dtype)
+    payload = payload_of(model, wire if wire in NARROW else "float32", bucket_mb)
+    payload.remember_buffers()
+    model.gradients()
+    payload.fill_tail(2.5)
+    sums = [torch.randn(payload.count, dtype=dtype) for _ in range(deep)]
+    first, *others = rows(payload, 0.3, sums)
+    assert not first.isnan().any()
+    for other in others:
+        assert torch.equal(first, other)
+    # And that of single operations on one parameter.
+    want = model.big.grad.to(dtype) * 0.3
+    narrow = NARROW.get(wire, dtype)
+    want = want.to(narrow).to(dtype)
+    for s in reversed(sums):
+        want = (want + payload.view(5, s)).to(narrow).to(dtype)
+    assert torch.equal(payload.view(5, first), want)
+    assert not deep or torch.equal(
+        payload.view(2, row_of_nothing(payload, sums)), payload.view(2, first)
+    )
+
+
+def row_of_nothing(payload: Payload, sums: list[Tensor]) -> Tensor:
+    """The row of a micro-batch without samples, the same by both."""
+    made = []
+    for encoder in (HostEncoder(payload), TorchEncoder(payload)):
+        out = torch.full((payload.count,), math.nan, dtype=payload.dtype)
+        for bucket in range(len(payload.bucket_starts) - 1):
+            encoder.nothing(bucket, out, sums)
+        made.append(out)
+    assert torch.equal(*made)
+    return made[0]
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("at", [0, 2047, 2048, 5002])
+def test_what_is_not_finite_is_seen(bad: float, at: int) -> None:
+    model = Odd(torch.float32)
+    payload = payload_of(model, "float32", 0.001)
+    model.gradients()
+    model.big.grad[at] = bad
+    payload.fill_tail(1.0)
+    out = torch.empty(payload.count)
+    for encoder in (HostEncoder(payload), TorchEncoder(payload)):
+        assert not encoder.row(out, 1.0, ())
+        seen = [
+            bool(encoder.bucket(b, out, 1.0, ()))
+            for b in range(len(payload.bucket_starts) - 1)
+        ]
+        assert seen.count(False) == 1
+        assert not math.isfinite(payload.view(5, out)[at])
+
+
+def test_a_large_finite_gradient_is_finite() -> None:
+    model = Odd(torch.float32)
+    model.gradients()
+    model.big.grad.fill_(3e38)  # whose sum overflows
+    payload = payload_of(model, "float32", 1.0)
+    assert HostEncoder(payload).row(torch.empty(payload.count), 1.0, ())
+    narrow = payload_of(model, "float16", 1.0)
+    for encoder in (HostEncoder(narrow), TorchEncoder(narrow)):
+        assert not encoder.row(torch.empty(narrow.count), 1.0, ())
+
+
+def test_a_sum_beyond_the_wire_type_is_seen() -> None:
+    model = Odd(torch.float32)
+    model.gradients()
+    for p in model.parameters():
+        if p.grad is not None:
+            p.grad.fill_(6e4)
+    payload = payload_of(model, "float16", 1.0)
+    ones = torch.full((payload.count,), 6e4)
+    for encoder in (HostEncoder(payload), TorchEncoder(payload)):
+        out = torch.empty(payload.count)
+        assert encoder.row(out, 1.0, ())
+        assert not encoder.row(out, 1.0, [ones])
+
+
+def test_spans_cover_every_bucket_once() -> None:
+    model = Odd(torch.float32)
+    for bucket_mb in (0.0003, 0.002, 1.0):
+        payload = payload_of(model, "float32", bucket_mb)
+        sizes = [sum(s.length for s in inside) for inside in spans(payload)]
+        starts = payload.bucket_starts
+        assert sizes == [b - a for a, b in itertools.pairwise(starts)]
+
+
+def test_a_sparse_gradient_is_refused() -> None:
+    net = nn.Embedding(10, 2, sparse=True)
+    net(torch.tensor([1])).sum().backward()
+    payload = Payload(net.named_parameters())
+    for encoder in (HostEncoder(payload), TorchEncoder(payload)):
+        with pytest.raises(ConfigError, match=r"'weight' has a sparse.*sparse=False"):
+            encoder.row(torch.empty(payload.count), 1.0, ())
+
+
+def test_a_model_whose_shapes_change_is_refused() -> None:
+    """Kernels read addresses: a size that is no longer true must not be believed."""
+    model = Odd(torch.float32)
+    payload = payload_of(model, "float32", 1.0)
+    encoder = HostEncoder(payload)
+    model.gradients()
+    model.big.data = model.big.data[:9]
+    model.big.grad = torch.ones(9)
+    with pytest.raises(ConfigError, match="'big' has 9 elements and had 5003"):
+        encoder.row(torch.empty(payload.count), 1.0, ())
+    model.mean.data = torch.ones(2, dtype=torch.int64)
+    for use in (payload.remember_buffers, payload.restore_buffers):
+        with pytest.raises(ConfigError, match=r"has become 2 x torch\.int64"):
+            use()

@@ -1,0 +1,182 @@
+"""Rows written while a backward runs: the same bits, and nothing sent too early."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from codedgrad import ConfigError
+from codedgrad.row.layout import Payload
+from codedgrad.row.writer import RowWriter
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+DEPTH, WIDTH = 4, 12
+X = torch.randn(5, WIDTH, generator=torch.Generator().manual_seed(0))
+
+
+def layers() -> nn.Sequential:
+    torch.manual_seed(1)
+    return nn.Sequential(*(nn.Linear(WIDTH, WIDTH) for _ in range(DEPTH)))
+
+
+class Bench:
+    """One model; `row` makes a row and notes what was sent before its end."""
+
+    def __init__(self, model: nn.Module, *, overlap: bool = True) -> None:
+        self.model = model
+        self.payload = Payload(model.named_parameters(), bucket_mb=0.0002)
+        assert len(self.payload.bucket_starts) > 8
+        self.writer = RowWriter(self.payload, overlap=overlap)
+        self.early: list[int] = []
+        self.sent: list[int] = []
+
+    def row(
+        self, forward: Callable[..., Tensor], sums: tuple[Tensor, ...] = ()
+    ) -> Tensor:
+        out = torch.full((self.payload.count,), torch.nan)
+        self.sent = []
+        self.writer.begin(out, 0.3, sums, lambda _: None, self.sent.append)
+        loss = forward(X).square().sum()
+        self.writer.backward_begins()
+        loss.backward()
+        self.early = self.sent.copy()
+        copies = {
+            b: out[self.payload.bucket_starts[b] : self.payload.bucket_starts[b + 1]]
+            for b in self.early
+        }
+        copies = {b: piece.clone() for b, piece in copies.items()}
+        self.writer.finish(1.5)
+        for b, piece in copies.items():  # nothing is written after it was sent
+            begin, end = self.payload.bucket_starts[b : b + 2]
+            assert torch.equal(out[begin:end], piece)
+        buckets = len(self.payload.bucket_starts) - 1
+        assert sorted(self.sent) == list(range(buckets))
+        for p in self.payload.parameters:
+            p.grad = None
+        return out
+
+
+def same(
+    model: nn.Module,
+    forwards: list[Callable[..., Tensor]],
+    change: Callable[[nn.Module], Any] = lambda _: None,
+) -> Bench:
+    """The last row with overlap is that without; returns the bench with it."""
+    early, late = Bench(model), Bench(model, overlap=False)
+    change(model)
+    generator = torch.Generator().manual_seed(2)
+    sums = tuple(torch.randn(early.payload.count, generator=generator) for _ in "ab")
+    for forward in forwards:
+        got = early.row(forward, sums)
+        assert torch.equal(got, late.row(forward, sums))
+    assert not late.early
+    return early
+
+
+def test_the_first_pass_learns_and_the_second_overlaps() -> None:
+    model = layers()
+    assert same(model, [model]).early == []
+    bench = same(model, [model, model])
+    assert len(bench.early) >= len(bench.sent) - 2
+    assert bench.early == sorted(bench.early)  # the last layer's come first
+
+
+def test_a_parameter_without_gradient_holds_its_buckets_only() -> None:
+    model = layers()
+    bench = same(model, [model, model, lambda x: model[3](model[2](model[0](x)))])
+    held = set(bench.sent) - set(bench.early)
+    skipped = {b for i in (2, 3) for b in bench.payload.buckets_of(i)}
+    assert skipped <= held
+    assert bench.early
+
+
+def test_a_parameter_that_comes_back() -> None:
+    model = layers()
+    skip = lambda x: model[3](model[0](x))  # noqa: E731
+    bench = same(model, [skip, model, skip, model])
+    assert bench.early
+
+
+def test_tied_weights_and_empty_tensors() -> None:
+    model = layers()
+    model[3].weight = model[0].weight
+    model.register_parameter("nothing", nn.Parameter(torch.ones(0, 3)))
+    assert same(model, [model, model]).early
+
+
+def test_mixed_precision() -> None:
+    model = layers()
+    model[1].bfloat16()
+    forward = lambda x: model[3](model[2](model[1](model[0](x).bfloat16()).float()))  # noqa: E731
+    assert same(model, [forward, forward]).early
+
+
+def twice(model: nn.Module) -> Callable[..., Tensor]:
+    """A gradient in two portions: reentrant checkpoints, the layer in both."""
+
+    def forward(x: Tensor) -> Tensor:
+        x = x.clone().requires_grad_()
+        x = checkpoint(model, x, use_reentrant=True)
+        return checkpoint(model, x, use_reentrant=True)
+
+    return forward
+
+
+def test_portions_are_learned() -> None:
+    model = layers()
+    bench = same(model, [twice(model), twice(model)])
+    assert bench.early
+    assert same(model, [twice(model), twice(model), model]).early == []
+
+
+def test_a_portion_after_sending_is_refused() -> None:
+    model = layers()
+    bench = Bench(model)
+    bench.row(model)
+    with pytest.raises(
+        ConfigError, match=r"'\d.\w+' came in 2 portions.*overlap=False"
+    ):
+        bench.row(twice(model))
+    bench.writer.close()
+
+
+def test_a_backward_inside_the_loss_function() -> None:
+    model = layers()
+
+    def forward(x: Tensor) -> Tensor:
+        model(x).sum().backward()
+        return model(x)
+
+    assert same(model, [model, forward]).early == []
+    assert same(model, [forward, model]).early
+
+
+def test_hooks_of_the_user_after_ours() -> None:
+    model = layers()
+
+    def clamp(p: Tensor) -> None:
+        p.grad.clamp_(-0.01, 0.01)
+
+    def clip(module: nn.Module) -> None:
+        for p in module.parameters():
+            p.register_post_accumulate_grad_hook(clamp)
+
+    assert same(model, [model, model], clip).early == []
+
+
+def test_nothing_and_closing() -> None:
+    model = layers()
+    bench = Bench(model)
+    out, other = torch.empty(bench.payload.count), torch.ones(bench.payload.count)
+    sent: list[int] = []
+    bench.writer.nothing(out, [other], sent.append)
+    assert torch.equal(out, other)
+    assert sent == list(range(len(bench.payload.bucket_starts) - 1))
+    bench.writer.close()
+    assert all(not p._post_accumulate_grad_hooks for p in model.parameters())

@@ -1,0 +1,80 @@
+"""What an idle worker helps with, against a list of what has arrived."""
+
+from __future__ import annotations
+
+import pytest
+
+from codedgrad import codes
+from codedgrad.step.helping import Helping
+
+
+class Arrivals:
+    """Stands for the exchange: which nodes are here, which are on their way."""
+
+    def __init__(self) -> None:
+        self.here: set[int] = set()
+        self.coming: set[int] = set()
+        self.waits: list[float] = []
+        self.over = False
+
+    def wait(self, _step: int, timeout_s: float) -> bool:
+        self.waits.append(timeout_s)
+        return self.over
+
+    def has(self, _step: int, node: int) -> bool:
+        return node in self.here
+
+    def begun(self, _step: int, node: int) -> bool:
+        return node in self.here | self.coming
+
+
+CODE = codes.spread(5, micro=4)
+OWN = CODE.required[0]
+NODES = CODE.work[0]
+LIST = list(range(OWN, len(NODES)))
+
+
+@pytest.fixture
+def arrivals() -> Arrivals:
+    return Arrivals()
+
+
+@pytest.fixture
+def helping(arrivals: Arrivals) -> Helping:
+    return Helping(arrivals, CODE, 0, 7)  # type: ignore[arg-type]
+
+
+def test_nothing_once_decoded(arrivals: Arrivals, helping: Helping) -> None:
+    arrivals.over = True
+    assert helping.next_items(0.1, 1.0) == []
+    assert arrivals.waits == [0.1]
+
+
+def test_what_is_missing_in_the_order_of_the_list(
+    arrivals: Arrivals, helping: Helping
+) -> None:
+    arrivals.here = {NODES[LIST[1]]}
+    assert helping.next_items(0.1, 1.0) == [LIST[0], *LIST[2:]]
+    helping.take([LIST[0]])
+    assert helping.next_items(0.1, 1.0) == LIST[2:]
+    assert arrivals.waits == [0.1, 0.1]
+
+
+def test_what_is_on_its_way_comes_last(arrivals: Arrivals, helping: Helping) -> None:
+    arrivals.coming = {NODES[LIST[0]]}
+    assert helping.next_items(0.1, 1.0) == [*LIST[1:], LIST[0]]
+    assert arrivals.waits == [0.1]
+
+
+def test_where_all_is_on_its_way_it_waits_for_a_micro_batch(
+    arrivals: Arrivals, helping: Helping
+) -> None:
+    arrivals.coming = {NODES[i] for i in LIST}
+    assert helping.next_items(0.1, 2.0) == LIST
+    # A micro-batch is a quarter of the worker's own two seconds.
+    assert arrivals.waits == [0.1, 0.5]
+
+
+def test_the_end_of_the_list(arrivals: Arrivals, helping: Helping) -> None:
+    helping.take(LIST)
+    assert helping.next_items(0.1, 1.0) == []
