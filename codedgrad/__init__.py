@@ -37,11 +37,21 @@ from codedgrad.job.runtime import (
     size,
 )
 from codedgrad.optimizer import DistributedOptimizer
-from codedgrad.settings import approximate
+from codedgrad.settings import (
+    ExchangeSettings,
+    HelpSettings,
+    RunSettings,
+    Settings,
+    approximate,
+)
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Settings",
+    "RunSettings",
+    "HelpSettings",
+    "ExchangeSettings",
     "CodedGradError",
     "CodedGradient",
     "ConfigError",
