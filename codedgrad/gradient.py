@@ -25,8 +25,8 @@ from codedgrad.groups import passes as group_step
 from codedgrad.job import environment, runtime
 from codedgrad.lab.traces import Recorder
 from codedgrad.monitor.reporter import Reporter, StepState
-from codedgrad.row.layout import Payload
-from codedgrad.settings import Approximate, resolve
+from codedgrad.row.payload import Payload
+from codedgrad.settings import Approximate, ExchangeSettings, resolve
 from codedgrad.step.boundaries import Abandoned
 from codedgrad.step.helping import Helping
 from codedgrad.step.passes import Passes, Stopwatch
@@ -178,8 +178,7 @@ class CodedGradient:
             model.named_parameters(),
             model.named_buffers(),
             workers=workers,
-            bucket_mb=bucket_mb,
-            wire=wire,
+            settings=ExchangeSettings(wire, bucket_mb, overlap, window),
         )
         runtime.check_agreement(
             "code, model or settings",
@@ -191,10 +190,10 @@ class CodedGradient:
                 ("wire", wire),
                 ("policy", str(self._policy or "exact")),
                 ("torch", torch.__version__),
-                *self._payload.describe(),
+                *self._payload.layout.describe(),
             ],
         )
-        link.cut(here, self._payload)
+        link.cut(here, self._payload.layout)
         injector = Injector(self.faults, self._worker) if self.faults else None
         self._passes = Passes(
             model,
@@ -209,7 +208,7 @@ class CodedGradient:
         self._shared: group_step.GroupPasses | None = None
         if group is not None:
             self._shared = group_step.GroupPasses(
-                group, self.code, self._payload, self._passes
+                group, self.code, self._payload.layout, self._passes
             )
             self._row = self._shared.row
         self._overlap = overlap and not self.code.linear
@@ -276,12 +275,12 @@ class CodedGradient:
             lag_s = self._exchange.begin(step)
             clock.lap("lag")
             state = StepState(step, forwarded=self._exchange.forwarded(step))
-            self._payload.remember_buffers()
+            self._payload.buffers.remember()
             self._required_passes(state, loss_fn, shards)
             clock.lap("compute")
             self._help_until_decoded(state, loss_fn, shards)
             clock.lap("wait")
-            self._payload.restore_buffers()
+            self._payload.buffers.restore()
             total, tail = self._exchange.take(step)
             self._passes.check_sum(total, step)
         loss = self._payload.scatter(total, tail)
@@ -426,13 +425,13 @@ class CodedGradient:
     @contextmanager
     def _own_gradients(self) -> Iterator[None]:
         """Set aside what `p.grad` holds (gradient accumulation) during the passes."""
-        before = [p.grad for p in self._payload.parameters]
-        for p in self._payload.parameters:
+        before = [p.grad for p in self._payload.layout.parameters]
+        for p in self._payload.layout.parameters:
             p.grad = None
         try:
             yield
         finally:
-            for p, g in zip(self._payload.parameters, before, strict=True):
+            for p, g in zip(self._payload.layout.parameters, before, strict=True):
                 p.grad = g
 
     # ---- checkpoints ----
@@ -445,7 +444,9 @@ class CodedGradient:
         """
         state: dict[str, Any] = {"step": self._step}
         if self._policy is not None:
-            state["decoder"] = checkpoint(self._exchange, self.code, self._payload)
+            state["decoder"] = checkpoint(
+                self._exchange, self.code, self._payload.layout
+            )
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -461,13 +462,15 @@ class CodedGradient:
             self._exchange = self._open(step)
             self._step = step
             if self._policy is not None and "decoder" in state:
-                restore(self._exchange, self.code, self._payload, state["decoder"])
+                restore(
+                    self._exchange, self.code, self._payload.layout, state["decoder"]
+                )
             runtime.barrier()
 
     def _open(self, first_step: int) -> Exchange:
         settings = None
         if self._policy is not None:
-            settings = engine_settings(self._policy, self.code, self._payload)
+            settings = engine_settings(self._policy, self.code, self._payload.layout)
         how: dict[str, Any] = {
             "window": self._window,
             "first_step": first_step,
@@ -475,9 +478,9 @@ class CodedGradient:
         }
         if self._group is not None:
             return group_exchange.open_exchange(
-                self._group, self.code, self._payload, **how
+                self._group, self.code, self._payload.layout, **how
             )
-        return Exchange(self._runtime, self.code, self._payload, **how)
+        return Exchange(self._runtime, self.code, self._payload.layout, **how)
 
     def close(self) -> None:
         """End the exchange and take the hooks off the model. Collective."""

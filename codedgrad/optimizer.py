@@ -27,8 +27,9 @@ from codedgrad.errors import ConfigError, WorkerError
 from codedgrad.exchange import link
 from codedgrad.exchange.engine import Exchange
 from codedgrad.job import runtime
-from codedgrad.row.layout import Payload
-from codedgrad.row.writer import RowWriter
+from codedgrad.row.payload import Payload
+from codedgrad.row.writer import Leaf, RowWriter
+from codedgrad.settings import ExchangeSettings
 from codedgrad.step.rng import seed_pass
 
 if TYPE_CHECKING:
@@ -163,8 +164,7 @@ class _DropIn:
             named,
             model.named_buffers() if model is not None else (),
             workers=here.size,
-            bucket_mb=bucket_mb,
-            wire=wire,
+            settings=ExchangeSettings(wire, bucket_mb, overlap, window),
         )
         runtime.check_agreement(
             "code, model or settings",
@@ -174,11 +174,11 @@ class _DropIn:
                 ("window", str(window)),
                 ("bucket_mb", str(bucket_mb)),
                 ("wire", wire),
-                *self._payload.describe(),
+                *self._payload.layout.describe(),
             ],
         )
-        link.cut(here, self._payload)
-        self._exchange = Exchange(here, code, self._payload, window=window)
+        link.cut(here, self._payload.layout)
+        self._exchange = Exchange(here, code, self._payload.layout, window=window)
         node = code.work[here.rank][0]
         self._row = self._exchange.row_of(here.rank, 0)
         self._first_part = int(code.tree.start[node])
@@ -187,7 +187,7 @@ class _DropIn:
         runtime.barrier()  # nobody sends before all have opened it
         self._handles: list[Any] = [
             p.register_post_accumulate_grad_hook(self._gradient_ready)
-            for p in self._payload.parameters
+            for p in self._payload.layout.parameters
         ]
         if model is not None:
             self._handles.append(model.register_forward_pre_hook(self._before_forward))
@@ -209,7 +209,7 @@ class _DropIn:
         if not (module.training and torch.is_grad_enabled()):
             return
         if self._passed == 0:
-            self._payload.remember_buffers()
+            self._payload.buffers.remember()
         seed_pass(self._seed, self._step, self._first_part + self._passed)
 
     def _gradient_ready(self, _parameter: Tensor) -> None:
@@ -226,14 +226,17 @@ class _DropIn:
         self._exchange.begin(step)
         if self._exchange.done(step):
             return
-        row = self._exchange.row_buffer()
-
-        def send(bucket: int) -> None:
-            self._exchange.post_bucket(step, self._row, bucket, row)
-
-        self._writer.begin(row.tensor, self._weight, (), lambda _: None, send)
+        self._row_data = self._exchange.row_buffer()
+        self._writer.begin(Leaf(self._row_data.tensor, self._weight, (), self, True))
         self._writer.backward_begins()
         self._writing = True
+
+    def bucket_checked(self, finite: bool) -> None:
+        """See `LeafListener`; the drop-in sends whatever the loop computes."""
+
+    def bucket_ready(self, bucket: int) -> None:
+        """See `LeafListener`."""
+        self._exchange.post_bucket(self._step, self._row, bucket, self._row_data)
 
     def _end_of_backward(self) -> None:
         self._queued = False
@@ -256,7 +259,7 @@ class _DropIn:
             )
             raise
         total, tail = self._exchange.take(step)
-        for p in self._payload.parameters:
+        for p in self._payload.layout.parameters:
             p.grad = None
         self._payload.scatter(total, tail)
         self._step += 1

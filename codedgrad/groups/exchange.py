@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from codedgrad.codes import Code
-    from codedgrad.row.layout import Payload
+    from codedgrad.row.layout import Layout
 
 
 class LeadersExchange(Exchange):
     """The exchange among the groups, as a leader's members see it through him."""
 
     def __init__(
-        self, group: LocalGroup, code: Code, payload: Payload, **how: Any
+        self, group: LocalGroup, code: Code, payload: Layout, **how: Any
     ) -> None:
         """As `Exchange`, over the leaders. Collective over the job."""
         assert group.across is not None  # a leader's
@@ -58,7 +58,7 @@ class LeadersExchange(Exchange):
 class FollowersExchange(Exchange):
     """In the place of an exchange where a process takes no part in it."""
 
-    def __init__(self, group: LocalGroup, payload: Payload) -> None:
+    def __init__(self, group: LocalGroup, payload: Layout) -> None:
         """Collective over the job, as the leaders'."""
         self._group = group
         self._payload = payload
@@ -129,7 +129,7 @@ class FollowersExchange(Exchange):
 
 
 def open_exchange(
-    group: LocalGroup, code: Code, payload: Payload, **how: Any
+    group: LocalGroup, code: Code, payload: Layout, **how: Any
 ) -> LeadersExchange | FollowersExchange:
     """This process's side of the exchange among groups. Collective over the job."""
     if group.leads:
@@ -137,6 +137,6 @@ def open_exchange(
     return FollowersExchange(group, payload)
 
 
-def empty_row(payload: Payload) -> Tensor:
+def empty_row(payload: Layout) -> Tensor:
     """Memory for one row, where the model is."""
     return torch.empty(payload.count, dtype=payload.dtype, device=payload.device)

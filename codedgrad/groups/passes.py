@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from codedgrad.exchange.engine import Exchange
     from codedgrad.groups.membership import LocalGroup
     from codedgrad.monitor.reporter import StepState
-    from codedgrad.row.layout import Payload
+    from codedgrad.row.layout import Layout
     from codedgrad.step.passes import Passes
 
 _IN_FLIGHT = 2  # buckets on their way to the leader
@@ -122,7 +122,7 @@ class GroupPasses:
     """Items of work, done by all processes of a group together."""
 
     def __init__(
-        self, group: LocalGroup, code: Code, payload: Payload, passes: Passes
+        self, group: LocalGroup, code: Code, payload: Layout, passes: Passes
     ) -> None:
         """`passes`: this process's own."""
         self._group = group
@@ -349,7 +349,7 @@ class GroupPasses:
 
     def _memory(self, count: int) -> list[Tensor]:
         """This many rows of this process's own."""
-        # Each in a storage of its own: Payload.view counts from a storage's begin.
+        # Each in a storage of its own: Layout.view counts from a storage's begin.
         while len(self._rows) < count:
             self._rows.append(empty_row(self._payload))
         return self._rows[:count]

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from codedgrad.errors import ConfigError, NonFiniteError
 from codedgrad.row import devices
-from codedgrad.row.writer import RowWriter
+from codedgrad.row.writer import Leaf, RowWriter
 from codedgrad.step.boundaries import Abandoned, Boundaries
 from codedgrad.step.rng import seed_pass
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from codedgrad.codes import Code
     from codedgrad.data import StepShards
     from codedgrad.faults import Injector
-    from codedgrad.row.layout import Payload
+    from codedgrad.row.payload import Payload
 
 
 class Passes:
@@ -61,7 +61,7 @@ class Passes:
         self._finite = finite
         self._boundaries = Boundaries(model)
         self._writer = RowWriter(payload, overlap=overlap)
-        device = devices.runtime_of(payload.device)
+        device = devices.runtime_of(payload.layout.device)
         self._pace = devices.Pace(device) if device is not None else None
         self._spare: dict[int, Tensor] = {}
         self._durations: deque[float] = deque(maxlen=16)
@@ -162,15 +162,19 @@ class Passes:
         """One micro-batch; out = its leaf + sums."""
         weight = shards.weight(part)
         if weight == 0.0:  # fewer samples than micro-batches
-            self._writer.nothing(out, sums, send)
+            self._writer.nothing(
+                Leaf(out, 0.0, sums, _Listener(None, send), send is not None)
+            )
             return
         if self._injector is not None:
             self._injector.resume()
         check = self._checker(needless)
         check()
-        self._payload.restore_buffers()
+        self._payload.buffers.restore()
         finite = _Finite(lambda what: self._not_finite(what, step, part))
-        self._writer.begin(out, weight, sums, finite.check, send)
+        self._writer.begin(
+            Leaf(out, weight, sums, _Listener(finite, send), send is not None)
+        )
         try:
             with self._boundaries.watch(check), torch.enable_grad():
                 seed_pass(self._seed, step, part)
@@ -182,7 +186,7 @@ class Passes:
             self._writer.finish(value)
         finally:
             self._writer.abort()
-            for p in self._payload.parameters:
+            for p in self._payload.layout.parameters:
                 p.grad = None
 
     def _checker(self, needless: Callable[[], bool]) -> Callable[[], None]:
@@ -232,7 +236,7 @@ class Passes:
     def _not_finite(self, what: str, step: int, part: int) -> None:
         self.nonfinite += 1
         if self._finite:
-            wire = self._payload.wire
+            wire = self._payload.layout.wire
             as_sent = "" if wire == "float32" else f" in {wire}, in which it is sent"
             raise NonFiniteError(
                 f"the {what} of {self._where(step, part)} is not finite{as_sent}. "
@@ -250,9 +254,9 @@ class Passes:
         Raises:
             NonFiniteError: with the step.
         """
-        if self._payload.wire != "float16" or not self._finite:
+        if self._payload.layout.wire != "float16" or not self._finite:
             return
-        gradients = total[: self._payload.gradients]
+        gradients = total[: self._payload.layout.gradients]
         if not bool(torch.isfinite(gradients).all()):
             raise NonFiniteError(
                 f"the summed gradient of step {step} is beyond 65504, the largest "
@@ -294,6 +298,23 @@ class _Finite:
     def _tell(self, what: str) -> None:
         self._told = True
         self._report(what)
+
+
+class _Listener:
+    """Hears of a leaf's buckets, see `LeafListener`."""
+
+    def __init__(
+        self, finite: _Finite | None, send: Callable[[int], None] | None
+    ) -> None:
+        self._finite, self._send = finite, send
+
+    def bucket_checked(self, finite: bool) -> None:
+        if self._finite is not None:
+            self._finite.check(finite)
+
+    def bucket_ready(self, bucket: int) -> None:
+        if self._send is not None:
+            self._send(bucket)
 
 
 class Stopwatch:
