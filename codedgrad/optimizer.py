@@ -245,6 +245,13 @@ class _DropIn:
         assert self._buffer is not None  # since _begin_row
         self._exchange.post_bucket(self._step, self._row, bucket, self._buffer)
 
+    def bucket_checked(self, finite: bool) -> None:
+        """See `LeafListener`; the drop-in sends whatever the loop computes."""
+
+    def bucket_ready(self, bucket: int) -> None:
+        """See `LeafListener`."""
+        self._exchange.post_bucket(self._step, self._row, bucket, self._row_data)
+
     def _end_of_backward(self) -> None:
         self._queued = False
         self._passed += 1

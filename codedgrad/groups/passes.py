@@ -76,7 +76,7 @@ class GroupPasses:
     """Computes items of work by all processes of a group together."""
 
     def __init__(
-        self, group: LocalGroup, code: Code, payload: Payload, passes: Passes
+        self, group: LocalGroup, code: Code, payload: Layout, passes: Passes
     ) -> None:
         """`passes` are this process's own."""
         self.group = group
