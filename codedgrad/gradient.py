@@ -22,7 +22,7 @@ from codedgrad.faults import Faults, Injector
 from codedgrad.groups import exchange as group_exchange
 from codedgrad.groups import membership as local_group
 from codedgrad.groups import passes as group_step
-from codedgrad.job import environment, runtime
+from codedgrad.job import agreement, environment, lifecycle, runtime
 from codedgrad.lab.traces import Recorder
 from codedgrad.monitor.reporter import Reporter, StepState
 from codedgrad.row.layout import Payload
@@ -181,7 +181,7 @@ class CodedGradient:
             bucket_mb=bucket_mb,
             wire=wire,
         )
-        runtime.check_agreement(
+        agreement.check_agreement(
             "code, model or settings",
             [
                 ("code", f"{self.code.describe()} [{self.code.fingerprint()[:12]}]"),
@@ -217,7 +217,7 @@ class CodedGradient:
         recorder = None
         if log is not None and (group is None or group.leads):
             recorder = Recorder(log, self._worker)
-            runtime.before_leaving(recorder.close)
+            lifecycle.before_leaving(recorder.close)
         self._reporter = Reporter(self.code, self._worker, self._patience, recorder)
         self._window = window
         self._step = 0
@@ -456,7 +456,7 @@ class CodedGradient:
         """
         step = int(state["step"])
         with self._failing_together("could not load a checkpoint"):
-            runtime.check_agreement("checkpoint", [("step", str(step))])
+            agreement.check_agreement("checkpoint", [("step", str(step))])
             self._exchange.close()
             self._exchange = self._open(step)
             self._step = step

@@ -26,7 +26,7 @@ from codedgrad import codes
 from codedgrad.errors import ConfigError, WorkerError
 from codedgrad.exchange import link
 from codedgrad.exchange.engine import Exchange
-from codedgrad.job import runtime
+from codedgrad.job import agreement, runtime
 from codedgrad.row.layout import Payload
 from codedgrad.row.writer import RowWriter
 from codedgrad.step.rng import seed_pass
@@ -166,7 +166,7 @@ class _DropIn:
             bucket_mb=bucket_mb,
             wire=wire,
         )
-        runtime.check_agreement(
+        agreement.check_agreement(
             "code, model or settings",
             [
                 ("code", f"{code.describe()} [{code.fingerprint()[:12]}]"),

@@ -12,7 +12,8 @@ import torch
 
 from codedgrad.errors import MismatchError
 from codedgrad.exchange.engine import Exchange, RowBuffer
-from codedgrad.groups.membership import Board, LocalGroup
+from codedgrad.groups.board import Board
+from codedgrad.groups.membership import LocalGroup
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
