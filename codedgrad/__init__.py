@@ -24,16 +24,14 @@ from codedgrad.errors import (
 from codedgrad.faults import Faults
 from codedgrad.gradient import CodedGradient
 from codedgrad.job.broadcast import broadcast_optimizer_state, broadcast_parameters
+from codedgrad.job.lifecycle import init, is_initialized, shutdown
 from codedgrad.job.runtime import (
     barrier,
     cross_rank,
     cross_size,
-    init,
-    is_initialized,
     local_rank,
     local_size,
     rank,
-    shutdown,
     size,
 )
 from codedgrad.optimizer import DistributedOptimizer

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from codedgrad.errors import ConfigError, EnvironmentSetupError, WorkerError
 from codedgrad.job import environment
-from codedgrad.job.runtime import Runtime, Waiting
+from codedgrad.job.runtime import Runtime
+from codedgrad.job.waiting import Waiting
 from codedgrad.row import devices
 
 if TYPE_CHECKING:
