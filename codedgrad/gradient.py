@@ -23,15 +23,17 @@ from codedgrad.groups import exchange as group_exchange
 from codedgrad.groups import membership as local_group
 from codedgrad.groups import passes as group_step
 from codedgrad.job import environment, runtime
-from codedgrad.lab.traces import Recorder
-from codedgrad.monitor.reporter import Reporter, StepState
+from codedgrad.monitor.recorder import Recorder
+from codedgrad.monitor.reporter import Reporter
 from codedgrad.row.layout import Payload
 from codedgrad.settings import Approximate, resolve
+from codedgrad.step.account import Account
 from codedgrad.step.boundaries import Abandoned
 from codedgrad.step.helping import Helping
-from codedgrad.step.passes import Passes, Stopwatch
+from codedgrad.step.passes import Passes
 from codedgrad.step.patience import Patience
 from codedgrad.step.rng import own_rng
+from codedgrad.step.state import StepState, Stopwatch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -39,7 +41,8 @@ if TYPE_CHECKING:
 
     from codedgrad.codes import Code
     from codedgrad.data import ShardSampler, StepShards
-    from codedgrad.monitor.report import RunRecord, StepReport
+    from codedgrad.monitor.record import RunRecord
+    from codedgrad.monitor.report import StepReport
 
 
 _NONFINITE = ("raise", "continue", "refuse")
@@ -218,7 +221,8 @@ class CodedGradient:
         if log is not None and (group is None or group.leads):
             recorder = Recorder(log, self._worker)
             runtime.before_leaving(recorder.close)
-        self._reporter = Reporter(self.code, self._worker, self._patience, recorder)
+        self._reporter = Reporter(recorder)
+        self._account = Account(self.code, self._patience, self._reporter)
         self._window = window
         self._step = 0
         self._late = LatePass(window, active=self._policy is not None)
@@ -275,7 +279,8 @@ class CodedGradient:
         ):
             lag_s = self._exchange.begin(step)
             clock.lap("lag")
-            state = StepState(step, forwarded=self._exchange.forwarded(step))
+            forwarded = self._exchange.forwarded(step)
+            state = StepState(step, forwarded=forwarded, clock=clock, lag_s=lag_s)
             self._payload.remember_buffers()
             self._required_passes(state, loss_fn, shards)
             clock.lap("compute")
@@ -286,9 +291,7 @@ class CodedGradient:
             self._passes.check_sum(total, step)
         loss = self._payload.scatter(total, tail)
         self._step += 1
-        self.report = self._reporter.end(
-            state, clock, self._exchange, lag_s, float(loss)
-        )
+        self.report = self._account.end(state, self._exchange, float(loss))
         return loss
 
     # ---- stages ----

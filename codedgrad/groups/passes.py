@@ -35,7 +35,7 @@ from codedgrad.groups.exchange import (
 )
 from codedgrad.step.boundaries import Abandoned
 from codedgrad.step.helping import Helping
-from codedgrad.step.passes import Stopwatch
+from codedgrad.step.state import Stopwatch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -47,9 +47,9 @@ if TYPE_CHECKING:
     from codedgrad.data import StepShards
     from codedgrad.exchange.engine import Exchange
     from codedgrad.groups.membership import LocalGroup
-    from codedgrad.monitor.reporter import StepState
     from codedgrad.row.layout import Payload
     from codedgrad.step.passes import Passes
+    from codedgrad.step.state import StepState
 
 _IN_FLIGHT = 2  # buckets on their way to the leader
 

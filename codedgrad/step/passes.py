@@ -13,7 +13,6 @@ The same node gives the same bits on every worker: data and random numbers come 
 from __future__ import annotations
 
 import math
-import time
 from collections import deque
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -294,23 +293,3 @@ class _Finite:
     def _tell(self, what: str) -> None:
         self._told = True
         self._report(what)
-
-
-class Stopwatch:
-    """Seconds by phase of one step."""
-
-    def __init__(self) -> None:
-        """Start."""
-        self.start = time.monotonic()
-        self._lap = self.start
-        self.phases: dict[str, float] = {}
-
-    def lap(self, phase: str) -> None:
-        """Book the time since the last lap under `phase`."""
-        now = time.monotonic()
-        self.phases[phase] = self.phases.get(phase, 0.0) + now - self._lap
-        self._lap = now
-
-    def total(self) -> float:
-        """Seconds since the start."""
-        return time.monotonic() - self.start
