@@ -46,18 +46,18 @@ from codedgrad.settings import (
 __version__ = "0.1.0"
 
 __all__ = [
-    "Settings",
-    "RunSettings",
-    "HelpSettings",
-    "ExchangeSettings",
     "CodedGradError",
     "CodedGradient",
     "ConfigError",
     "DistributedOptimizer",
     "EnvironmentSetupError",
+    "ExchangeSettings",
     "Faults",
+    "HelpSettings",
     "MismatchError",
     "NonFiniteError",
+    "RunSettings",
+    "Settings",
     "ShardBatchSampler",
     "ShardSampler",
     "WorkerError",

@@ -13,14 +13,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from codedgrad.errors import ConfigError
 from codedgrad.exchange import settle
 from codedgrad.faults import Injector
 from codedgrad.groups.code import fitting
 from codedgrad.groups.seat import Opening, Pacing, take_seat
 from codedgrad.job import agreement, runtime
 from codedgrad.row.payload import Payload
-from codedgrad.settings import Keywords, Settings, combine, resolve
+from codedgrad.settings import Keywords, Settings, combine
 from codedgrad.step import start
 from codedgrad.step.account import Account
 from codedgrad.step.context import StepContext
@@ -39,7 +38,8 @@ if TYPE_CHECKING:
     from codedgrad.codes import Code
     from codedgrad.data import ShardSampler, StepShards
     from codedgrad.exchange.base import Exchange
-    from codedgrad.monitor.report import RunRecord, StepReport
+    from codedgrad.monitor.record import RunRecord
+    from codedgrad.monitor.report import StepReport
 
 
 class CodedGradient:
@@ -106,13 +106,7 @@ class CodedGradient:
         seat = self._seat = take_seat(self._runtime, run.local_group, model)
         self.model = model
         self.code = fitting(code, seat.workers, seat.group)
-        policy = resolve(self._settings.policy)
-        self._policy = policy if seat.workers > 1 else None
-        if seat.group is not None and self._policy is not None:
-            raise ConfigError(
-                "an approximate policy does not go together with local_group yet; use "
-                'policy="exact", or local_group=None'
-            )
+        self._policy = seat.policy(self._settings.policy)
         self.faults = start.faults_of(run.faults, seat.workers)
 
     def _lay_out(self) -> None:

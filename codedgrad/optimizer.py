@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import weakref
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict, cast
 
 import torch
 from torch import Tensor
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from codedgrad.codes import Code
     from codedgrad.data import ShardBatchSampler
     from codedgrad.exchange.base import RowBuffer
+    from codedgrad.settings import Keywords
 
 _attached: weakref.WeakKeyDictionary[torch.optim.Optimizer, _DropIn] = (
     weakref.WeakKeyDictionary()
@@ -99,10 +100,10 @@ def DistributedOptimizer(
         )
     job = runtime.current()
     with start.failing_together(job, "could not start"):
-        plan = _Plan(
+        plan = DropInPlan(
             code=code if code is not None else codes.uncoded(job.size),
             passes=backward_passes_per_step,
-            settings=combine(None, {**keywords}),
+            settings=combine(None, cast("Keywords", keywords)),
         )
         plan.check(job.size)
         drop_in = _DropIn(job, list(named_parameters), model, plan)
@@ -125,7 +126,7 @@ def detach(optimizer: torch.optim.Optimizer) -> None:
 
 
 @dataclass(frozen=True)
-class _Plan:
+class DropInPlan:
     """What a step of the drop-in is.
 
     Attributes:
@@ -170,7 +171,7 @@ class _DropIn:
         job: runtime.Runtime,
         named: list[tuple[str, Tensor]],
         model: torch.nn.Module | None,
-        plan: _Plan,
+        plan: DropInPlan,
     ) -> None:
         self._job = job
         self._passes = plan.passes
@@ -244,13 +245,6 @@ class _DropIn:
         """Send a bucket of the row, which will not change any more."""
         assert self._buffer is not None  # since _begin_row
         self._exchange.post_bucket(self._step, self._row, bucket, self._buffer)
-
-    def bucket_checked(self, finite: bool) -> None:
-        """See `LeafListener`; the drop-in sends whatever the loop computes."""
-
-    def bucket_ready(self, bucket: int) -> None:
-        """See `LeafListener`."""
-        self._exchange.post_bucket(self._step, self._row, bucket, self._row_data)
 
     def _end_of_backward(self) -> None:
         self._queued = False

@@ -93,20 +93,6 @@ class RunSettings:
 
 
 @dataclass(frozen=True)
-class ExchangeSettings:
-    """How gradients travel between the workers; the same on all of them."""
-
-    # The type in which gradients travel: "float32", "bfloat16" or "float16".
-    wire: str = "float32"
-    # The size of a bucket in MiB; None: by the rule of `codedgrad.row.cuts`.
-    bucket_mb: float | None = None
-    # Buckets are sent while the backward is still running.
-    overlap: bool = True
-    # The steps that the slowest worker may lag before the others wait for it.
-    window: int = 16
-
-
-@dataclass(frozen=True)
 class Approximate:
     """What `approximate` returns: when a step may end with an estimate."""
 

@@ -8,7 +8,7 @@ inside the group.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -17,11 +17,11 @@ from codedgrad.exchange.base import RowBuffer
 from codedgrad.groups.board import Board
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable
 
     from torch import Tensor
 
-    from codedgrad.exchange.base import Exchange
+    from codedgrad.exchange.base import Arrival, Exchange, Settled
     from codedgrad.groups.membership import LocalGroup
     from codedgrad.row.layout import Layout
 
@@ -104,11 +104,11 @@ class LeadersExchange:
         """Returns, by group, the rows that it sends in every step."""
         return self._exchange.required_rows()
 
-    def arrivals(self) -> Iterator[tuple[int, int, int, int, float]]:
+    def arrivals(self) -> Iterable[Arrival]:
         """Yields what has arrived since the last call."""
         return self._exchange.arrivals()
 
-    def settled(self) -> list[Any]:
+    def settled(self) -> list[Settled]:
         """Returns new estimates."""
         return self._exchange.settled()
 
@@ -219,11 +219,11 @@ class FollowersExchange:
         """Returns no rows: none would be seen here."""
         return []
 
-    def arrivals(self) -> Iterator[tuple[int, int, int, int, float]]:
+    def arrivals(self) -> Iterable[Arrival]:
         """Yields nothing: no arrival is seen here."""
-        return iter(())
+        return ()
 
-    def settled(self) -> list[Any]:
+    def settled(self) -> list[Settled]:
         """Returns no estimates: none is made here."""
         return []
 

@@ -71,9 +71,7 @@ class Needless:
 class GroupHelpWork:
     """The items that stand in for groups which are late."""
 
-    def __init__(
-        self, shared: GroupPasses, work: WorkList, patience: Patience
-    ) -> None:
+    def __init__(self, shared: GroupPasses, work: WorkList, patience: Patience) -> None:
         """`shared` computes an item by all processes together."""
         self._shared = shared
         self._group = shared.group

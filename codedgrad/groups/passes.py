@@ -51,7 +51,7 @@ class PartItem:
     early = False
 
     def __init__(self, whole: RowItem, node: int, out: Tensor) -> None:
-        """Compute `node` of the item `whole` into `out`, which is not sent from here."""
+        """Compute `node` of the item `whole` into `out`, which is not sent."""
         self._whole = whole
         self.node = node
         self.out = out
@@ -76,7 +76,7 @@ class GroupPasses:
     """Computes items of work by all processes of a group together."""
 
     def __init__(
-        self, group: LocalGroup, code: Code, payload: Layout, passes: Passes
+        self, group: LocalGroup, code: Code, payload: Payload, passes: Passes
     ) -> None:
         """`passes` are this process's own."""
         self.group = group
@@ -145,7 +145,7 @@ class GroupPasses:
     # ---- rows of several processes ----
 
     def gathered(self, rows: list[Tensor], where: str) -> Iterator[tuple[int, Tensor]]:
-        """Yields (bucket, the processes' pieces [L, rows, size]) on the leader, in order.
+        """Yields, on the leader, each bucket and its pieces [L, rows, size], in order.
 
         The other processes send their pieces meanwhile and see nothing.
         """

@@ -9,11 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
+from codedgrad.errors import ConfigError
 from codedgrad.exchange.engine import EngineExchange
 from codedgrad.groups.exchange import FollowersExchange, LeadersExchange
 from codedgrad.groups.help import GroupHelpWork
 from codedgrad.groups.membership import form
 from codedgrad.groups.passes import GroupPasses
+from codedgrad.settings import resolve
 from codedgrad.step.work import HelpWork, OwnWork
 
 if TYPE_CHECKING:
@@ -77,6 +79,22 @@ class Seat:
     def leads(self) -> bool:
         """Whether this process speaks for its worker, e.g. writes the log."""
         return self.group is None or self.group.leads
+
+    def policy(self, policy: str | Approximate) -> Approximate | None:
+        """Returns when a step may end with an estimate; None: every step is exact.
+
+        Raises:
+            ConfigError: `policy` is none, or does not go together with groups.
+        """
+        approximate = resolve(policy)
+        if self.workers == 1:  # there is nobody to wait for
+            return None
+        if self.group is not None and approximate is not None:
+            raise ConfigError(
+                "an approximate policy does not go together with local_group yet; use "
+                'policy="exact", or local_group=None'
+            )
+        return approximate
 
     def open_exchange(
         self, code: Code, layout: Layout, settings: ExchangeSettings, opening: Opening

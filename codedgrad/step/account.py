@@ -8,7 +8,9 @@ import statistics
 import time
 from typing import TYPE_CHECKING
 
-from codedgrad.monitor.report import Estimate, RunRecord, StepReport
+from codedgrad.exchange.base import REFUSED
+from codedgrad.monitor.record import Estimate, RunRecord
+from codedgrad.monitor.report import StepReport
 
 if TYPE_CHECKING:
     from codedgrad.codes import Code
@@ -18,8 +20,6 @@ if TYPE_CHECKING:
     from codedgrad.step.state import StepState, Stopwatch
 
 log = logging.getLogger("codedgrad")
-
-_REFUSED = 3  # kind of arrival, see Exchange.arrivals
 
 
 class Account:
@@ -131,13 +131,13 @@ class Account:
         return count
 
     def _arrivals(self, context: StepContext, clock: Stopwatch) -> dict[int, float]:
-        """Returns when each worker's own row arrived; judges whether help was of use."""
+        """Returns when each worker's own row arrived; judges the help."""
         state, exchange = context.state, context.exchange
         arrivals: dict[int, float] = {}
         own_rows: set[int] = set()
         required = exchange.required_rows()
         for step, worker, row, kind, time_s in exchange.arrivals():
-            if kind == _REFUSED:
+            if kind == REFUSED:
                 self._refused.setdefault(step, set()).add(worker)
                 continue
             if row not in required[worker]:
