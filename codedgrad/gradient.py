@@ -16,8 +16,8 @@ from torch import Tensor
 
 from codedgrad.errors import ConfigError, WorkerError
 from codedgrad.exchange import link
-from codedgrad.exchange.engine import Exchange
-from codedgrad.exchange.settle import LatePass, checkpoint, engine_settings, restore
+from codedgrad.exchange.engine import EngineExchange
+from codedgrad.exchange.settle import LatePass, checkpoint, restore
 from codedgrad.faults import Faults, Injector
 from codedgrad.groups import exchange as group_exchange
 from codedgrad.groups import membership as local_group
@@ -26,7 +26,7 @@ from codedgrad.job import environment, runtime
 from codedgrad.lab.traces import Recorder
 from codedgrad.monitor.reporter import Reporter, StepState
 from codedgrad.row.layout import Payload
-from codedgrad.settings import Approximate, resolve
+from codedgrad.settings import Approximate, ExchangeSettings, resolve
 from codedgrad.step.boundaries import Abandoned
 from codedgrad.step.helping import Helping
 from codedgrad.step.passes import Passes, Stopwatch
@@ -464,20 +464,14 @@ class CodedGradient:
                 restore(self._exchange, self.code, self._payload, state["decoder"])
             runtime.barrier()
 
-    def _open(self, first_step: int) -> Exchange:
-        settings = None
-        if self._policy is not None:
-            settings = engine_settings(self._policy, self.code, self._payload)
-        how: dict[str, Any] = {
-            "window": self._window,
-            "first_step": first_step,
-            "approximate": settings,
-        }
+    def _open(self, first_step: int) -> EngineExchange:
+        settings = ExchangeSettings(window=self._window)
+        how: dict[str, Any] = {"first_step": first_step, "approximate": self._policy}
         if self._group is not None:
             return group_exchange.open_exchange(
-                self._group, self.code, self._payload, **how
+                self._group, self.code, self._payload, settings, **how
             )
-        return Exchange(self._runtime, self.code, self._payload, **how)
+        return EngineExchange(self._runtime, self.code, self._payload, settings, **how)
 
     def close(self) -> None:
         """End the exchange and take the hooks off the model. Collective."""

@@ -25,10 +25,11 @@ from torch import Tensor
 from codedgrad import codes
 from codedgrad.errors import ConfigError, WorkerError
 from codedgrad.exchange import link
-from codedgrad.exchange.engine import Exchange
+from codedgrad.exchange.engine import EngineExchange
 from codedgrad.job import runtime
 from codedgrad.row.layout import Payload
 from codedgrad.row.writer import RowWriter
+from codedgrad.settings import ExchangeSettings
 from codedgrad.step.rng import seed_pass
 
 if TYPE_CHECKING:
@@ -178,7 +179,9 @@ class _DropIn:
             ],
         )
         link.cut(here, self._payload)
-        self._exchange = Exchange(here, code, self._payload, window=window)
+        self._exchange = EngineExchange(
+            here, code, self._payload, ExchangeSettings(window=window)
+        )
         node = code.work[here.rank][0]
         self._row = self._exchange.row_of(here.rank, 0)
         self._first_part = int(code.tree.start[node])

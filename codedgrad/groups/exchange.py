@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from codedgrad.errors import MismatchError
-from codedgrad.exchange.engine import Exchange, RowBuffer
+from codedgrad.exchange.base import Arrival, RowBuffer
+from codedgrad.exchange.engine import EngineExchange
 from codedgrad.groups.membership import Board, LocalGroup
 
 if TYPE_CHECKING:
@@ -23,17 +24,17 @@ if TYPE_CHECKING:
     from codedgrad.row.layout import Payload
 
 
-class LeadersExchange(Exchange):
+class LeadersExchange(EngineExchange):
     """The exchange among the groups, as a leader's members see it through him."""
 
     def __init__(
-        self, group: LocalGroup, code: Code, payload: Payload, **how: Any
+        self, group: LocalGroup, code: Code, payload: Payload, *how: Any, **more: Any
     ) -> None:
         """As `Exchange`, over the leaders. Collective over the job."""
         assert group.across is not None  # a leader's
         self._group = group
         self.board = Board(group)
-        super().__init__(group.across, code, payload, **how)
+        super().__init__(group.across, code, payload, *how, **more)
 
     def forwarded(self, step: int) -> bool:
         """Decides that for the whole group."""
@@ -55,7 +56,7 @@ class LeadersExchange(Exchange):
         return total, tail
 
 
-class FollowersExchange(Exchange):
+class FollowersExchange(EngineExchange):
     """In the place of an exchange where a process takes no part in it."""
 
     def __init__(self, group: LocalGroup, payload: Payload) -> None:
@@ -112,7 +113,7 @@ class FollowersExchange(Exchange):
         """None that would be seen here."""
         return []
 
-    def arrivals(self) -> Iterator[tuple[int, int, int, int, float]]:
+    def arrivals(self) -> Iterator[Arrival]:
         """None are seen here."""
         return iter(())
 
@@ -129,11 +130,11 @@ class FollowersExchange(Exchange):
 
 
 def open_exchange(
-    group: LocalGroup, code: Code, payload: Payload, **how: Any
+    group: LocalGroup, code: Code, payload: Payload, *how: Any, **more: Any
 ) -> LeadersExchange | FollowersExchange:
     """This process's side of the exchange among groups. Collective over the job."""
     if group.leads:
-        return LeadersExchange(group, code, payload, **how)
+        return LeadersExchange(group, code, payload, *how, **more)
     return FollowersExchange(group, payload)
 
 

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from codedgrad.codes import Code
     from codedgrad.codes.tree import SumTree
     from codedgrad.data import StepShards
-    from codedgrad.exchange.engine import Exchange
+    from codedgrad.exchange.base import Exchange
     from codedgrad.groups.membership import LocalGroup
     from codedgrad.monitor.reporter import StepState
     from codedgrad.row.layout import Payload

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from codedgrad.codes import Code
-    from codedgrad.exchange.engine import Exchange
+    from codedgrad.exchange.base import Exchange
     from codedgrad.lab.traces import Recorder
     from codedgrad.step.passes import Stopwatch
     from codedgrad.step.patience import Patience

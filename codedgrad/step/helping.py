@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from codedgrad.codes import Code
-    from codedgrad.exchange.engine import Exchange
+    from codedgrad.exchange.base import Exchange
 
 
 class Helping:

@@ -167,7 +167,10 @@ def test_more_than_two_to_the_31_elements() -> None:
     engine = _engine.Engine.over_local(hub, 0)
     tree = codes.spread(workers).tree
     plan = _engine.tree_plan(tree.left, tree.right, tree.parent, tree.root)
-    exchange = _engine.Exchange(engine, False, payload.bucket_starts, 16, 0, plan)
+    exchange = _engine.Exchange(
+        engine,
+        _engine.SessionSettings(plan=plan, bucket_starts=payload.bucket_starts),
+    )
     buffer = exchange.acquire()
     assert buffer.bytes == 4 * payload.count > 1 << 33
     exchange.close()
