@@ -230,5 +230,13 @@ def _step(
     if inner.rho > 0.0:
         x = (truth - arrivals.total()) / inner.rho
     u = gram.vectors(arrivals, memory)
-    known = gram.label(u, weights, x, np.asarray(arrivals.total()), memory.bounds)
-    return Step(t, arrivals, inner, known, u, weights, x, truth)
+    return Step(
+        number=t,
+        arrivals=arrivals,
+        inner=inner,
+        label=gram.label(u, weights, x, np.asarray(arrivals.total()), memory.bounds),
+        vectors=u,
+        weights=weights,
+        missing=x,
+        truth=truth,
+    )

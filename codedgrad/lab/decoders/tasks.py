@@ -60,7 +60,7 @@ def task(name: str, seed: int = 0) -> Task:
     torch.manual_seed(seed)
     model, data, loss, lr = TASKS[name]()
     x, y, classes = data
-    return Task(model, x, y, classes, loss, lr)
+    return Task(model=model, x=x, y=y, classes=classes, loss=loss, lr=lr)
 
 
 def task_of(place: str, seed: int = 0) -> Task:
@@ -110,7 +110,7 @@ def _checked(returned: Any, place: str) -> Task:
     if len(classes) != len(x):
         raise ConfigError(f"{place}: {len(classes)} classes for {len(x)} samples")
     classes = classes.reshape(len(classes), -1)[:, 0]
-    return Task(model, x, y, classes, loss, 0.05)
+    return Task(model=model, x=x, y=y, classes=classes, loss=loss, lr=0.05)
 
 
 def _tabular(name: str) -> tuple[Tensor, Tensor, NDArray[np.int64]]:

@@ -311,7 +311,7 @@ class Play:
         shard = piece // m
         whole = t + self._pace[w] / m
         left = min(whole, self._piece[piece], self._own[shard])
-        mine = _Help(w, piece, t, left, whole)
+        own = _Help(w, piece, t, left, whole)
         self._push(w, left + self._patience[w])
         arrival = whole + self._hop
         if arrival < self._piece[piece]:
@@ -322,5 +322,5 @@ class Play:
                     self._push(other.worker, arrival + self._patience[other.worker])
             last = max(self._piece[shard * m : (shard + 1) * m])
             self._shard[shard] = min(self._own[shard], last)
-        self._at.setdefault(piece, []).append(mine)
-        self._helps.append(mine)
+        self._at.setdefault(piece, []).append(own)
+        self._helps.append(own)
