@@ -180,7 +180,7 @@ def checksum(model: nn.Module) -> str:
 def same_everywhere(value: str) -> bool:
     """Whether all workers have this value."""
     try:
-        codedgrad.job.runtime.check_agreement("parameters", [("checksum", value)])
+        codedgrad.job.agreement.check_agreement("parameters", [("checksum", value)])
     except codedgrad.MismatchError:
         return False
     return True

@@ -15,14 +15,15 @@ from torch import Tensor
 
 from codedgrad.errors import ConfigError, EnvironmentSetupError, WorkerError
 from codedgrad.job import environment
-from codedgrad.job.runtime import Runtime, Waiting
+from codedgrad.job.runtime import Runtime
+from codedgrad.job.waiting import Waiting
 from codedgrad.row import devices
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from codedgrad.codes import Code
-    from codedgrad.row.layout import Payload
+    from codedgrad.row.layout import Layout
 
 log = logging.getLogger("codedgrad")
 
@@ -44,7 +45,7 @@ class Exchange:
         self,
         runtime: Runtime,
         code: Code,
-        payload: Payload,
+        payload: Layout,
         *,
         window: int,
         first_step: int = 0,
@@ -102,7 +103,7 @@ class Exchange:
         if self._device_sums:
             self._use_device_sums()
 
-    def _bind_device(self, payload: Payload, *, sums: bool) -> None:
+    def _bind_device(self, payload: Layout, *, sums: bool) -> None:
         """Where rows lie. `sums`: the device's kernels can decode them."""
         self._memory, self._device_sums = "host", False
         self._staging: devices.Staging | None = None

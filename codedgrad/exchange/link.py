@@ -17,7 +17,8 @@ import torch
 from codedgrad import codes
 from codedgrad.exchange.engine import Exchange
 from codedgrad.job.runtime import Link
-from codedgrad.row.layout import Payload
+from codedgrad.row.layout import Layout
+from codedgrad.settings import ExchangeSettings
 
 if TYPE_CHECKING:
     from codedgrad.job.runtime import Runtime
@@ -48,7 +49,8 @@ def measure(here: Runtime) -> Link:
 def _seconds(here: Runtime, count: int) -> float:
     """Of one exchange of `count` elements, the least of some."""
     vector = torch.nn.Parameter(torch.zeros(count))
-    payload = Payload([("vector", vector)], workers=here.size, bucket_mb=1024.0)
+    settings = ExchangeSettings(bucket_mb=1024.0)
+    payload = Layout([("vector", vector)], workers=here.size, settings=settings)
     exchange = Exchange(here, codes.uncoded(here.size), payload, window=2 * ROUNDS)
     row = exchange.row_of(here.rank, 0)
     times = []
@@ -67,7 +69,7 @@ def _seconds(here: Runtime, count: int) -> float:
     return min(times[1:])
 
 
-def cut(here: Runtime, payload: Payload) -> None:
+def cut(here: Runtime, payload: Layout) -> None:
     """Cut a payload into buckets by what a message costs here, if that matters.
 
     Collective, over workers that have compared their payloads. With local groups it is

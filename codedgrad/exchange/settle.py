@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from codedgrad.codes import Code
     from codedgrad.exchange.engine import Exchange
-    from codedgrad.row.layout import Payload
+    from codedgrad.row.layout import Layout
 
 log = logging.getLogger("codedgrad")
 
@@ -54,7 +54,7 @@ def units_of(code: Code) -> list[int]:
     return units
 
 
-def engine_settings(policy: Approximate, code: Code, payload: Payload) -> Any:
+def engine_settings(policy: Approximate, code: Code, payload: Layout) -> Any:
     """What `_engine.Exchange` needs to settle."""
     from codedgrad.job import _engine
 
@@ -133,7 +133,7 @@ class LatePass:
         return done
 
 
-def checkpoint(exchange: Exchange, code: Code, payload: Payload) -> dict[str, Any]:
+def checkpoint(exchange: Exchange, code: Code, payload: Layout) -> dict[str, Any]:
     """What the decoder has learned, for `state_dict`; not the remembered gradients."""
     states = [s for s in exchange.decoder_states() if s]
     return {
@@ -147,7 +147,7 @@ _LABELS = -6  # place of the number of labels in a state
 
 
 def restore(
-    exchange: Exchange, code: Code, payload: Payload, saved: dict[str, Any]
+    exchange: Exchange, code: Code, payload: Layout, saved: dict[str, Any]
 ) -> None:
     """Go on from `checkpoint`.
 
@@ -165,5 +165,5 @@ def restore(
         exchange.restore_decoders(saved["state"])
 
 
-def _model(payload: Payload) -> str:
+def _model(payload: Layout) -> str:
     return hashlib.sha256(repr(payload.describe()).encode()).hexdigest()
