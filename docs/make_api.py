@@ -16,7 +16,7 @@ import sys
 from functools import cached_property
 from pathlib import Path
 from types import FunctionType, ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, is_typeddict
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -43,15 +43,21 @@ SECTIONS = (*LISTS, "Returns", "Yields", "Example", "Examples")
 
 
 def names_of(module: ModuleType) -> list[str]:
-    """The public names of a module: its `__all__`, else what it defines itself."""
-    if hasattr(module, "__all__"):
+    """The public names of a module: its `__all__`, else the classes that it defines.
+
+    Names that the package itself exports stand there only.
+    """
+    if module.__name__ == MODULES[0]:
         return sorted(module.__all__, key=str.lower)
-    own = [
+    names = getattr(module, "__all__", None) or [
         name
         for name, value in vars(module).items()
-        if not name.startswith("_")
-        and getattr(value, "__module__", None) == module.__name__
+        if isinstance(value, type)
+        and value.__module__ == module.__name__
+        and not name.startswith("_")
     ]
+    package = vars(importlib.import_module(MODULES[0]))
+    own = [name for name in names if package.get(name) is not getattr(module, name)]
     return sorted(own, key=str.lower)
 
 
@@ -171,7 +177,10 @@ def code(text: str) -> Iterator[str]:
 
 def class_lines(name: str, cls: type) -> Iterator[str]:
     """One class."""
-    if not issubclass(cls, BaseException):
+    if is_typeddict(cls):
+        keys = ", ".join(f"`{key}`" for key in cls.__annotations__)
+        yield from (f"A dictionary with some of the keys {keys}.", "")
+    elif not issubclass(cls, BaseException):
         yield from code(signature(name, cls))
     yield from markdown(doc_of(cls))
     yield ""
