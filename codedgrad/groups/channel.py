@@ -39,7 +39,6 @@ class GroupChannel:
         size: L, the number of processes.
         member: the number of this process in the group, 0 to L - 1; 0 leads.
         connection: the group in torch.distributed.
-        gave_up: whether a wait ended with an error, so that its memory is still in use.
     """
 
     def __init__(
@@ -63,7 +62,7 @@ class GroupChannel:
 
     @property
     def gave_up(self) -> bool:
-        """See the class."""
+        """Whether a wait ended with an error; its memory may then still be in use."""
         return bool(self._still_used)
 
     def tell(self, words: Sequence[int], occasion: str) -> list[int]:

@@ -30,7 +30,7 @@ class Metric:
 
     @property
     def full_name(self) -> str:
-        """The name as it stands in the file."""
+        """The name that stands in the file."""
         return f"codedgrad_{self.name}" + "_total" * (self.kind == "counter")
 
 
@@ -51,7 +51,8 @@ class Column:
         metrics: The metrics for Prometheus.
         tag: The scalar for TensorBoard. Values "by worker" give the number of absent
             workers, values "by step" their mean for each step.
-        of_estimates: True for a figure that exists only in steps with estimates.
+        of_estimates: True for a figure that exists only in steps with estimates; the
+            count of them also exists, as 0, in the steps after the first estimate.
         page: The title in the report's table of workers. Seconds are shown as their
             mean over the steps, other figures as their sum.
         saved: Whether `RunRecord.save` writes an array of it.

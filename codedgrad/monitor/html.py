@@ -97,7 +97,7 @@ def _table(run: RunLog) -> str:
 
 
 def _decoder(run: RunLog) -> str:
-    """The section on estimates; empty if the folder has none."""
+    """Return the section on estimates; it is empty if the folder holds none."""
     if not run.estimates:
         return ""
     figures = judged(run.estimates)

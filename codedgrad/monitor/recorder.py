@@ -5,18 +5,22 @@ from __future__ import annotations
 import csv
 import math
 import time
+from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from codedgrad.errors import ConfigError
 from codedgrad.monitor.report import LOGGED
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from codedgrad.monitor.columns import Column
     from codedgrad.monitor.report import StepReport
 
 _FLUSH_EVERY_S = 1.0  # a killed worker loses at most this much of its log
 _STEP, *_OTHERS = LOGGED
+_values = attrgetter(*(column.name for column in LOGGED))
 HEADER = (
     _STEP.heading,
     *("worker", "seconds", "done"),  # these are the log's own, see `Recorder`
@@ -57,7 +61,8 @@ class Recorder:
             ) from None
         except OSError as error:
             raise ConfigError(f"the log {path} cannot be written: {error}") from error
-        self._worker = worker
+        self._worker = str(worker)
+        self._texts = [_text_of(column, worker) for column in LOGGED]
         self._writer = csv.writer(self._file, lineterminator="\n")
         self._lines: list[tuple[str, ...]] = [HEADER]
         self.flush()
@@ -72,15 +77,11 @@ class Recorder:
         # If nothing was done, the time so far is all that is known: a lower bound.
         own_s = report.compute_s / done if done > 0.0 else report.compute_s
         seconds = math.nan if report.fast_forwarded else own_s
-        self._lines.append(
-            (
-                self._text(_STEP, report),
-                str(self._worker),
-                f"{seconds:.6g}",
-                f"{done:.3g}",
-                *(self._text(column, report) for column in _OTHERS),
-            )
+        step, *others = (
+            text(x) for text, x in zip(self._texts, _values(report), strict=True)
         )
+        own = f"{seconds:.6g}", f"{done:.3g}"
+        self._lines.append((step, self._worker, *own, *others))
         if time.monotonic() - self._flushed >= _FLUSH_EVERY_S:
             self.flush()
 
@@ -97,10 +98,12 @@ class Recorder:
             self.flush()
             self._file.close()
 
-    def _text(self, column: Column, report: StepReport) -> str:
-        value, form = getattr(report, column.name), column.log or ""
-        if column.kind == "number":
-            return format(value, form)
-        if self._worker != 0:  # one worker's view of the others is enough
-            return ""
-        return " ".join(f"{worker}:{x:{form}}" for worker, x in value.items())
+
+def _text_of(column: Column, worker: int) -> Callable[[Any], str]:
+    """Return the function that writes a value of `column` in the log of `worker`."""
+    if column.kind == "number":
+        return f"{{:{column.log}}}".format
+    if worker != 0:  # one worker's view of all the others is enough
+        return lambda _: ""
+    pair = f"{{}}:{{:{column.log}}}".format
+    return lambda values: " ".join([pair(w, value) for w, value in values.items()])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html.parser
 import json
+import re
 import shutil
 import subprocess
 from typing import TYPE_CHECKING
@@ -40,12 +41,14 @@ def test_the_page_needs_nothing_else(run: Path) -> None:
     assert len(links.found) == 5
     assert all(link.startswith("data:image/png;base64,") for link in links.found)
     assert "Persistent: worker(s) 3" in page
-    assert (
-        "<tr><th>worker</th><th>late</th><th>compute</th><th>wait</th><th>help</th>"
-        "<th>decode</th><th>apply</th><th>redundant</th></tr>"
-        "<tr><td>0</td><td>0 %</td><td>100.00 ms</td><td>40.00 ms</td>"
-        "<td>25.00 ms</td><td>2.00 ms</td><td>10.00 ms</td><td>40</td></tr>"
-    ) in page
+    table = page[page.index("<table>") : page.index("</table>")]
+    titles = re.findall("<th>(.*?)</th>", table)
+    cells = re.findall("<td>(.*?)</td>", table)[: len(titles)]
+    assert dict(zip(titles, cells, strict=True)).items() >= {
+        *(("worker", "0"), ("late", "0 %"), ("compute", "100.00 ms")),
+        *(("wait", "40.00 ms"), ("help", "25.00 ms"), ("decode", "2.00 ms")),
+        *(("apply", "10.00 ms"), ("redundant", "40")),
+    }
     assert "http" not in page
 
 
