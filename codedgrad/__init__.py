@@ -24,20 +24,24 @@ from codedgrad.errors import (
 from codedgrad.faults import Faults
 from codedgrad.gradient import CodedGradient
 from codedgrad.job.broadcast import broadcast_optimizer_state, broadcast_parameters
+from codedgrad.job.lifecycle import init, is_initialized, shutdown
 from codedgrad.job.runtime import (
     barrier,
     cross_rank,
     cross_size,
-    init,
-    is_initialized,
     local_rank,
     local_size,
     rank,
-    shutdown,
     size,
 )
 from codedgrad.optimizer import DistributedOptimizer
-from codedgrad.settings import approximate
+from codedgrad.settings import (
+    ExchangeSettings,
+    HelpSettings,
+    RunSettings,
+    Settings,
+    approximate,
+)
 
 __version__ = "0.1.0"
 
@@ -47,9 +51,13 @@ __all__ = [
     "ConfigError",
     "DistributedOptimizer",
     "EnvironmentSetupError",
+    "ExchangeSettings",
     "Faults",
+    "HelpSettings",
     "MismatchError",
     "NonFiniteError",
+    "RunSettings",
+    "Settings",
     "ShardBatchSampler",
     "ShardSampler",
     "WorkerError",

@@ -96,7 +96,7 @@ def subsets(items: list[int]) -> Iterator[tuple[int, ...]]:
 
 
 def join(values: list[NDArray[np.float32]]) -> NDArray[np.float32]:
-    """DESIGN.md's tree over one level: left child the largest power of two below."""
+    """One level of the summation tree: the left child is the largest power of two."""
     if len(values) == 1:
         return values[0]
     mid = 1

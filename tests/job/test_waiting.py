@@ -2,57 +2,56 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-from typing import Any
+import logging
 
 import pytest
+from job.fakes import fake_runtime
 
 from codedgrad import WorkerError
-from codedgrad.job.runtime import Runtime, Waiting
+from codedgrad.job.waiting import Waiting
 
 
-def waiting(*, failure: str, departed: list[int]) -> tuple[Waiting, list[str]]:
-    """A wait of 6 of 10 s; what it tells the others."""
-    told: list[str] = []
-    engine: Any = SimpleNamespace(
-        failed=bool(failure),
-        failure=failure,
-        departed=departed,
-        announced=dict,
-        fail=told.append,
-    )
-    runtime = Runtime(
-        comm=None,
-        engine=engine,
-        rank=0,
-        size=3,
-        local_rank=0,
-        local_size=3,
-        timeout_s=10.0,
-    )
+def waiting(failure: str = "", departed: tuple[int, ...] = ()) -> Waiting:
+    """A wait of worker 0 that has taken 6 of its 10 s."""
+    runtime = fake_runtime(failed=bool(failure), failure=failure, departed=departed)
     wait = Waiting(runtime, "in step 1", quiet_s=60.0)
     wait.begin -= 6.0
-    return wait, told
+    return wait
 
 
 def test_who_has_left_for_a_reason_has_it_told() -> None:
     # The error and the goodbye may both come between two looks.
-    wait, told = waiting(failure="worker 2 failed: disk full", departed=[2])
+    wait = waiting("worker 2 failed: disk full", departed=(2,))
     with pytest.raises(WorkerError, match="worker 2 failed: disk full"):
         wait.tick([2])
-    assert told == []
+    assert wait.job.engine.said == []
 
 
 def test_who_has_left_without_one_is_named() -> None:
-    wait, told = waiting(failure="", departed=[2])
+    wait = waiting(departed=(2,))
     with pytest.raises(WorkerError, match=r"worker\(s\) \[2\] have left the job"):
         wait.tick([2])
-    assert len(told) == 1
+    assert len(wait.job.engine.said) == 1
 
 
 def test_nobody_who_has_left_is_waited_for() -> None:
-    wait, _ = waiting(failure="", departed=[1])
+    wait = waiting(departed=(1,))
     wait.tick([2])
     wait.begin -= 5.0
     with pytest.raises(WorkerError, match=r"nothing came from worker\(s\) 2 for 11 s"):
         wait.tick([2])
+
+
+def test_the_log_says_for_whom_and_what_those_wait_for(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    runtime = fake_runtime(announced=lambda: {2: b"in step 7\0data"})
+    wait = Waiting(runtime, "in step 9", quiet_s=0.0)
+    with caplog.at_level(logging.WARNING, logger="codedgrad"):
+        wait.tick([1, 2])
+        wait.tick([1])  # within the same second: not again
+    texts = [record.getMessage() for record in caplog.records]
+    assert texts == [
+        "worker 0 waits in step 9 for worker(s) 1, 2 (which waits in step 7), "
+        "0 s so far"
+    ]

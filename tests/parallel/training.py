@@ -7,6 +7,7 @@ micro-batch itself and adds them up in the order of the code's tree.
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -140,6 +141,7 @@ def plain(
     tree: SumTree,
     parts: int,
     steps: int,
+    *,
     samples: int = SAMPLES,
     wide: int = 0,
     wire: torch.dtype = torch.float32,
@@ -149,6 +151,7 @@ def plain(
 
     Gradients are rounded to `wire` at every node of up to `rows` parts, and in the end.
     """
+    rounding = Rounding(wire, rows)
     model, optimizer, schedule = build(steps, wide)
     sampler = codedgrad.ShardSampler(dataset(samples), BATCH, seed=SEED)
     loss_fn = nn.CrossEntropyLoss()
@@ -157,7 +160,16 @@ def plain(
     while step < steps:
         sampler.set_epoch(epoch)
         for shards in sampler.steps(parts):
-            _plain_step(model, tree, loss_fn, shards, step, losses, wire, rows)
+            before = {n: b.clone() for n, b in model.named_buffers()}
+            leaves = _leaves(model, loss_fn, shards, step)
+            root = _root(tree, leaves, wire=wire, rows=rows)
+            for n, p in model.named_parameters():
+                p.grad = root.get(n)
+            for n, b in model.named_buffers():
+                change = root[f"buffer {n}"]
+                change = change if b.is_floating_point() else change.round()
+                b.copy_(before[n] + change)
+            losses.append(float(root["loss"]))
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad()
@@ -169,16 +181,10 @@ def plain(
     return digest(model, optimizer), losses
 
 
-def _plain_step(
-    model: nn.Module,
-    tree: SumTree,
-    loss_fn: nn.Module,
-    shards: Any,
-    step: int,
-    losses: list[float],
-    wire: torch.dtype,
-    rows: int,
-) -> None:
+def _leaves(
+    model: nn.Module, loss_fn: nn.Module, shards: Any, step: int
+) -> list[dict[str, Tensor]]:
+    """By micro-batch: weighted gradients, buffers' changes and loss, by name."""
     before = {n: b.clone() for n, b in model.named_buffers()}
     leaves: list[dict[str, Tensor]] = []
     for part in range(shards.parts):
@@ -205,15 +211,24 @@ def _plain_step(
         leaves.append(leaf)
         for p in model.parameters():
             p.grad = None
-
     zeros = {n: torch.zeros_like(t) for n, t in leaves[0].items()}
-    leaves = [leaf or zeros for leaf in leaves]
+    return [leaf or zeros for leaf in leaves]
 
-    gradients = {n for n, _ in model.named_parameters()}
+
+def _root(
+    tree: SumTree,
+    leaves: list[dict[str, Tensor]],
+    *,
+    wire: torch.dtype,
+    rows: int,
+) -> dict[str, Tensor]:
+    """The leaves added up in the order of the tree, gradients rounded; see `plain`."""
+    other = ("buffer ", "loss")
 
     def rounded(values: dict[str, Tensor]) -> dict[str, Tensor]:
         return {
-            n: t.to(wire).float() if n in gradients else t for n, t in values.items()
+            n: t if n.startswith(other) else t.to(wire).float()
+            for n, t in values.items()
         }
 
     def total(node: int) -> dict[str, Tensor]:
@@ -221,12 +236,7 @@ def _plain_step(
             return rounded(leaves[node])
         a, b = total(int(tree.left[node])), total(int(tree.right[node]))
         both = {n: a[n] + b[n] for n in a}
-        return rounded(both) if tree.stop[node] - tree.start[node] <= rows else both
+        parts = tree.stop[node] - tree.start[node]
+        return rounded(both) if parts <= rounding.rows else both
 
-    root = rounded(total(int(tree.root)))
-    for n, p in model.named_parameters():
-        p.grad = root.get(n)
-    for n, b in model.named_buffers():
-        change = root[f"buffer {n}"]
-        b.copy_(before[n] + (change if b.is_floating_point() else change.round()))
-    losses.append(float(root["loss"]))
+    return rounded(total(int(tree.root)))

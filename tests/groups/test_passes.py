@@ -1,4 +1,4 @@
-"""How processes are cut into groups, and a row among a group's processes."""
+"""How a row is divided among a group's processes, and which codes allow that."""
 
 from __future__ import annotations
 
@@ -10,32 +10,7 @@ import pytest
 from codedgrad import codes
 from codedgrad.codes.tree import SumTree
 from codedgrad.errors import ConfigError
-from codedgrad.groups.membership import partition
 from codedgrad.groups.passes import division, fitting
-
-
-def test_groups_by_number_and_by_machine() -> None:
-    assert partition(2, [0, 0, 0, 0]) == [[0, 1], [2, 3]]
-    assert partition(1, [0, 1]) == [[0], [1]]
-    assert partition("node", [0, 0, 1, 1]) == [[0, 1], [2, 3]]
-    assert partition("node", [0, 1, 0, 1]) == [[0, 2], [1, 3]]  # placed in turns
-    assert partition(2, [0, 0, 0, 0, 1, 1]) == [[0, 1], [2, 3], [4, 5]]
-
-
-@pytest.mark.parametrize(
-    ("spec", "nodes", "words"),
-    [
-        (2, [0] * 5, "5 processes into groups of unequal sizes, 2, 2, 1 by group"),
-        ("node", [0, 0, 0, 1], "unequal sizes, 3, 1 by group; start as many"),
-        (2, [0, 1, 0, 1], r"several machines into group 0 \(ranks \[0, 1\]\)"),
-        ("host", [0], 'must be "node", a number of processes, or None'),
-        (0, [0], "got 0"),
-        (True, [0], "got True"),
-    ],
-)
-def test_what_does_not_fit(spec: str | int, nodes: list[int], words: str) -> None:
-    with pytest.raises(ConfigError, match=words):
-        partition(spec, nodes)
 
 
 @pytest.mark.parametrize("micro", [2, 3, 5, 6, 7, 8, 12])

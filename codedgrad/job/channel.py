@@ -1,0 +1,165 @@
+"""The few MPI collectives that codedgrad uses; no other file touches mpi4py.
+
+The C++ engine moves gradients by itself, over a communicator of its own. Python needs
+MPI for little else: to find out who runs where, to hand out the first parameters, and
+to take small decisions inside a local group. A `Channel` offers just these calls:
+
+    at the start    duplicate, split_by_machine, of_ranks, allgather    they block
+    in the job      start_broadcast, start_allgather, start_barrier     `Request`s
+    at the end      abort
+
+The calls of the second line return at once, because a process that blocks inside MPI
+cannot hear that another worker has failed. Their callers poll `Request.test` and look
+at the engine in between.
+
+Importing this module loads no MPI; `load` does, and must be called first.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mpi4py import MPI
+    from numpy.typing import NDArray
+
+
+class Library(NamedTuple):
+    """Describes the MPI library that runs in this process."""
+
+    text: str  # its own description of itself, one or more lines
+    vendor: str
+    version: str
+    standard: str  # the version of the MPI standard that it follows
+    thread_level: int
+    thread_multiple: int  # the level at which any thread may call MPI at any time
+
+    @property
+    def takes_any_thread(self) -> bool:
+        """Whether MPI runs at MPI_THREAD_MULTIPLE, which the engine needs."""
+        return self.thread_level >= self.thread_multiple
+
+
+def load() -> Library:
+    """Load and initialise MPI for calls from any thread, and describe it.
+
+    An MPI that the program has initialised before is left at its thread level.
+
+    Raises:
+        ImportError, RuntimeError, OSError: mpi4py or its MPI library cannot be loaded.
+    """
+    import mpi4py
+
+    if not mpi4py.rc.thread_level:
+        mpi4py.rc.thread_level = "multiple"
+    from mpi4py import MPI
+
+    if not MPI.Is_initialized():
+        MPI.Init_thread(MPI.THREAD_MULTIPLE)
+    vendor, version = MPI.get_vendor()
+    return Library(
+        text=MPI.Get_library_version(),
+        vendor=vendor,
+        version=".".join(map(str, version)),
+        standard=".".join(map(str, MPI.Get_version())),
+        thread_level=MPI.Query_thread(),
+        thread_multiple=MPI.THREAD_MULTIPLE,
+    )
+
+
+class Request:
+    """A collective that is under way.
+
+    It keeps the memory alive that MPI may still read or write. Whoever gives up a wait
+    must therefore keep the request.
+    """
+
+    def __init__(self, request: MPI.Request, *memory: object) -> None:
+        self._request = request
+        self._memory = memory
+
+    def test(self) -> bool:
+        """Return whether the collective is complete; this also moves it forward."""
+        return bool(self._request.Test())
+
+
+class Channel:
+    """Some processes that talk to one another, and this process among them.
+
+    All processes of a channel must make the same calls in the same order.
+
+    Attributes:
+        rank: the number of this process, 0 to size - 1.
+        size: the number of processes.
+    """
+
+    def __init__(self, comm: MPI.Intracomm) -> None:
+        self._comm = comm
+        self.rank: int = comm.Get_rank()
+        self.size: int = comm.Get_size()
+
+    @classmethod
+    def of_job(cls, comm: Any = None) -> Channel:
+        """Return the channel of a communicator of mpi4py; of COMM_WORLD if None."""
+        from mpi4py import MPI
+
+        return cls(MPI.COMM_WORLD if comm is None else comm)
+
+    @property
+    def fortran_handle(self) -> int:
+        """The communicator as an integer, the form that the C++ engine takes."""
+        return self._comm.py2f()
+
+    # ---- at the start; these calls block ----
+
+    def duplicate(self) -> Channel:
+        """Return a channel of the same processes that no other library sends on."""
+        return Channel(self._comm.Dup())
+
+    def split_by_machine(self) -> Channel:
+        """Return a channel of those processes that run on this machine."""
+        from mpi4py import MPI
+
+        comm = self._comm.Split_type(MPI.COMM_TYPE_SHARED)
+        return Channel(cast("MPI.Intracomm", comm))
+
+    def of_ranks(self, ranks: Sequence[int]) -> Channel:
+        """Return a channel of these ranks, in this order. Collective over them."""
+        # Not Split: in Open MPI the communicators that it makes have no MPI_TAG_UB,
+        # which would leave the engine with tags of 15 bits.
+        everybody = self._comm.Get_group()
+        some = everybody.Incl(ranks)
+        comm = self._comm.Create_group(some)
+        for group in (some, everybody):
+            group.Free()
+        return Channel(comm)
+
+    def allgather(self, number: int) -> list[int]:
+        """Return the number that each process gives, in order of their ranks."""
+        return list(self._comm.allgather(number))
+
+    def free(self) -> None:
+        """Give the communicator back to MPI. Collective."""
+        self._comm.Free()
+
+    # ---- in the job; these calls return at once ----
+
+    def start_broadcast(self, data: NDArray[Any], root: int) -> Request:
+        """Begin to copy the root's `data` into the `data` of all others."""
+        return Request(self._comm.Ibcast(data, root=root), data)
+
+    def start_allgather(self, mine: NDArray[Any], every: NDArray[Any]) -> Request:
+        """Begin to collect each process's `mine`, in order of ranks, in `every`."""
+        return Request(self._comm.Iallgather(mine, every), mine, every)
+
+    def start_barrier(self) -> Request:
+        """Begin a barrier: it is complete when all processes have begun it."""
+        return Request(self._comm.Ibarrier())
+
+    # ---- at the end ----
+
+    def abort(self, status: int) -> None:
+        """End all processes of the job at once, with this exit status."""
+        self._comm.Abort(status)

@@ -1,0 +1,173 @@
+"""How a process joins the job and how it leaves it.
+
+A worker's engine serves the others until all have come to the end, so leaving is a
+collective. There are three ways to leave:
+
+    the script ends, or calls `shutdown`    wait for everybody, then leave together
+    the script raises an exception          tell it to the others, who stop with it
+    another worker has failed               stop; MPI_Finalize could wait for ever, so
+                                            the process aborts at its exit
+
+`before_leaving` registers what has to be written in each of them.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+from codedgrad.errors import WorkerError
+from codedgrad.job import environment, runtime, startup
+from codedgrad.job.channel import Channel
+from codedgrad.job.place import find_place
+from codedgrad.job.runtime import Runtime
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+
+log = logging.getLogger("codedgrad")
+
+_FAILURE_GRACE_S = 3.0  # until all workers have heard of a failure and said so
+_STOP_S = 30.0  # until an engine has sent all that it still has to send
+_LEAVE_S = 5.0  # until the engines of all others have ended
+
+_crashed = False
+_before_leaving: list[Callable[[], None]] = []
+
+
+def init(comm: Any = None, *, timeout_s: float = 600.0) -> None:
+    """Join the job. Collective; a second call does nothing.
+
+    Args:
+        comm: mpi4py communicator of the workers; `MPI.COMM_WORLD` if None. It is
+            duplicated, so other libraries (Horovod, mpi4py) may go on using it.
+        timeout_s: seconds without news after which a wait for others is an error.
+
+    Raises:
+        EnvironmentSetupError: there is no MPI, it runs below MPI_THREAD_MULTIPLE, the
+            engine was built for another one, or the launcher belongs to another one.
+    """
+    if is_initialized():
+        return
+    mpi = startup.load_mpi()
+    engine = startup.load_engine(mpi).Engine
+    world = Channel.of_job(comm)
+    startup.check_launcher(world.size)
+    channel = world.duplicate()
+    place = find_place(channel)
+    engine_channel = channel.duplicate()
+    runtime.set_current(
+        Runtime(
+            place=place,
+            channel=channel,
+            engine=engine.over_mpi(engine_channel.fortran_handle),
+            timeout_s=timeout_s,
+        )
+    )
+    environment.export_torchrun_variables(place.torchrun_variables())
+    _tell_others_of_exceptions()
+    atexit.register(_at_exit)
+
+
+def is_initialized() -> bool:
+    """Return True between `init` and `shutdown`."""
+    return runtime.find_current() is not None
+
+
+def before_leaving(write: Callable[[], None]) -> None:
+    """Call `write` when this worker leaves the job, in whatever way Python ends it."""
+    _before_leaving.append(write)
+
+
+def shutdown() -> None:
+    """Leave the job. Collective; called at exit if the program does not.
+
+    A worker's engine serves the others until all have called this.
+
+    Raises:
+        WorkerError: a worker failed, or did not come within `timeout_s`.
+    """
+    _leave()
+
+
+def _leave() -> bool:
+    """Leave as `shutdown` does; return True if every worker has left, too."""
+    _write_records()
+    leaver = runtime.find_current()
+    if leaver is None:
+        return True
+    runtime.set_current(None)
+    if _crashed or leaver.engine.failed:
+        return _stop(leaver, _FAILURE_GRACE_S)
+    try:
+        leaver.gather(b"", "at the end of the job")
+    except WorkerError:
+        _stop(leaver, _FAILURE_GRACE_S)
+        raise
+    clean = _stop(leaver, _STOP_S)
+    if clean:
+        _leave_together(leaver)
+    return clean
+
+
+def _write_records() -> None:
+    while _before_leaving:
+        try:
+            _before_leaving.pop()()
+        except OSError as error:  # a full disk must not keep the others waiting
+            log.error("not written: %s", error)  # noqa: TRY400
+
+
+def _stop(leaver: Runtime, timeout_s: float) -> bool:
+    """Stop what the job has set up, last first; True if nothing is under way."""
+    clean = [part.stop(timeout_s) for part in reversed(leaver.parts.values())]
+    clean.append(bool(leaver.engine.stop(timeout_s)))
+    return all(clean)
+
+
+def _leave_together(leaver: Runtime) -> None:
+    """Wait, not for ever, until every worker's engine has ended.
+
+    Horovod, where it was initialised first, ends MPI on all workers as soon as one of
+    them exits; an engine that still waits for a goodbye would then be aborted.
+    """
+    ended = leaver.channel.start_barrier()
+    until = time.monotonic() + _LEAVE_S
+    while not ended.test() and time.monotonic() < until:
+        time.sleep(1e-4)
+
+
+def _tell_others_of_exceptions() -> None:
+    """Let an exception that ends this script end the job on all workers."""
+    previous = sys.excepthook
+
+    def hook(
+        kind: type[BaseException], error: BaseException, trace: TracebackType | None
+    ) -> None:
+        global _crashed
+        joined = runtime.find_current()
+        if joined is not None and not issubclass(kind, SystemExit):
+            _crashed = True
+            # Does nothing if the job has failed before; then the first reason counts.
+            joined.fail(f"worker {joined.rank} failed: {kind.__name__}: {error}")
+        previous(kind, error, trace)
+
+    sys.excepthook = hook
+
+
+def _at_exit() -> None:
+    leaver = runtime.find_current()
+    try:
+        clean = _leave()
+    except WorkerError as error:
+        log.error("%s", error)  # noqa: TRY400
+        clean = False
+    if leaver is not None and not clean:
+        # MPI_Finalize would wait for workers that may never come to it.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        leaver.channel.abort(1)

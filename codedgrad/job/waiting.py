@@ -1,0 +1,120 @@
+"""A wait for other workers that ends and says for whom.
+
+Whatever a worker waits for, it polls, and calls `Waiting.tick` about once a second.
+A tick logs who is missing, and gives up when those have left the job or when nothing
+has come for `timeout_s`. So no wait hangs, and each error names a worker.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import TYPE_CHECKING, Any, Protocol
+
+from codedgrad.errors import WorkerError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+log = logging.getLogger("codedgrad")
+
+# What a worker that leaves has sent may still be on its way when its goodbye is here.
+_GONE_GRACE_S = 5.0
+
+
+class Job(Protocol):
+    """The part of a `Runtime` that a wait needs."""
+
+    @property
+    def engine(self) -> Any:
+        """The engine, which knows who has left and what the others wait for."""
+
+    @property
+    def rank(self) -> int:
+        """The number of the process that waits."""
+
+    @property
+    def unit(self) -> str:
+        """What a rank is called in messages."""
+
+    @property
+    def timeout_s(self) -> float:
+        """Seconds without news after which a wait is given up."""
+
+    def fail(self, text: str) -> None:
+        """End the job on every worker with this message."""
+
+    def error(self) -> WorkerError:
+        """Return the job's first failure as an exception."""
+
+
+class Waiting:
+    """One wait for other workers, from its begin to its end.
+
+    Args:
+        job: whose workers are waited for.
+        occasion: completes the sentence "worker 0 waits ... for worker(s) 3".
+        quiet_s: seconds before the first message in the log.
+    """
+
+    def __init__(self, job: Job, occasion: str, quiet_s: float = 1.0) -> None:
+        self.job = job
+        self.occasion = occasion
+        self.begin = time.monotonic()
+        self._logged = self.begin + quiet_s - 1.0
+
+    def tick(self, workers: Sequence[int]) -> None:
+        """Look after the wait; to be called at least once a second.
+
+        Args:
+            workers: those who are still missing.
+
+        Raises:
+            WorkerError: they have left the job, or the time is over.
+        """
+        waited_s = self.seconds()
+        job, unit, names = self.job, self.job.unit, self._names(workers)
+        if workers and waited_s > _GONE_GRACE_S:
+            gone = [w for w in job.engine.departed if w in workers]
+            if gone:
+                self._give_up(f"{unit}(s) {gone} have left the job; {self.occasion}")
+        if waited_s > job.timeout_s:
+            self._give_up(
+                f"nothing came from {unit}(s) {names} for {waited_s:.0f} s "
+                f"{self.occasion}; raise codedgrad.init(timeout_s=...) if that is "
+                f"normal"
+            )
+        now = time.monotonic()
+        if now - self._logged >= 1.0:
+            self._logged = now
+            log.warning(
+                "%s %d waits %s for %s(s) %s, %.0f s so far",
+                unit,
+                job.rank,
+                self.occasion,
+                unit,
+                names,
+                waited_s,
+            )
+
+    def seconds(self) -> float:
+        """Return the seconds since the wait began."""
+        return time.monotonic() - self.begin
+
+    def _names(self, workers: Sequence[int]) -> str:
+        """Name the workers and, where they wait for others in turn, say for what."""
+        places = self.job.engine.announced()
+        words = []
+        for worker in workers:
+            place = places.get(worker, b"").split(b"\0")[0].decode()
+            words.append(f"{worker} (which waits {place})" if place else str(worker))
+        return ", ".join(words) or "none in particular"
+
+    def _give_up(self, text: str) -> None:
+        # If the job has failed meanwhile, its first failure is the reason: those who
+        # have left have left because of it.
+        if self.job.engine.failed:
+            raise self.job.error()
+        text = f"{self.job.unit} {self.job.rank} gave up: {text}"
+        self.job.fail(text)
+        raise WorkerError(text)

@@ -1,0 +1,103 @@
+"""What a worker does when it leaves, in a job whose engine is a fake."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from job.fakes import fake_runtime
+
+import codedgrad
+from codedgrad.errors import WorkerError
+from codedgrad.job import lifecycle, runtime
+
+
+class Job:
+    """A job that notes in `calls` what a worker that leaves does, in order."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, **engine: Any) -> None:
+        self.calls: list[str] = []
+        ended = SimpleNamespace(test=lambda: True)
+        channel = SimpleNamespace(
+            start_barrier=lambda: self.note("leaves together") or ended,
+            abort=lambda status: self.note(f"aborts with {status}"),
+        )
+        usual = {
+            "publish": lambda _: None,
+            "gather": lambda _: ([b"at the end of the job\0"], []),
+            "stop": lambda _: self.note("stops the engine") or True,
+            "fail": self.note,
+        }
+        self.runtime = fake_runtime(1, channel=channel, **(usual | engine))
+        part = SimpleNamespace(stop=lambda _: self.note("stops a part") or True)
+        self.runtime.parts["part"] = part
+        patch.setattr(runtime, "_current", self.runtime)
+        patch.setattr(lifecycle, "_crashed", False)
+
+    def note(self, call: str) -> None:
+        self.calls.append(call)
+
+
+def test_a_worker_waits_for_all_and_leaves_with_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    job = Job(monkeypatch)
+    codedgrad.shutdown()
+    assert job.calls == ["stops a part", "stops the engine", "leaves together"]
+    assert not codedgrad.is_initialized()
+    codedgrad.shutdown()  # a second one does nothing
+    lifecycle._at_exit()
+    assert len(job.calls) == 3
+
+
+def test_after_a_failure_nobody_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    job = Job(monkeypatch, failed=True, gather=None)
+    codedgrad.shutdown()
+    assert job.calls == ["stops a part", "stops the engine"]
+
+
+def test_who_fails_at_the_end_stops_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def gather(timeout_s: float) -> None:
+        raise WorkerError("worker 1 failed: disk full")
+
+    job = Job(monkeypatch, gather=gather)
+    with caplog.at_level(logging.ERROR, logger="codedgrad"):
+        lifecycle._at_exit()
+    assert job.calls == ["stops a part", "stops the engine", "aborts with 1"]
+    assert "worker 1 failed: disk full" in caplog.text
+
+
+def test_an_exception_is_told_to_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    job = Job(monkeypatch)
+    shown: list[BaseException] = []
+    monkeypatch.setattr(sys, "excepthook", lambda *seen: shown.append(seen[1]))
+    lifecycle._tell_others_of_exceptions()
+    sys.excepthook(SystemExit, SystemExit(0), None)
+    assert job.calls == []
+    sys.excepthook(OSError, OSError("disk full"), None)
+    assert job.calls == ["worker 0 failed: OSError: disk full"]
+    assert len(shown) == 2
+    codedgrad.shutdown()
+    assert job.calls[1:] == ["stops a part", "stops the engine"]
+
+
+def test_records_are_written_whatever_one_of_them_does(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    written: list[str] = []
+
+    def full() -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(lifecycle, "_before_leaving", [])
+    lifecycle.before_leaving(lambda: written.append("log"))
+    lifecycle.before_leaving(full)
+    codedgrad.shutdown()
+    codedgrad.shutdown()
+    assert written == ["log"]
+    assert "not written: no space left" in caplog.text
