@@ -145,7 +145,9 @@ class HostEncoder:
         self._tail = payload.tail.values
         self._spans = spans(layout)
         self._bounds = list(itertools.pairwise(layout.bucket_starts))
+        self._parameters = layout.parameters
         self._sizes = [p.numel() for p in layout.parameters]
+        self._strides = [layout.strides(i) for i in range(len(layout.parameters))]
         self._type = NAMES[layout.dtype]
         self._itemsize = layout.dtype.itemsize
         self._kernel = kernels("_ops").encode
@@ -199,23 +201,22 @@ class HostEncoder:
         Gradients that do not lie in memory as in the row are copied. The second list
         holds these copies, which have to stay until the kernel has read them.
         """
-        layout, itemsize = self._layout, self._itemsize
+        dtype, itemsize = self._layout.dtype, self._itemsize
+        parameters, strides, sizes = self._parameters, self._strides, self._sizes
         pieces: list[tuple[int, int]] = []
         copies: list[Tensor | None] = []
         for index, at, length in inside:
             if index == _TAIL:
                 g: Tensor | None = self._tail
             else:
-                g = layout.parameters[index].grad
-                if g is not None and (
-                    g.dtype != layout.dtype or g.stride() != layout.strides(index)
-                ):
-                    g = dense(layout, index)
+                g = parameters[index].grad
+                if g is not None and (g.dtype != dtype or g.stride() != strides[index]):
+                    g = dense(self._layout, index)
                     copies.append(g)
-                if g is not None and g.numel() != self._sizes[index]:
+                if g is not None and g.numel() != sizes[index]:
                     raise ConfigError(
-                        f"the gradient of {layout.names[index]!r} has {g.numel()} "
-                        f"elements and had {self._sizes[index]}; make a new "
+                        f"the gradient of {self._layout.names[index]!r} has "
+                        f"{g.numel()} elements and had {sizes[index]}; make a new "
                         f"CodedGradient where a model's shapes change"
                     )
             place = g.data_ptr() + at * itemsize if g is not None else 0

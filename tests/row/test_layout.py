@@ -184,7 +184,8 @@ def test_more_than_two_to_the_31_elements() -> None:
     engine = _engine.Engine.over_local(hub, 0)
     tree = codes.spread(workers).tree
     plan = _engine.tree_plan(tree.left, tree.right, tree.parent, tree.root)
-    exchange = _engine.Exchange(engine, False, layout.bucket_starts, 16, 0, plan)
+    settings = _engine.SessionSettings(plan=plan, bucket_starts=layout.bucket_starts)
+    exchange = _engine.Exchange(engine, settings)
     buffer = exchange.acquire()
     assert buffer.bytes == 4 * layout.count > 1 << 33
     exchange.close()

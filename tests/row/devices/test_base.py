@@ -36,6 +36,7 @@ def test_whose_memory_holds_rows(
     decode: str,
     direct: str,
     want: str,
+    *,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("CODEDGRAD_GPU_DIRECT", direct)
