@@ -1,4 +1,7 @@
-"""Under horovodrun, beside Horovod; bash launch/build_horovod.sh brings it."""
+"""codedgrad beside Horovod, under horovodrun and under mpirun.
+
+`bash launch/build_horovod.sh` installs Horovod.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""With MPICH: an engine built for it trains; one built for another MPI is refused."""
+"""MPICH runs an engine that was built for it, and refuses one for another MPI."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PREFIX = ROOT / ".cache" / "mpich"
 
 @pytest.fixture(scope="module")
 def mpich() -> dict[str, str]:
-    """An MPICH from PyPI in a folder of its own; the environment that selects it."""
+    """Install an MPICH in a folder of its own; return the environment that selects it."""
     if not (PREFIX / "bin" / "mpirun").exists():
         pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps"]
         subprocess.run([*pip, "--prefix", str(PREFIX), "mpich>=4.2"], check=True)
