@@ -97,7 +97,7 @@ def not_a_number() -> None:
 
 
 def gradient_not_a_number() -> None:
-    """The fault is in the last bucket of a micro-batch, when others are sent already."""
+    """The fault is in the last bucket of a micro-batch, the others are sent."""
     model = nn.Sequential(nn.Linear(4, 64), nn.Linear(64, 3))
     calls = 0
 

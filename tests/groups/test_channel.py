@@ -15,8 +15,8 @@ from codedgrad.groups.channel import GroupChannel
 
 
 def test_the_leader_tells() -> None:
-    told = together(3, lambda g: g.tell([g.member, 10 + g.member], "in a test"))
-    assert told == [[0, 10]] * 3
+    words = together(3, lambda g: g.tell([g.member, 10 + g.member], "in a test"))
+    assert words == [[0, 10]] * 3
 
 
 def test_all_agree() -> None:

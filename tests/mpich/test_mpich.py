@@ -17,7 +17,7 @@ PREFIX = ROOT / ".cache" / "mpich"
 
 @pytest.fixture(scope="module")
 def mpich() -> dict[str, str]:
-    """Install an MPICH in a folder of its own; return the environment that selects it."""
+    """Install an MPICH in its own folder; return the environment that selects it."""
     if not (PREFIX / "bin" / "mpirun").exists():
         pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps"]
         subprocess.run([*pip, "--prefix", str(PREFIX), "mpich>=4.2"], check=True)
