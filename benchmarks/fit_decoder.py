@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import codedgrad
 from codedgrad.lab.decoders import candidates, network, record, replay
 from codedgrad.lab.decoders.gram import squared_error
 from codedgrad.lab.decoders.predictor import unit
@@ -192,7 +193,7 @@ def _past(true: Tensor, left: Tensor, delay: int) -> Tensor:
 def main() -> None:
     """Record, play, fit, save."""
     parser = argparse.ArgumentParser(description=__doc__)
-    package = Path(network.__file__).parent
+    package = Path(codedgrad.__file__).parent / "exchange"  # which ships it
     parser.add_argument("--out", type=Path, default=package / "pretrained.npz")
     parser.add_argument("--toy", action="store_true")
     parser.add_argument("--epochs", type=int, default=35)

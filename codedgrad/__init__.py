@@ -35,7 +35,13 @@ from codedgrad.job.runtime import (
     size,
 )
 from codedgrad.optimizer import DistributedOptimizer
-from codedgrad.settings import approximate
+from codedgrad.settings import (
+    ExchangeSettings,
+    HelpSettings,
+    RunSettings,
+    Settings,
+    approximate,
+)
 
 __version__ = "0.1.0"
 
@@ -45,9 +51,13 @@ __all__ = [
     "ConfigError",
     "DistributedOptimizer",
     "EnvironmentSetupError",
+    "ExchangeSettings",
     "Faults",
+    "HelpSettings",
     "MismatchError",
     "NonFiniteError",
+    "RunSettings",
+    "Settings",
     "ShardBatchSampler",
     "ShardSampler",
     "WorkerError",

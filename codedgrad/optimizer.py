@@ -1,4 +1,4 @@
-"""The drop-in face: an unmodified training loop, Horovod's shape.
+"""Face 2: `DistributedOptimizer`, for an unmodified training loop of Horovod's shape.
 
     optimizer = codedgrad.DistributedOptimizer(
         optimizer, named_parameters=model.named_parameters(), code=code, model=model)
@@ -9,37 +9,53 @@ schedulers need no change. The optimizer that comes back is the one that went in
 its class, state, defaults, hooks and pickling.
 
 The loop cannot be run twice for somebody else, so here a worker computes only what
-its code requires: redundancy comes from fractional repetition, where each group's
+its code requires. Redundancy comes from fractional repetition, where each group's
 workers get the same merged batch (`ShardBatchSampler`), and one row of any of them
-does. For back-ups and mid-pass abandonment use `CodedGradient`.
+suffices. For back-ups and mid-pass abandonment use `CodedGradient`.
 """
 
 from __future__ import annotations
 
 import weakref
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypedDict, cast
 
 import torch
 from torch import Tensor
 
 from codedgrad import codes
-from codedgrad.errors import ConfigError, WorkerError
-from codedgrad.exchange import link
-from codedgrad.exchange.engine import Exchange
-from codedgrad.job import agreement, runtime
-from codedgrad.row.layout import Payload
-from codedgrad.row.writer import RowWriter
+from codedgrad.errors import ConfigError
+from codedgrad.exchange.engine import EngineExchange
+from codedgrad.job import runtime
+from codedgrad.row.payload import Payload
+from codedgrad.row.writer import Leaf, RowWriter
+from codedgrad.settings import Settings, combine
+from codedgrad.step import start
 from codedgrad.step.rng import seed_pass
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from typing_extensions import Unpack
+
     from codedgrad.codes import Code
     from codedgrad.data import ShardBatchSampler
+    from codedgrad.exchange.base import RowBuffer
+    from codedgrad.settings import Keywords
 
 _attached: weakref.WeakKeyDictionary[torch.optim.Optimizer, _DropIn] = (
     weakref.WeakKeyDictionary()
 )
+
+
+class DropInKeywords(TypedDict, total=False):
+    """The settings that the drop-in has, as keywords; see `codedgrad.settings`."""
+
+    wire: str
+    bucket_mb: float | None
+    overlap: bool
+    window: int
+    seed: int
 
 
 def DistributedOptimizer(
@@ -50,61 +66,47 @@ def DistributedOptimizer(
     model: torch.nn.Module | None = None,
     sampler: ShardBatchSampler | None = None,
     backward_passes_per_step: int = 1,
-    window: int = 16,
-    seed: int = 0,
-    bucket_mb: float | None = None,
-    overlap: bool = True,
-    wire: str = "float32",
+    **keywords: Unpack[DropInKeywords],
 ) -> torch.optim.Optimizer:
     """Make `backward()` leave the mean gradient over all workers in `p.grad`.
 
     Collective.
 
     Args:
-        optimizer: any torch optimizer; returned as it is.
+        optimizer: any torch optimizer; it is returned as it is.
         named_parameters: the model's, in the same order on every worker.
-        code: `codes.uncoded(size())` if None. Rows must be plain sums
-            (`code.linear` False).
+        code: who computes what; None means `codes.uncoded(size())`. Its rows must be
+            plain sums (`code.linear` False).
         model: give it to have dropout and batch-norm statistics decoded too, so that
             they are the same bits on every worker.
         sampler: give it so that a worker that lags skips the data of steps which are
             decoded already.
         backward_passes_per_step: backward passes before an exchange; their gradients
             add up, as in torch.
-        window: steps that the slowest worker may lag before the others wait.
-        seed: of the random numbers of a pass (with `model`).
-        bucket_mb: size of the pieces that are exchanged, in MiB; None: by the rule of
-            `codedgrad.row.cuts`.
-        overlap: send gradients bucket by bucket while the last backward runs.
-        wire: "float32", or "bfloat16" or "float16": the type in which gradients and
-            their sum travel, rounded to it.
+        **keywords: `wire`, `bucket_mb`, `overlap` and `window` (see
+            `codedgrad.settings.ExchangeSettings`); `seed` of the random numbers of a
+            pass (with `model`).
 
     Raises:
         ConfigError: bad arguments, a code for another number of workers, or one whose
             rows are not plain sums.
         MismatchError: the workers' models, codes or settings differ.
+        TypeError: there is no such keyword.
     """
-    here = runtime.current()
-    try:
-        drop_in = _DropIn(
-            here,
-            list(named_parameters),
-            code if code is not None else codes.uncoded(here.size),
-            model,
-            backward_passes_per_step,
-            window,
-            seed,
-            bucket_mb,
-            overlap=overlap,
-            wire=wire,
+    if unknown := set(keywords) - set(DropInKeywords.__annotations__):
+        raise TypeError(
+            f"DistributedOptimizer() got unexpected keyword argument(s) "
+            f"{sorted(unknown)}; there are {', '.join(DropInKeywords.__annotations__)}"
         )
-    except WorkerError:
-        raise
-    except Exception as error:
-        here.fail(
-            f"worker {here.rank} could not start: {type(error).__name__}: {error}"
+    job = runtime.current()
+    with start.failing_together(job, "could not start"):
+        plan = DropInPlan(
+            code=code if code is not None else codes.uncoded(job.size),
+            passes=backward_passes_per_step,
+            settings=combine(None, cast("Keywords", keywords)),
         )
-        raise
+        plan.check(job.size)
+        drop_in = _DropIn(job, list(named_parameters), model, plan)
     if sampler is not None:
         sampler.skip = drop_in.decoded
     _attached[optimizer] = drop_in
@@ -123,26 +125,30 @@ def detach(optimizer: torch.optim.Optimizer) -> None:
     drop_in.close()
 
 
-class _DropIn:
-    """Hooks on the parameters; the exchange at the end of the last backward."""
+@dataclass(frozen=True)
+class DropInPlan:
+    """What a step of the drop-in is.
 
-    def __init__(
-        self,
-        here: runtime.Runtime,
-        named: list[tuple[str, Tensor]],
-        code: Code,
-        model: torch.nn.Module | None,
-        passes: int,
-        window: int,
-        seed: int,
-        bucket_mb: float | None,
-        *,
-        overlap: bool = True,
-        wire: str = "float32",
-    ) -> None:
-        if code.workers != here.size:
+    Attributes:
+        code: who computes what.
+        passes: backward passes of a step.
+        settings: of the exchange and the run.
+    """
+
+    code: Code
+    passes: int
+    settings: Settings
+
+    def check(self, workers: int) -> None:
+        """Refuse a code or a number of passes that does not fit.
+
+        Raises:
+            ConfigError: with the remedy.
+        """
+        code = self.code
+        if code.workers != workers:
             raise ConfigError(
-                f"the code is for {code.workers} workers and the job has {here.size}; "
+                f"the code is for {code.workers} workers and the job has {workers}; "
                 f"build it with codedgrad.size()"
             )
         if code.linear or any(n != 1 for n in code.required):
@@ -151,49 +157,50 @@ class _DropIn:
                 f"like codes.uncoded or codes.fractional; {code.describe()} needs one "
                 f"backward per shard: use codedgrad.CodedGradient"
             )
-        if passes < 1:
-            raise ConfigError(f"backward_passes_per_step must be >= 1, got {passes}")
-        self._runtime = here
-        self._passes = passes
-        self._seed = seed
+        if self.passes < 1:
+            raise ConfigError(
+                f"backward_passes_per_step must be >= 1, got {self.passes}"
+            )
+
+
+class _DropIn:
+    """The hooks on the parameters, and the exchange in the last backward of a step."""
+
+    def __init__(
+        self,
+        job: runtime.Runtime,
+        named: list[tuple[str, Tensor]],
+        model: torch.nn.Module | None,
+        plan: DropInPlan,
+    ) -> None:
+        self._job = job
+        self._passes = plan.passes
+        self._seed = plan.settings.run.seed
         self._step = 0
         self._passed = 0
         self._queued = False
-        self._payload = Payload(
-            named,
-            model.named_buffers() if model is not None else (),
-            workers=here.size,
-            bucket_mb=bucket_mb,
-            wire=wire,
-        )
-        agreement.check_agreement(
-            "code, model or settings",
-            [
-                ("code", f"{code.describe()} [{code.fingerprint()[:12]}]"),
-                ("backward_passes_per_step", str(passes)),
-                ("window", str(window)),
-                ("bucket_mb", str(bucket_mb)),
-                ("wire", wire),
-                *self._payload.describe(),
-            ],
-        )
-        link.cut(here, self._payload)
-        self._exchange = Exchange(here, code, self._payload, window=window)
-        node = code.work[here.rank][0]
-        self._row = self._exchange.row_of(here.rank, 0)
+        settings, code = plan.settings.exchange, plan.code
+        buffers = model.named_buffers() if model is not None else ()
+        self._payload = Payload(named, buffers, workers=job.size, settings=settings)
+        others = [("backward_passes_per_step", str(plan.passes))]
+        start.agree(self._payload, code, settings, others)
+        start.cut(job, self._payload)
+        self._exchange = EngineExchange(job, code, self._payload.layout, settings)
+        node = code.work[job.rank][0]
+        self._row = self._exchange.row_of(job.rank, 0)
         self._first_part = int(code.tree.start[node])
         covered = int(code.tree.stop[node]) - self._first_part
         self._weight = covered / code.parts
-        runtime.barrier()  # nobody sends before all have opened it
+        runtime.barrier()  # nobody sends before all have opened their exchange
         self._handles: list[Any] = [
             p.register_post_accumulate_grad_hook(self._gradient_ready)
-            for p in self._payload.parameters
+            for p in self._payload.layout.parameters
         ]
         if model is not None:
             self._handles.append(model.register_forward_pre_hook(self._before_forward))
         # After the hooks above, which begin the row that it writes.
-        self._writer = RowWriter(self._payload, overlap=overlap)
-        self._writing = False
+        self._writer = RowWriter(self._payload, overlap=settings.overlap)
+        self._buffer: RowBuffer | None = None  # of the row that is being written
 
     def close(self) -> None:
         for handle in self._handles:
@@ -202,14 +209,16 @@ class _DropIn:
         self._exchange.close()
 
     def decoded(self, step: int) -> bool:
-        """True when that step is decoded and its data are not needed here."""
+        """Returns whether that step is decoded, so its data are not needed here."""
         return self._exchange.done(step)
+
+    # ---- hooks, in the order in which they are called ----
 
     def _before_forward(self, module: torch.nn.Module, _inputs: Any) -> None:
         if not (module.training and torch.is_grad_enabled()):
             return
         if self._passed == 0:
-            self._payload.remember_buffers()
+            self._payload.buffers.remember()
         seed_pass(self._seed, self._step, self._first_part + self._passed)
 
     def _gradient_ready(self, _parameter: Tensor) -> None:
@@ -221,19 +230,21 @@ class _DropIn:
             self._begin_row()
 
     def _begin_row(self) -> None:
-        """In the last backward of a step; what `p.grad` gets now is its last share."""
-        step = self._step
-        self._exchange.begin(step)
-        if self._exchange.done(step):
+        """Begin the row in the step's last backward, which completes `p.grad`."""
+        self._exchange.begin(self._step)
+        if self._exchange.done(self._step):
             return
-        row = self._exchange.row_buffer()
-
-        def send(bucket: int) -> None:
-            self._exchange.post_bucket(step, self._row, bucket, row)
-
-        self._writer.begin(row.tensor, self._weight, (), lambda _: None, send)
+        self._buffer = self._exchange.row_buffer()
+        self._writer.begin(Leaf(self._buffer.tensor, self._weight, (), self, True))
         self._writer.backward_begins()
-        self._writing = True
+
+    def bucket_checked(self, finite: bool) -> None:
+        """Let NaN and Inf through, as Horovod and DDP do."""
+
+    def bucket_ready(self, bucket: int) -> None:
+        """Send a bucket of the row, which will not change any more."""
+        assert self._buffer is not None  # since _begin_row
+        self._exchange.post_bucket(self._step, self._row, bucket, self._buffer)
 
     def _end_of_backward(self) -> None:
         self._queued = False
@@ -241,22 +252,13 @@ class _DropIn:
         if self._passed < self._passes:
             return
         self._passed = 0
-        step = self._step
-        try:
-            if self._writing:
-                self._writing = False
+        with start.failing_together(self._job, f"failed in step {self._step}"):
+            if self._buffer is not None:
                 self._writer.finish(0.0)
-            self._exchange.wait_all(step)
-        except WorkerError:
-            raise
-        except BaseException as error:
-            self._runtime.fail(
-                f"worker {self._runtime.rank} failed in step {step}: "
-                f"{type(error).__name__}: {error}"
-            )
-            raise
-        total, tail = self._exchange.take(step)
-        for p in self._payload.parameters:
+                self._buffer = None
+            self._exchange.wait_all(self._step)
+        total, tail = self._exchange.take(self._step)
+        for p in self._payload.layout.parameters:
             p.grad = None
         self._payload.scatter(total, tail)
         self._step += 1

@@ -1,25 +1,107 @@
-"""When a step may end: with all of the batch, or with a good enough estimate."""
+"""Settings of a coded step, as frozen dataclasses with the reason for each field.
+
+    codedgrad.CodedGradient(model, wire="bfloat16", patience=0.2)        # shorthand
+    codedgrad.CodedGradient(model, settings=Settings(                    # the same
+        exchange=ExchangeSettings(wire="bfloat16"), help=HelpSettings(patience=0.2)))
+
+Every field of `ExchangeSettings`, `HelpSettings` and `RunSettings`, and `policy`, can
+be given as a keyword of its own; a keyword wins over the same field of `settings`.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from codedgrad.errors import ConfigError
 
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from codedgrad.faults import Faults
+
 LATE = ("refresh", "compensate")
+NONFINITE = ("raise", "continue", "refuse")
+
+
+@dataclass(frozen=True)
+class ExchangeSettings:
+    """What is exchanged between the workers, and how.
+
+    Attributes:
+        wire: type in which gradients travel. "float32" sends them as they are;
+            "bfloat16" and "float16" send half the bytes. Every addition up to a
+            worker's row, and the sum, is then rounded to that type, so that the bits
+            still depend on nobody's lateness, but on the number of workers (see
+            `codedgrad.row.layout`). float16 overflows beyond 65,504 and loses what is
+            below 6e-8: scale the loss. Codes with `linear=True` take "float32" only.
+        bucket_mb: size in MiB of the pieces that are exchanged and decoded; cuts move
+            to the end of a tensor near by. None chooses it by the rule of
+            `codedgrad.row.cuts`, from the size of the gradient and (from 4 MiB on) from
+            what a message costs, which is measured in the job.
+        overlap: whether a worker's own row is sent bucket by bucket while its last
+            backward runs (see `codedgrad.row.writer`). No bit of the result depends on
+            it.
+        window: number of steps that the slowest worker may lag before the others wait
+            for it; each open step takes memory.
+    """
+
+    wire: str = "float32"
+    bucket_mb: float | None = None
+    overlap: bool = True
+    window: int = 16
+
+
+@dataclass(frozen=True)
+class HelpSettings:
+    """When an idle worker begins to help.
+
+    Attributes:
+        patience: fraction of a pass that an idle worker waits before it computes what
+            a late one has not sent.
+    """
+
+    patience: float = 0.1
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """What belongs to the run rather than to the exchange.
+
+    Attributes:
+        seed: seed of the random numbers inside the passes (dropout, augmentation).
+        on_nonfinite: what happens to NaN and Inf. "raise" ends the job, "continue"
+            lets them through and counts them in `nonfinite`, and "refuse" (under an
+            approximate policy, where it is the default) makes owners leave such rows
+            out and estimate the step from the others. None chooses the default.
+        faults: slowness to inject, for experiments; None reads CODEDGRAD_FAULTS.
+        log: folder in which each worker records its own seconds of compute, for
+            `codedgrad plan`; None records nothing.
+        local_group: processes that are one worker of the code together and divide its
+            micro-batches: "node" takes those of each machine, a number takes so many
+            consecutive ranks (see `codedgrad.groups`). `code`, `faults` and `log` then
+            number the groups. None makes each process a worker.
+    """
+
+    seed: int = 0
+    on_nonfinite: str | None = None
+    faults: Faults | str | None = None
+    log: str | Path | None = None
+    local_group: str | int | None = None
 
 
 @dataclass(frozen=True)
 class Approximate:
-    """Settings of `approximate`."""
+    """What `approximate` returns: when a step may end with an estimate."""
 
     max_error: float = 0.1
     patience: float = 0.1
     late: str = "refresh"
 
     def __post_init__(self) -> None:
-        """Check."""
+        """Refuse settings that are out of range."""
         if not self.max_error >= 0.0:
             raise ConfigError(
                 f"max_error is a relative squared error, 0 or more (0: exact), got "
@@ -33,7 +115,7 @@ class Approximate:
             raise ConfigError(f"late must be one of {LATE}, got {self.late!r}")
 
     def describe(self) -> str:
-        """One line."""
+        """Returns the settings in one line."""
         return (
             f"approximate(max_error={self.max_error:g}, patience={self.patience:g}, "
             f"late={self.late})"
@@ -43,38 +125,118 @@ class Approximate:
 def approximate(
     max_error: float = 0.1, *, patience: float = 0.1, late: str = "refresh"
 ) -> Approximate:
-    """Let a step end before the arrivals cover the batch.
+    """Lets a step end before the arrivals cover the batch.
 
     An owner settles for the learned decoder's estimate g^ of its slice once its
     patience is over and the bound on the error is small enough,
 
-        bound on |g^ - g|^2 / |g|^2  <=  max_error,
+        bound on |g^ - g|^2 / |g|^2  <=  max_error.
 
-    a bound that is kept such that about 3 of 100 slices exceed it (see
-    `codedgrad.lab.decoders.predictor`). Where the arrivals cover before that, the result is
-    the exact one, bit for bit.
+    The bound is kept such that about 3 of 100 slices exceed it (see
+    `codedgrad.lab.decoders.predictor`). Where the arrivals cover the batch before that,
+    the result is the exact one, bit for bit.
 
     Args:
-        max_error: relative squared error, per slice of a bucket. 0: exact;
-            `math.inf`: never wait for the late.
+        max_error: largest relative squared error of a slice of a bucket. 0 means
+            exact; `math.inf` never waits for the late.
         patience: how long an owner waits for the rest once half of the batch is there,
             as a fraction of the time that half took.
-        late: what becomes of rows that come late. "refresh": they teach the decoder
-            and are remembered; "compensate": what the estimate missed is also added to
-            the next step's gradient (error feedback), so that in the long run every
+        late: what becomes of rows that come late. With "refresh" they teach the decoder
+            and are remembered; with "compensate" what the estimate missed is also added
+            to the next step's gradient (error feedback), so that in the long run every
             sample counts once.
 
     Raises:
-        ConfigError: a setting out of range.
+        ConfigError: a setting is out of range.
     """
     return Approximate(float(max_error), float(patience), late)
 
 
-def resolve(policy: str | Approximate) -> Approximate | None:
-    """The settings; None where every step is exact.
+@dataclass(frozen=True)
+class Settings:
+    """All settings of a `CodedGradient`.
+
+    Attributes:
+        exchange: what is exchanged, and how.
+        help: when an idle worker helps.
+        policy: "exact" ends a step when the arrivals cover the batch;
+            `approximate(...)` also when a learned decoder's estimate is good enough.
+        run: seed, faults, log, local groups.
+    """
+
+    exchange: ExchangeSettings = field(default_factory=ExchangeSettings)
+    help: HelpSettings = field(default_factory=HelpSettings)
+    policy: str | Approximate = "exact"
+    run: RunSettings = field(default_factory=RunSettings)
+
+    def on_nonfinite(self) -> str:
+        """Returns what happens to NaN and Inf, the default filled in.
+
+        Raises:
+            ConfigError: `run.on_nonfinite` is nothing that the policy knows.
+        """
+        chosen = self.run.on_nonfinite
+        if chosen is None:
+            chosen = "raise" if resolve(self.policy) is None else "refuse"
+        known = ("raise", "continue") if self.policy == "exact" else NONFINITE
+        if chosen not in known:
+            raise ConfigError(
+                f"on_nonfinite must be one of {known} under {self.policy}, got "
+                f"{chosen!r}"
+            )
+        return chosen
+
+
+class Keywords(TypedDict, total=False):
+    """The fields of `Settings` that can be given as keywords."""
+
+    wire: str
+    bucket_mb: float | None
+    overlap: bool
+    window: int
+    patience: float
+    policy: str | Approximate
+    seed: int
+    on_nonfinite: str | None
+    faults: Faults | str | None
+    log: str | Path | None
+    local_group: str | int | None
+
+
+def combine(settings: Settings | None, keywords: Keywords) -> Settings:
+    """Returns `settings` with the keywords put in.
+
+    Args:
+        settings: where to begin; None begins with the defaults.
+        keywords: values by field name.
 
     Raises:
-        ConfigError: neither "exact" nor `approximate(...)`.
+        TypeError: there is no such keyword.
+    """
+    base = Settings() if settings is None else settings
+    given: dict[str, Any] = dict(keywords)
+    changed: dict[str, Any] = {}
+    if "policy" in given:
+        changed["policy"] = given.pop("policy")
+    for name in ("exchange", "help", "run"):
+        group = getattr(base, name)
+        own = {f.name for f in dataclasses.fields(group)} & set(given)
+        if own:
+            values = {field_name: given.pop(field_name) for field_name in own}
+            changed[name] = dataclasses.replace(group, **values)
+    if given:
+        raise TypeError(
+            f"got unexpected keyword argument(s) {sorted(given)}; there are "
+            f"{', '.join(Keywords.__annotations__)}"
+        )
+    return dataclasses.replace(base, **changed)
+
+
+def resolve(policy: str | Approximate) -> Approximate | None:
+    """Returns a policy's settings, or None where every step is exact.
+
+    Raises:
+        ConfigError: `policy` is neither "exact" nor `approximate(...)`.
     """
     if policy == "exact":
         return None
@@ -87,5 +249,15 @@ def resolve(policy: str | Approximate) -> Approximate | None:
 
 
 def finite_or(value: float) -> float:
-    """A number that the engine can compare with: infinity as the largest double."""
+    """Returns a number that the engine can compare with: the largest double for Inf."""
     return value if math.isfinite(value) else 1.7e308
+
+
+@dataclass(frozen=True)
+class ExchangeSettings:
+    """What is exchanged, and how."""
+
+    wire: str = "float32"
+    bucket_mb: float | None = None
+    overlap: bool = True
+    window: int = 16

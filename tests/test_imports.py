@@ -11,34 +11,35 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "codedgrad"
 # What each part may import of the package, beside itself. Nothing imports upwards.
+LOW = {"errors", "settings", "codes", "job"}
 LAYERS: dict[str, set[str]] = {
     "errors": set(),
     "codes": {"errors"},
-    "settings": {"errors"},
+    "inputs": {"errors", "codes"},
+    "settings": {"errors", "inputs"},
     "ops": {"errors"},
     "monitor": {"errors"},
     "job": {"errors"},
-    "data": {"errors", "codes"},
-    "faults": {"errors", "codes"},
     "row": {"errors", "settings", "ops", "job"},
-    "exchange": {"errors", "settings", "ops", "job", "codes", "row"},
-    "step": {"errors", "settings", "monitor", "job", "codes", "row", "exchange"}
-    | {"data", "faults"},
-    "groups": {"errors", "job", "codes", "row", "exchange", "step", "data"},
-    "faces": {"errors", "settings", "monitor", "job", "codes", "row", "exchange"}
-    | {"data", "faults", "step", "groups"},
+    "exchange": LOW | {"row"},
+    "step": LOW | {"row", "exchange", "inputs", "monitor"},
+    "groups": LOW | {"row", "exchange", "inputs", "step"},
+    "faces": LOW | {"row", "exchange", "inputs", "monitor", "step", "groups"},
     "lab": {"errors", "codes", "monitor"},
     "__main__": {"errors", "job", "monitor", "lab"},
 }
-FACES = {"__init__", "gradient", "optimizer"}
+# Files at the top; a room's part is its folder's name.
+TOP = {"__init__": "faces", "gradient": "faces", "optimizer": "faces"}
+TOP |= {"data": "inputs", "faults": "inputs"}
 
 
 def part_of(path: Path) -> str:
     name = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-    return "faces" if name in FACES else name
+    return TOP.get(name, name)
 
 
-def imported(path: Path) -> set[str]:
+def modules(path: Path) -> set[str]:
+    """The modules of the package that a file imports, also for its types alone."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         names = []
@@ -49,8 +50,14 @@ def imported(path: Path) -> set[str]:
                 names = [node.module]
         elif isinstance(node, ast.Import):
             names = [a.name for a in node.names]
-        found |= {n.split(".")[1] for n in names if n.startswith("codedgrad.")}
+        found |= {n for n in names if n.startswith("codedgrad.")}
     return found
+
+
+def imported(path: Path) -> set[str]:
+    """The parts that a file imports."""
+    names = {n.split(".")[1] for n in modules(path)}
+    return {TOP.get(name, name) for name in names}
 
 
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -61,6 +68,37 @@ def test_nothing_is_imported_backwards(path: Path) -> None:
     part = part_of(path)
     assert part in LAYERS, "a new part: say in LAYERS what it may import"
     assert imported(path) - {part} <= LAYERS[part]
+    if part == "lab":  # the report's table, not what draws it
+        drawn = {m for m in modules(path) if m.startswith("codedgrad.monitor.")}
+        assert drawn <= {"codedgrad.monitor.report", "codedgrad.monitor.record"}
+
+
+def test_the_table_is_in_order_and_short() -> None:
+    assert len(LAYERS) <= 14
+    known: set[str] = set()
+    for part, below in LAYERS.items():
+        assert below <= known, f"{part} may import what comes above it in the table"
+        known.add(part)
+    entries = [p for p in PACKAGE.iterdir() if not p.name.startswith("__pycache__")]
+    assert len(entries) <= 18, "`ls codedgrad` tells the story: give this a room"
+
+
+def test_one_file_touches_mpi4py() -> None:
+    touching = [
+        path.relative_to(PACKAGE).as_posix()
+        for path in FILES
+        if "import mpi4py" in path.read_text() or "from mpi4py" in path.read_text()
+    ]
+    assert touching == ["job/channel.py"]
+
+
+def test_environment_variables_are_read_in_one_file() -> None:
+    reading = [
+        path.relative_to(PACKAGE).as_posix()
+        for path in FILES
+        if "os.environ" in path.read_text() or "getenv" in path.read_text()
+    ]
+    assert reading == ["job/environment.py"]
 
 
 @pytest.mark.parametrize("path", sorted((PACKAGE / "codes").glob("*.py")))

@@ -1,8 +1,8 @@
-"""What a message costs here: measured once per job, for the size of buckets.
+"""What a message costs in this job, measured once, to choose the size of buckets.
 
-An exchange of s bytes takes a + b s. Two sizes are exchanged a few times; the least
-time of each is the one without a disturbance, and what the workers find is averaged by
-the median, so that all of them cut their payloads alike.
+An exchange of s bytes takes a + b s. Two sizes are exchanged a few times. Of each the
+shortest time counts, as the one without a disturbance, and of the workers' times the
+median, so that all workers cut their rows alike.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from codedgrad import codes
-from codedgrad.exchange.engine import Exchange
+from codedgrad.exchange.engine import EngineExchange
 from codedgrad.job.runtime import Link
-from codedgrad.row.layout import Payload
+from codedgrad.row.layout import Layout
+from codedgrad.settings import ExchangeSettings
 
 if TYPE_CHECKING:
     from codedgrad.job.runtime import Runtime
@@ -27,32 +28,46 @@ ROUNDS = 6
 _LEAST_S, _LEAST_S_PER_MB = 1e-6, 1e-7
 
 
-def measure(here: Runtime) -> Link:
-    """Of this job, measured at the first call. Collective; some 50 ms.
+def measure(runtime: Runtime) -> Link:
+    """Returns what a message costs in this job. Collective.
+
+    The first call measures it, which takes some 50 ms; later calls remember.
 
     Raises:
         WorkerError: a worker failed meanwhile.
     """
-    if here.link is None:
-        small, large = _seconds(here, SMALL), _seconds(here, LARGE)
-        found = here.gather(struct.pack("dd", small, large), "to measure the network")
+    if runtime.link is None:
+        small, large = _seconds(runtime, SMALL), _seconds(runtime, LARGE)
+        data = struct.pack("dd", small, large)
+        found = runtime.gather(data, "to measure the network")
         both = [struct.unpack("dd", blob) for blob in found]
         small, large = (statistics.median(s) for s in zip(*both, strict=True))
         mb = 4 * (LARGE - SMALL) / (1 << 20)
         slope = max(_LEAST_S_PER_MB, (large - small) / mb)
         latency = max(_LEAST_S, small - slope * 4 * SMALL / (1 << 20))
-        here.link = Link(latency, slope)
-    return here.link
+        runtime.link = Link(latency, slope)
+    return runtime.link
 
 
-def _seconds(here: Runtime, count: int) -> float:
-    """Of one exchange of `count` elements, the least of some."""
+def cut(runtime: Runtime, layout: Payload) -> None:
+    """Cuts rows into buckets by what a message costs here, if that matters. Collective.
+
+    The workers have compared their layouts before. With local groups the cost is
+    measured over all processes, though only the leaders will exchange.
+    """
+    if runtime.size > 1 and layout.worth_measuring():
+        layout.cut(measure(runtime).latency_mb)
+
+
+def _seconds(runtime: Runtime, count: int) -> float:
+    """Returns the shortest of a few exchanges of `count` elements, in seconds."""
     vector = torch.nn.Parameter(torch.zeros(count))
-    payload = Payload([("vector", vector)], workers=here.size, bucket_mb=1024.0)
+    settings = ExchangeSettings(bucket_mb=1024.0)
+    payload = Layout([("vector", vector)], workers=here.size, settings=settings)
     exchange = Exchange(here, codes.uncoded(here.size), payload, window=2 * ROUNDS)
     row = exchange.row_of(here.rank, 0)
     times = []
-    here.gather(b"", "to measure the network")
+    runtime.gather(b"", "to measure the network")
     for step in range(ROUNDS):
         exchange.begin(step)
         data = exchange.row_buffer()
@@ -63,11 +78,12 @@ def _seconds(here: Runtime, count: int) -> float:
         times.append(time.monotonic() - begin)
         exchange.take(step)
     exchange.close()
-    # The first finds memory untouched; each is begun by whoever had the last one first.
+    # In the first round memory is untouched. Whoever had the last result first begins
+    # the next round, so its time includes the others' lag.
     return min(times[1:])
 
 
-def cut(here: Runtime, payload: Payload) -> None:
+def cut(here: Runtime, payload: Layout) -> None:
     """Cut a payload into buckets by what a message costs here, if that matters.
 
     Collective, over workers that have compared their payloads. With local groups it is

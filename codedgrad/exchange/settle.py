@@ -1,18 +1,17 @@
-"""The training side of estimated steps: the engine's settings, late passes, records.
+"""Estimated steps: what the engine must know to settle, checkpoints, late passes.
 
-A worker that is late goes on with its pass for a while instead of abandoning it,
-because its row teaches the decoder and refreshes the owners' memory; and it sends the
-part of its work that is done as soon as it notices that others are ahead.
+An owner may settle for an estimate of its slice before the arrivals cover the batch.
+The engine decides when, by the settings from here, and learns while it runs; what it
+has learned is part of a checkpoint.
 """
 
 from __future__ import annotations
 
 import hashlib
-import logging
 from typing import TYPE_CHECKING, Any
 
 from codedgrad.errors import ConfigError
-from codedgrad.lab.decoders.network import SHAPES, Network
+from codedgrad.exchange import pretrained
 from codedgrad.settings import Approximate, finite_or
 
 if TYPE_CHECKING:
@@ -22,13 +21,13 @@ if TYPE_CHECKING:
 
     from codedgrad.codes import Code
     from codedgrad.exchange.engine import Exchange
-    from codedgrad.row.layout import Payload
+    from codedgrad.row.layout import Layout
 
-log = logging.getLogger("codedgrad")
+_LABELS = -6  # place of the number of labels in a decoder's state
 
 
 def units_of(code: Code) -> list[int]:
-    """The tree nodes that workers send when nobody is late, each once.
+    """Returns the tree nodes that workers send when nobody is late, each once.
 
     Raises:
         ConfigError: rows are not plain sums of different parts of the batch.
@@ -54,28 +53,63 @@ def units_of(code: Code) -> list[int]:
     return units
 
 
-def engine_settings(policy: Approximate, code: Code, payload: Payload) -> Any:
+def engine_settings(policy: Approximate, code: Code, payload: Layout) -> Any:
     """What `_engine.Exchange` needs to settle."""
     from codedgrad.job import _engine
 
     tree = code.tree
     units = units_of(code)
-    shares = [(int(tree.stop[u]) - int(tree.start[u])) / code.parts for u in units]
-    network = Network.pretrained()
     return _engine.Approximate(
-        finite_or(policy.max_error),
-        policy.patience,
-        policy.late == "compensate",
-        tree.left,
-        tree.right,
-        tree.parent,
-        tree.start,
-        tree.stop,
-        units,
-        shares,
-        payload.tensor_ends(),
-        _engine.Network(*(getattr(network, name) for name in SHAPES)),
+        max_error=finite_or(policy.max_error),
+        patience=policy.patience,
+        compensate=policy.late == "compensate",
+        left=tree.left,
+        right=tree.right,
+        parent=tree.parent,
+        start=tree.start,
+        stop=tree.stop,
+        units=units,
+        weights=[(int(tree.stop[u]) - int(tree.start[u])) / code.parts for u in units],
+        tensors=layout.tensor_ends(),
+        network=pretrained.native(),
     )
+
+
+def checkpoint(exchange: Exchange, code: Code, layout: Layout) -> dict[str, Any]:
+    """Returns what the decoders have learned, for a `state_dict`.
+
+    Of this worker's decoders it takes the one that has seen most labels. The gradients
+    that owners remember are not part of it.
+    """
+    states = [s for s in exchange.decoder_states() if s]
+    return {
+        "code": code.fingerprint(),
+        "model": _model(layout),
+        "state": max(states, key=lambda s: s[_LABELS]) if states else [],
+    }
+
+
+def restore(
+    exchange: Exchange, code: Code, layout: Layout, saved: dict[str, Any]
+) -> None:
+    """Makes the decoders go on from what `checkpoint` returned.
+
+    Raises:
+        ConfigError: it was saved with another code or model, or is damaged.
+    """
+    for name, mine in (("code", code.fingerprint()), ("model", _model(layout))):
+        if saved.get(name) != mine:
+            raise ConfigError(
+                f"the decoder's checkpoint belongs to another {name} "
+                f"({str(saved.get(name))[:12]}, here {mine[:12]}); what it has learned "
+                f'does not hold here: delete state["decoder"] to begin anew'
+            )
+    if saved["state"]:
+        exchange.restore_decoders(saved["state"])
+
+
+def _model(layout: Layout) -> str:
+    return hashlib.sha256(repr(layout.describe()).encode()).hexdigest()
 
 
 class LatePass:
@@ -133,7 +167,7 @@ class LatePass:
         return done
 
 
-def checkpoint(exchange: Exchange, code: Code, payload: Payload) -> dict[str, Any]:
+def checkpoint(exchange: Exchange, code: Code, payload: Layout) -> dict[str, Any]:
     """What the decoder has learned, for `state_dict`; not the remembered gradients."""
     states = [s for s in exchange.decoder_states() if s]
     return {
@@ -147,7 +181,7 @@ _LABELS = -6  # place of the number of labels in a state
 
 
 def restore(
-    exchange: Exchange, code: Code, payload: Payload, saved: dict[str, Any]
+    exchange: Exchange, code: Code, payload: Layout, saved: dict[str, Any]
 ) -> None:
     """Go on from `checkpoint`.
 
@@ -165,5 +199,5 @@ def restore(
         exchange.restore_decoders(saved["state"])
 
 
-def _model(payload: Payload) -> str:
+def _model(payload: Layout) -> str:
     return hashlib.sha256(repr(payload.describe()).encode()).hexdigest()

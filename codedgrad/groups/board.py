@@ -37,13 +37,13 @@ class Board:
             with os.fdopen(descriptor, "r+b") as file:
                 file.truncate(mmap.PAGESIZE + 8 * group.size)
             path = name.encode()
-        paths = group.here.gather(path, "to share memory")
+        paths = group.job.gather(path, "to share memory")
         mine = Path(paths[group.ranks[0]].decode())
         with mine.open("r+b") as file:
             self._words = np.frombuffer(mmap.mmap(file.fileno(), 0), np.int64)
         if group.leads:
             self._words[:] = -1
-        group.here.gather(b"", "to share memory")
+        group.job.gather(b"", "to share memory")
         if group.leads:
             mine.unlink()  # all processes have it mapped; its name is not needed
 

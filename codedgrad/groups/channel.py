@@ -34,7 +34,7 @@ class GroupChannel:
     """One group's processes; all of them make the same calls in the same order.
 
     Attributes:
-        here: the job's runtime on this process.
+        job: the job's runtime on this process.
         ranks: the group's processes, by their ranks in the job; the first one leads.
         size: L, the number of processes.
         member: the number of this process in the group, 0 to L - 1; 0 leads.
@@ -45,7 +45,7 @@ class GroupChannel:
         self, runtime: Runtime, ranks: list[int], connection: Connection
     ) -> None:
         """Open the channel. Collective over the group."""
-        self.here = runtime
+        self.job = runtime
         self.ranks = ranks
         self.size = len(ranks)
         self.member = ranks.index(runtime.rank)
@@ -134,8 +134,8 @@ class GroupChannel:
             # is the one that counts, may arrive after that.
             end = time.monotonic() + _REASON_S
             self._wait(lambda: time.monotonic() > end, occasion, keep=transfer)
-            text = f"worker {self.here.rank} lost its local group {occasion}: {error}"
-            self.here.fail(text)
+            text = f"worker {self.job.rank} lost its local group {occasion}: {error}"
+            self.job.fail(text)
             raise WorkerError(text) from None
 
     def _wait(
@@ -157,8 +157,8 @@ class GroupChannel:
             meanwhile: is called between two polls.
         """
         awaited = self.ranks[:1] if leader_only else self.ranks
-        others = [r for r in awaited if r != self.here.rank]
-        runtime = self._longer if leader_only else self.here
+        others = [r for r in awaited if r != self.job.rank]
+        runtime = self._longer if leader_only else self.job
         waiting = Waiting(runtime, occasion, quiet_s=5.0)
         begin = ticked = time.monotonic()
         try:
@@ -176,5 +176,5 @@ class GroupChannel:
             raise
 
     def _check_job(self) -> None:
-        if self.here.engine.failed:
-            raise self.here.error()
+        if self.job.engine.failed:
+            raise self.job.error()

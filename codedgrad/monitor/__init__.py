@@ -1,14 +1,16 @@
-"""Reports of a run: who arrived when, what it cost, what it saved.
+"""Reports of a run: which row arrived when, what that cost, what codes saved.
 
-`plot_arrivals` needs matplotlib and `TensorBoardMonitor` tensorboard; both are loaded
-when they are first used.
+`report` has the table of all figures. `record` keeps them in memory, `recorder` writes
+them to the run's log, `runlog` reads it again. `plot_arrivals` needs matplotlib and
+`TensorBoardMonitor` needs tensorboard; both are imported when they are first used.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from codedgrad.monitor.report import RunRecord, StepReport
+from codedgrad.monitor.record import RunRecord
+from codedgrad.monitor.report import StepReport
 
 if TYPE_CHECKING:
     from codedgrad.monitor.plots import plot_arrivals
@@ -18,7 +20,7 @@ __all__ = ["RunRecord", "StepReport", "TensorBoardMonitor", "plot_arrivals"]
 
 
 def __getattr__(name: str) -> Any:
-    """Load what is heavy when it is asked for."""
+    """Import what is heavy when it is asked for."""
     if name == "plot_arrivals":
         from codedgrad.monitor.plots import plot_arrivals
 

@@ -1,17 +1,14 @@
-"""`codedgrad report RUN`."""
+"""The command `codedgrad report RUN`."""
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from codedgrad.lab.commands import common
 from codedgrad.monitor.runlog import read_run
 
-if TYPE_CHECKING:
-    import argparse
-
 _EXAMPLES = """\
+examples:
   codedgrad report runs/log                        # -> runs/log/report.html
   codedgrad report runs/log --out page.html --trace trace.json
 
@@ -19,8 +16,15 @@ RUN is the folder given as CodedGradient(..., log=RUN), or launch/train.py --log
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the command."""
-    command = common.parser(commands, "report", "a run as one HTML page", _EXAMPLES)
+    """Add the command to `commands`."""
+    summary = "a run as one HTML page"
+    command = commands.add_parser(
+        "report",
+        help=summary,
+        description=summary,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     command.add_argument("run_folder", metavar="RUN", type=Path)
     command.add_argument("--out", type=Path, help="the page; default RUN/report.html")
     command.add_argument("--trace", type=Path, help="a Chrome trace to write, too")
@@ -28,7 +32,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write the page."""
+    """Write the page and, if `args.trace` names a file, the trace; return 0."""
     from codedgrad.monitor.chrome import write_chrome_trace
     from codedgrad.monitor.html import write_report
 

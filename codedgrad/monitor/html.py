@@ -1,11 +1,11 @@
-"""A run as one HTML page that needs nothing else: no network, no other file."""
+"""A run as one HTML page that needs neither a network nor another file."""
 
 from __future__ import annotations
 
 import base64
 import html
 import io
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import matplotlib as mpl
 import numpy as np
@@ -13,7 +13,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from codedgrad.monitor.plots import draw_arrivals
-from codedgrad.monitor.report import judged
+from codedgrad.monitor.record import judged
+from codedgrad.monitor.report import COLUMNS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,7 +34,7 @@ td:first-child, th:first-child { text-align: left; } .big { font-size: 1.3rem; }
 
 
 def write_report(run: RunLog, path: Path) -> None:
-    """Write the page."""
+    """Write the page of `run`."""
     measured, waited = float(run.measured_s().mean()), float(run.everybody_s().mean())
     bound = float(run.bound_s().mean())
     figures = [
@@ -62,6 +63,7 @@ a perfect division of the work: {1e3 * bound:.1f} ms.</p>
 
 
 def _kind(run: RunLog) -> str:
+    """Say whether it is always the same worker that is late."""
     late = run.late_share()
     if float(late.max()) < 0.02:
         return "Nobody was late: there is nothing to gain in this job."
@@ -73,20 +75,29 @@ def _kind(run: RunLog) -> str:
 
 
 def _table(run: RunLog) -> str:
-    head = ("worker", "late", "compute", "wait", "help", "decode", "apply", "redundant")
+    """Show the columns that have a title for the page, one line per worker."""
+    shown = [
+        column
+        for column in COLUMNS
+        if column.page is not None and not np.isnan(run.columns[column.heading]).all()
+    ]
     rows = []
-    for w in range(run.workers):
-        c: dict[str, Any] = {k: v[:, w] for k, v in run.columns.items()}
-        cells = [str(w), f"{100 * run.late_share()[w]:.0f} %"]
-        for name in ("compute_s", "wait_s", "help_s", "decode_s", "apply_s"):
-            cells.append(f"{1e3 * float(np.nanmean(c[name])):.2f} ms")
-        cells.append(f"{float(np.nansum(c['redundant_passes'])):.0f}")
+    for worker, late in enumerate(run.late_share()):
+        cells = [str(worker), f"{100 * late:.0f} %"]
+        for column in shown:
+            values = run.columns[column.heading][:, worker]
+            if column.unit == "s":
+                cells.append(f"{1e3 * float(np.nanmean(values)):.2f} ms")
+            else:
+                cells.append(f"{float(np.nansum(values)):.0f}")
         rows.append("<tr>" + "".join(f"<td>{x}</td>" for x in cells) + "</tr>")
+    head = ("worker", "late", *(column.page for column in shown))
     titles = "".join(f"<th>{x}</th>" for x in head)
     return f"<table><tr>{titles}</tr>{''.join(rows)}</table>"
 
 
 def _decoder(run: RunLog) -> str:
+    """Return the section on estimates; it is empty if the folder holds none."""
     if not run.estimates:
         return ""
     figures = judged(run.estimates)
@@ -109,6 +120,7 @@ def _decoder(run: RunLog) -> str:
 
 
 def _figure(draw: Callable[[Figure], None], height: float = 3.0) -> str:
+    """Draw a figure; return it as a PNG in base64."""
     figure = Figure(figsize=(10, height), dpi=110)
     FigureCanvasAgg(figure)
     figure.set_layout_engine("constrained")

@@ -1,9 +1,9 @@
-"""Pictures of a run. Imports matplotlib, so it is not imported by the package."""
+"""Pictures of a run. This module imports matplotlib; the package does not."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import matplotlib as mpl
 import numpy as np
@@ -20,12 +20,32 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from codedgrad.lab.traces import Log
-    from codedgrad.monitor.report import RunRecord
+    from codedgrad.monitor.record import RunRecord
 
-_COLUMNS = 600  # more steps than this share columns
-_ABSENT = "#E69F00"  # orange on blues: told apart by all kinds of colour vision
-_PERCENTILE = 99.0  # of the times: one stall must not turn all the rest white
+_COLUMNS = 600  # a picture has at most so many; more steps share columns
+_ABSENT = "#E69F00"  # orange among blues: all kinds of colour vision tell them apart
+# The darkest blue is this percentile of the times: otherwise a single stall would turn
+# everything else white.
+_PERCENTILE = 99.0
+
+
+class StepTimes(Protocol):
+    """A log of the workers' own passes, such as `codedgrad.lab.traces.Log`."""
+
+    @property
+    def source(self) -> str:
+        """The file of the log."""
+
+    @property
+    def steps(self) -> int:
+        """The number of steps."""
+
+    @property
+    def size(self) -> int:
+        """The number of workers."""
+
+    def ratios(self) -> NDArray[np.float64]:
+        """Return time / the step's median, [steps, workers]; NaN: took no part."""
 
 
 def plot_arrivals(
@@ -34,20 +54,21 @@ def plot_arrivals(
     path: Path,
     title: str = "When the workers' gradients arrived",
 ) -> None:
-    """Draw who arrived when, workers x steps, as a PNG.
+    """Draw when each worker's row arrived, workers x steps, as a PNG.
 
-    Colour is the time from the start of the recording worker's step to the arrival
-    of each worker's own row; a row that was there before counts as 0. Absent: not
-    there when the step was decoded without it. On the right, in how many steps.
+    The colour is the time from the start of the recording worker's step to the arrival
+    of the own row of each worker; a row that was there before counts as 0. Orange marks
+    rows that were absent when the step was decoded without them. Bars on the right show
+    in how many steps that was so.
 
     Args:
-        record: of one worker, usually worker 0.
-        workers: n.
-        path: where to write.
-        title: above the picture.
+        record: The record of one worker, usually of worker 0.
+        workers: The number of workers.
+        path: The file to write.
+        title: The line above the picture.
 
     Raises:
-        ConfigError: the record holds no steps.
+        ConfigError: The record holds no steps.
     """
     times = record.arrivals(workers)
     if len(times) == 0:
@@ -65,7 +86,13 @@ def plot_arrivals(
 
 
 def draw_arrivals(figure: Figure, times: NDArray[np.float64], first: int = 0) -> None:
-    """Draw arrival times [steps, workers] in seconds into `figure`; NaN is absent."""
+    """Draw arrival times into `figure`.
+
+    Args:
+        figure: An empty figure.
+        times: The arrival times in seconds [steps, workers]; NaN is absent.
+        first: The number of the first step.
+    """
     workers = times.shape[1]
     absent = np.isnan(times).mean(axis=0)
     shown, group = _grouped(times)
@@ -93,8 +120,12 @@ def draw_arrivals(figure: Figure, times: NDArray[np.float64], first: int = 0) ->
     )
 
 
-def plot_log(log: Log, path: Path, title: str = "") -> None:
-    """Draw a log, workers x steps: time / the step's median; and its distribution."""
+def plot_log(log: StepTimes, path: Path, title: str = "") -> None:
+    """Draw a log of straggling as a PNG.
+
+    On the left stands time / the step's median, workers x steps, on the right its
+    distribution over all workers and over the slowest of each step.
+    """
     ratios = log.ratios()
     shown, group = _grouped(ratios)
     figure = Figure(figsize=(11, 4), dpi=150)
@@ -121,7 +152,12 @@ def plot_log(log: Log, path: Path, title: str = "") -> None:
 
 
 def _grouped(times: NDArray[np.float64]) -> tuple[NDArray[np.float64], int]:
-    """[columns, workers]: the latest of each group of steps; NaN if any is absent."""
+    """Shrink times [steps, workers] to [columns, workers] for a picture.
+
+    Returns:
+        For each group of neighbouring steps the largest time, NaN if one is absent; and
+        the number of steps in a group.
+    """
     group = math.ceil(len(times) / _COLUMNS)
     padding = -len(times) % group
     padded = np.concatenate([times, np.repeat(times[-1:], padding, axis=0)])
@@ -129,6 +165,7 @@ def _grouped(times: NDArray[np.float64]) -> tuple[NDArray[np.float64], int]:
 
 
 def _unit(times: NDArray[np.float64]) -> tuple[float, str]:
+    """Choose a unit for times in seconds: its factor and its name."""
     known = times[~np.isnan(times)]
     if known.size and float(np.percentile(known, _PERCENTILE)) >= 1.0:
         return 1.0, "s"
@@ -136,6 +173,7 @@ def _unit(times: NDArray[np.float64]) -> tuple[float, str]:
 
 
 def _draw(axes: Any, values: NDArray[np.float64], first: int, group: int) -> Any:
+    """Draw values [workers, columns] whose first column begins at step `first`."""
     blues = mpl.colormaps["Blues"](np.linspace(0.12, 1.0, 256))
     colors = LinearSegmentedColormap.from_list("arrivals", blues).with_extremes(
         bad=_ABSENT

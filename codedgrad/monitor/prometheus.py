@@ -1,54 +1,49 @@
-"""Metrics for Prometheus' node exporter: a text file, no server."""
+"""Metrics for Prometheus' node exporter, in a text file; no server is needed."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from codedgrad.monitor.report import COLUMNS
+
 if TYPE_CHECKING:
+    from codedgrad.monitor.columns import Column, Metric
     from codedgrad.monitor.report import StepReport
 
-_TOTALS = {
-    "step_seconds": "step_s",
-    "compute_seconds": "compute_s",
-    "wait_seconds": "wait_s",
-    "help_seconds": "help_s",
-    "backpressure_seconds": "backpressure_s",
-    "decode_seconds": "decode_s",
-    "redundant_passes": "redundant_passes",
-    "abandoned_passes": "abandoned",
-    "fast_forwarded_steps": "fast_forwarded",
-    "settled_slices": "settled",
-    "refused_rows": "refused",
-}
-# Sums over slices: of the settled ones, and of those whose true error is known.
-_ERRORS = ("predicted_error", "true_error", "true_error_slices")
+_METRICS = [(column, metric) for column in COLUMNS for metric in column.metrics]
+_COUNTERS = [pair for pair in _METRICS if pair[1].kind == "counter"]
+_GAUGES = [pair for pair in _METRICS if pair[1].kind == "gauge"]
 
 
 class PrometheusFile:
-    """Totals since the start, rewritten as a whole every few steps.
+    """Writes totals since the start of the run every few steps.
 
-    Point the node exporter's `--collector.textfile.directory` at the folder. Names end
-    in .prom; a file is replaced in one move, so that no half of it is ever read.
+    The option `--collector.textfile.directory` of the node exporter must point at the
+    file's folder, and the name of the file must end in `.prom`. The file is replaced in
+    one move, so nobody ever reads half of it.
     """
 
     def __init__(self, path: str | Path, worker: int, every: int = 10) -> None:
-        """Write `path`, a different one for each worker of a machine."""
+        """Prepare the file and create its folder.
+
+        Args:
+            path: The file; each worker of a machine needs one of its own.
+            worker: The number of the worker, which labels the metrics.
+            every: The number of steps from one writing to the next.
+        """
         self._path = Path(path)
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._labels = f'{{worker="{worker}"}}'
         self._every = every
-        self._totals = dict.fromkeys((*_TOTALS, *_ERRORS), 0.0)
+        self._totals = {metric.full_name: 0.0 for _, metric in _COUNTERS}
         self._steps = 0
         self._last: StepReport | None = None
 
     def step(self, report: StepReport) -> None:
-        """Count one step."""
-        for name, attribute in _TOTALS.items():
-            self._totals[name] += float(getattr(report, attribute))
-        self._totals["predicted_error"] += report.settled * report.predicted_error
-        self._totals["true_error"] += sum(error for _, error in report.true_errors)
-        self._totals["true_error_slices"] += len(report.true_errors)
+        """Count a step."""
+        for column, metric in _COUNTERS:
+            self._totals[metric.full_name] += _value(column, metric, report)
         self._steps += 1
         self._last = report
         if self._steps % self._every == 0:
@@ -57,13 +52,21 @@ class PrometheusFile:
     def write(self) -> None:
         """Write the file now."""
         lines = []
-        values = {"steps": float(self._steps), **self._totals}
-        for name, value in values.items():
-            lines.append(f"# TYPE codedgrad_{name}_total counter")
-            lines.append(f"codedgrad_{name}_total{self._labels} {value:.9g}")
+        for name, total in self._totals.items():
+            lines += self._metric(name, "counter", total)
         if self._last is not None:
-            lines.append("# TYPE codedgrad_loss gauge")
-            lines.append(f"codedgrad_loss{self._labels} {self._last.loss:.9g}")
+            for column, metric in _GAUGES:
+                value = _value(column, metric, self._last)
+                lines += self._metric(metric.full_name, "gauge", value)
         scratch = self._path.with_suffix(".tmp")
         scratch.write_text("\n".join(lines) + "\n")
         scratch.replace(self._path)
+
+    def _metric(self, name: str, kind: str, value: float) -> list[str]:
+        return [f"# TYPE {name} {kind}", f"{name}{self._labels} {value:.9g}"]
+
+
+def _value(column: Column, metric: Metric, report: StepReport) -> float:
+    if metric.value is not None:
+        return metric.value(report)
+    return float(getattr(report, column.name))

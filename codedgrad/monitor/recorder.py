@@ -1,43 +1,59 @@
-"""Record a run's own log: seconds of compute, measured before the exchange."""
+"""The writer of a run's log: what each step of one worker took, one line per step."""
 
 from __future__ import annotations
 
+import csv
+import math
 import time
+from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from codedgrad.errors import ConfigError
+from codedgrad.monitor.report import LOGGED
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from codedgrad.monitor.columns import Column
     from codedgrad.monitor.report import StepReport
 
-_FLUSH_EVERY_S = 1.0  # what a killed worker may lose
-COLUMNS = (
-    *("step", "worker", "seconds", "done", "begin_s", "step_s", "compute_s"),
-    *("send_s", "help_s", "wait_s", "backpressure_s", "decode_s", "apply_s"),
-    *("redundant_passes", "abandoned", "fast_forwarded", "loss", "arrivals"),
+_FLUSH_EVERY_S = 1.0  # a killed worker loses at most this much of its log
+_STEP, *_OTHERS = LOGGED
+_values = attrgetter(*(column.name for column in LOGGED))
+HEADER = (
+    _STEP.heading,
+    *("worker", "seconds", "done"),  # these are the log's own, see `Recorder`
+    *(column.heading for column in _OTHERS),
 )
 
 
 class Recorder:
-    """Writes FOLDER/worker-<rank>.csv, one worker's part; `read(FOLDER)` joins them.
+    """Writes FOLDER/worker-<rank>.csv, the log of one worker.
 
-    One line per step. `seconds` are of the worker's own required work. Where it was
-    abandoned they are what it would have taken at the speed so far (`done`: the share
-    that was done); of a step that was over before the worker began they are NaN. The
-    other columns are those of `StepReport`; arrivals on worker 0 only.
+    `codedgrad.monitor.runlog.read_run(FOLDER)` joins the logs of all workers. Each line
+    begins with
+
+        step, worker   The numbers of the step and of this worker.
+        seconds        The time of the worker's own required passes. If the worker
+                       abandoned them, it is the time that they would have taken at the
+                       speed so far; it is NaN if the step was over before the worker
+                       began it.
+        done           The share of the required passes that was done.
+
+    The other columns are fields of `StepReport`.
     """
 
     def __init__(self, folder: str | Path, worker: int) -> None:
-        """Make the folder; every worker writes a file of its own.
+        """Create the folder and this worker's file in it.
 
         Raises:
-            ConfigError: the folder cannot be written, or holds another run.
+            ConfigError: The folder cannot be written, or it holds another run.
         """
         path = Path(folder) / f"worker-{worker}.csv"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("x", encoding="utf-8")
+            self._file = path.open("x", encoding="utf-8", newline="")
         except FileExistsError:
             raise ConfigError(
                 f"{path} exists: this folder holds the log of another run; name a new "
@@ -45,37 +61,49 @@ class Recorder:
             ) from None
         except OSError as error:
             raise ConfigError(f"the log {path} cannot be written: {error}") from error
-        self._worker = worker
-        self._lines = [",".join(COLUMNS) + "\n"]
+        self._worker = str(worker)
+        self._texts = [_text_of(column, worker) for column in LOGGED]
+        self._writer = csv.writer(self._file, lineterminator="\n")
+        self._lines: list[tuple[str, ...]] = [HEADER]
         self.flush()
 
     def step(self, report: StepReport, done: float) -> None:
-        """Add a line; `done`: share of the own work that was done."""
-        r = report
-        own_s = r.compute_s / done if done > 0.0 else r.compute_s  # then: at least
-        seconds = float("nan") if r.fast_forwarded else own_s
-        arrivals = ""
-        if self._worker == 0:
-            arrivals = " ".join(f"{w}:{t:.6g}" for w, t in r.arrivals_s.items())
-        self._lines.append(
-            f"{r.step},{self._worker},{seconds:.6g},{done:.3g},{r.begin_s:.6f},"
-            f"{r.step_s:.6g},{r.compute_s:.6g},{r.send_s:.6g},{r.help_s:.6g},"
-            f"{r.wait_s:.6g},{r.backpressure_s:.6g},{r.decode_s:.6g},{r.apply_s:.6g},"
-            f"{r.redundant_passes},{int(r.abandoned)},{int(r.fast_forwarded)},"
-            f"{r.loss:.6g},{arrivals}\n"
+        """Add the line of a step.
+
+        Args:
+            report: The report of the step.
+            done: The share of the own required passes that was done.
+        """
+        # If nothing was done, the time so far is all that is known: a lower bound.
+        own_s = report.compute_s / done if done > 0.0 else report.compute_s
+        seconds = math.nan if report.fast_forwarded else own_s
+        step, *others = (
+            text(x) for text, x in zip(self._texts, _values(report), strict=True)
         )
+        own = f"{seconds:.6g}", f"{done:.3g}"
+        self._lines.append((step, self._worker, *own, *others))
         if time.monotonic() - self._flushed >= _FLUSH_EVERY_S:
             self.flush()
 
     def flush(self) -> None:
-        """Hand what there is to the operating system."""
-        self._file.writelines(self._lines)
+        """Hand all lines so far to the operating system."""
+        self._writer.writerows(self._lines)
         self._file.flush()
         self._lines.clear()
         self._flushed = time.monotonic()
 
     def close(self) -> None:
-        """Write the rest; again: nothing."""
+        """Write the remaining lines and close the file; a second call does nothing."""
         if not self._file.closed:
             self.flush()
             self._file.close()
+
+
+def _text_of(column: Column, worker: int) -> Callable[[Any], str]:
+    """Return the function that writes a value of `column` in the log of `worker`."""
+    if column.kind == "number":
+        return f"{{:{column.log}}}".format
+    if worker != 0:  # one worker's view of all the others is enough
+        return lambda _: ""
+    pair = f"{{}}:{{:{column.log}}}".format
+    return lambda values: " ".join([pair(w, value) for w, value in values.items()])

@@ -1,214 +1,220 @@
-"""What happened, step by step, as one worker saw it."""
+"""What happened in a step, as one worker saw it, and where each figure goes.
+
+`StepReport` holds the figures of a step. `COLUMNS` names for each of them its places:
+the log, the metrics for Prometheus, the scalars for TensorBoard, the page of
+`codedgrad report`, the saved record. Every writer and reader goes by this table, so a
+new figure takes a field, a line of the table, and the code that computes it.
+"""
 
 from __future__ import annotations
 
-import csv
-import math
-import statistics
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import dataclass, fields
 
-import numpy as np
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
-
-    from numpy.typing import NDArray
+from codedgrad.monitor.columns import Column, Metric
 
 
-class Estimate(NamedTuple):
-    """A slice of one bucket that this worker, its owner, settled for.
-
-    Errors are relative and squared: |estimate - sum|^2 / |sum|^2.
-
-    Attributes:
-        step: its number.
-        bucket: its number.
-        missing: share of the batch that had not arrived.
-        predicted: the error that the decoder expected.
-        bound: which the error was to stay below.
-        truth: the error, known once all late rows have come; NaN before.
-    """
-
-    step: int
-    bucket: int
-    missing: float
-    predicted: float
-    bound: float
-    truth: float = math.nan
-
-    @property
-    def known(self) -> bool:
-        """Is the true error known?"""
-        return not math.isnan(self.truth)
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class StepReport:
-    """One step on this worker. Seconds, from the start of `backward`.
+    """One step on one worker. Times are in seconds.
+
+    The order of the fields is the order of the columns in the log.
 
     Attributes:
-        step: its number.
-        begin_s: when it began, seconds of the system's clock.
-        step_s: all of `backward`.
-        compute_s: own required passes (until abandoned).
-        wait_s: from then on until decoded, redundant passes included.
-        backpressure_s: waited because another worker lags a whole window.
-        help_s: of wait_s, in redundant passes.
-        send_s: of compute_s and wait_s, handing rows to the engine.
-        decode_s: the engine's thread summing this worker's slices, beside all this.
-        apply_s: since the previous `backward`: optimizer, schedule, whatever the
-            script does.
-        redundant_passes: back-up items started here.
-        abandoned: a pass was left unfinished because it was not needed any more.
-        fast_forwarded: decoded before this worker began.
-        loss: mean over the batch.
-        arrivals_s: worker -> when its own row arrived here; absent: not before the
-            end of the step.
-        settled: own slices for which an estimate was taken; 0 in an exact session.
-        missing: share of the batch that they lacked, their mean.
-        predicted_error: of their estimates, the mean.
-        true_errors: (step, error) of estimates, own slices of earlier steps mostly,
-            whose late rows have come since the last report.
-        refused: rows with NaN or Inf that were refused here.
+        step: The number of the step.
+        begin_s: The time of the system's clock at which `backward` began.
+        step_s: The duration of `backward`.
+        compute_s: The part of `step_s` in the worker's own required passes, until the
+            worker abandoned them if it did.
+        send_s: The part of `compute_s` and `wait_s` in which rows were handed to the
+            engine.
+        help_s: The part of `wait_s` in redundant passes.
+        wait_s: The time from the end of the own passes until the step was decoded;
+            redundant passes are included.
+        backpressure_s: The time before the own passes in which the worker waited
+            because another one lagged by a whole window.
+        decode_s: The time in which the engine's thread summed this worker's slices;
+            that runs beside everything else.
+        apply_s: The time since the previous `backward`: the optimizer, the schedule
+            and whatever else the script does.
+        redundant_passes: The number of passes for others that this worker began.
+        abandoned: Whether the worker left a pass unfinished because it was not needed
+            any more.
+        fast_forwarded: Whether the step was decoded before this worker began it.
+        loss: The mean loss of the batch.
+        arrivals_s: The time from the start of `backward` until the own row of each
+            worker arrived at this one, by worker. A worker is absent if its row did
+            not arrive before the end of the step.
+        settled: The number of own slices for which the worker took an estimate; it is
+            0 in an exact session.
+        refused: The number of workers whose rows held NaN or Inf and were refused at
+            this worker, counted once per step.
+        missing: The share of the batch that the estimated slices lacked, on average.
+        predicted_error: The relative squared error that the decoder predicted for the
+            estimated slices, on average.
+        true_errors: Pairs of a step and the relative squared error of one estimate.
+            They belong to estimates, mostly of earlier steps, whose late rows have all
+            arrived since the last report.
     """
 
     step: int
+    begin_s: float = 0.0
     step_s: float
     compute_s: float
+    send_s: float = 0.0
+    help_s: float = 0.0
     wait_s: float
     backpressure_s: float
+    decode_s: float = 0.0
+    apply_s: float = 0.0
     redundant_passes: int
     abandoned: bool
     fast_forwarded: bool
     loss: float
     arrivals_s: dict[int, float]
-    begin_s: float = 0.0
-    help_s: float = 0.0
-    send_s: float = 0.0
-    decode_s: float = 0.0
-    apply_s: float = 0.0
     settled: int = 0
+    refused: int = 0
     missing: float = 0.0
     predicted_error: float = 0.0
     true_errors: tuple[tuple[int, float], ...] = ()
-    refused: int = 0
 
 
-class RunRecord:
-    """The reports of a run, the latest `limit` of them, and as many estimates."""
+# The order of this table is the order of the metrics and of the page's columns.
+COLUMNS: tuple[Column, ...] = (
+    Column(
+        "step",
+        log="d",
+        metrics=(Metric("steps", "Steps of this worker.", value=lambda _: 1.0),),
+        saved=True,
+    ),
+    Column("begin_s", "s", log=".6f"),
+    Column(
+        "step_s",
+        "s",
+        log=".6g",
+        metrics=(Metric("step_seconds", "Time in `backward`."),),
+        tag="straggler/step_s",
+        saved=True,
+    ),
+    Column(
+        "compute_s",
+        "s",
+        log=".6g",
+        metrics=(Metric("compute_seconds", "Time in the own required passes."),),
+        page="compute",
+        saved=True,
+    ),
+    Column("send_s", "s", log=".6g"),
+    Column(
+        "wait_s",
+        "s",
+        log=".6g",
+        metrics=(Metric("wait_seconds", "Time from there until steps were decoded."),),
+        tag="straggler/wait_s",
+        page="wait",
+        saved=True,
+    ),
+    Column(
+        "help_s",
+        "s",
+        log=".6g",
+        metrics=(Metric("help_seconds", "Time in redundant passes."),),
+        page="help",
+    ),
+    Column(
+        "backpressure_s",
+        "s",
+        log=".6g",
+        metrics=(Metric("backpressure_seconds", "Time lost to a full window."),),
+        tag="straggler/backpressure_s",
+    ),
+    Column(
+        "decode_s",
+        "s",
+        log=".6g",
+        metrics=(Metric("decode_seconds", "Time of the engine in summing slices."),),
+        page="decode",
+    ),
+    Column("apply_s", "s", log=".6g", page="apply"),
+    Column(
+        "redundant_passes",
+        log="d",
+        metrics=(Metric("redundant_passes", "Passes begun for other workers."),),
+        tag="straggler/redundant_passes",
+        page="redundant",
+    ),
+    Column(
+        "abandoned",
+        log="d",
+        metrics=(Metric("abandoned_passes", "Steps with an unfinished pass."),),
+    ),
+    Column(
+        "fast_forwarded",
+        log="d",
+        metrics=(Metric("fast_forwarded_steps", "Steps decoded before the begin."),),
+    ),
+    Column(
+        "loss",
+        log=".6g",
+        metrics=(Metric("loss", "Mean loss of the last batch.", kind="gauge"),),
+        tag="train/loss",
+        saved=True,
+    ),
+    Column(
+        "arrivals_s",
+        "s",
+        kind="by worker",
+        log=".6g",
+        log_name="arrivals",
+        tag="straggler/missing",
+        saved=True,
+    ),
+    Column(
+        "settled",
+        metrics=(Metric("settled_slices", "Own slices that were estimated."),),
+        tag="decoder/settled",
+        of_estimates=True,
+    ),
+    Column(
+        "refused",
+        metrics=(Metric("refused_rows", "Rows that were refused for NaN or Inf."),),
+    ),
+    Column("missing", tag="decoder/missing", of_estimates=True),
+    Column(
+        "predicted_error",
+        metrics=(
+            Metric(
+                "predicted_error",
+                "Predicted errors of the estimated slices, summed.",
+                value=lambda report: report.settled * report.predicted_error,
+            ),
+        ),
+        tag="decoder/predicted_error",
+        of_estimates=True,
+    ),
+    Column(
+        "true_errors",
+        kind="by step",
+        metrics=(
+            Metric(
+                "true_error",
+                "True errors of the estimated slices, summed where known.",
+                value=lambda report: sum(error for _, error in report.true_errors),
+            ),
+            Metric(
+                "true_error_slices",
+                "Estimated slices whose true error is known.",
+                value=lambda report: len(report.true_errors),
+            ),
+        ),
+        tag="decoder/true_error",
+    ),
+)
 
-    def __init__(self, limit: int = 100_000) -> None:
-        """Keep at most `limit` steps and estimates."""
-        self._limit = limit
-        self.reports: list[StepReport] = []
-        self.late_rows: dict[int, int] = {}  # by worker
-        self.refused_rows: dict[int, int] = {}  # by worker
-        self._estimates: dict[tuple[int, int], Estimate] = {}
 
-    def append(self, report: StepReport) -> None:
-        """Add a step."""
-        self.reports.append(report)
-        if len(self.reports) > self._limit:
-            del self.reports[: self._limit // 10]
-
-    def late(self, worker: int) -> None:
-        """A worker's own row came after its step was over."""
-        self.late_rows[worker] = self.late_rows.get(worker, 0) + 1
-
-    def refused(self, worker: int) -> None:
-        """A row of a worker was refused."""
-        self.refused_rows[worker] = self.refused_rows.get(worker, 0) + 1
-
-    def settle(self, estimate: Estimate) -> None:
-        """Add an estimate, or the same one again with the truth."""
-        self._estimates[estimate.step, estimate.bucket] = estimate
-        if len(self._estimates) > self._limit:
-            for oldest in list(self._estimates)[: self._limit // 10]:
-                del self._estimates[oldest]
-
-    @property
-    def estimates(self) -> list[Estimate]:
-        """What this worker settled for, the latest of it."""
-        return list(self._estimates.values())
-
-    def decoder_summary(self) -> dict[str, float | int | None]:
-        """How the decoder did on this worker's slices.
-
-        settled: slices; known: those whose true error is known; missing, predicted:
-        means over all; true: mean over the known ones; calibration: the mean predicted
-        error of the known ones over `true`; exceeded: share of the known ones whose
-        true error is above its bound; refused_rows. None: nothing to tell it from.
-        """
-        refused = sum(self.refused_rows.values())
-        return {**judged(self.estimates), "refused_rows": refused}
-
-    def save_estimates(self, path: Path) -> None:
-        """Write a CSV, one line per estimate.
-
-        As FOLDER/decoder-<rank>.csv of a run's log it becomes a section of
-        `codedgrad report FOLDER`.
-        """
-        with path.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(Estimate._fields)
-            writer.writerows(self._estimates.values())
-
-    def arrivals(self, workers: int) -> NDArray[np.float64]:
-        """Seconds [steps, workers]; NaN where the row was not there at the end."""
-        times = np.full((len(self.reports), workers), np.nan)
-        for i, report in enumerate(self.reports):
-            for worker, seconds in report.arrivals_s.items():
-                times[i, worker] = seconds
-        return times
-
-    def save(self, path: Path, workers: int) -> None:
-        """Write an .npz: step, step_s, compute_s, wait_s, loss, arrivals_s."""
-        columns: dict[str, Any] = {
-            name: np.array([getattr(r, name) for r in self.reports])
-            for name in ("step", "step_s", "compute_s", "wait_s", "loss")
-        }
-        np.savez_compressed(path, arrivals_s=self.arrivals(workers), **columns)
-
-    def summary(self, skip: int = 0) -> dict[str, Any]:
-        """Medians and counts, without the first `skip` steps.
-
-        With "decoder", see `decoder_summary`, if it had anything to do.
-        """
-        kept = self.reports[skip:] or self.reports
-        if not kept:
-            return {"steps": 0}
-        out: dict[str, Any] = {
-            "steps": len(self.reports),
-            "step_s": statistics.median(r.step_s for r in kept),
-            "step_s_mean": statistics.fmean(r.step_s for r in kept),
-            "compute_s": statistics.median(r.compute_s for r in kept),
-            "wait_s": statistics.median(r.wait_s for r in kept),
-            "redundant_passes": sum(r.redundant_passes for r in self.reports),
-            "abandoned": sum(r.abandoned for r in self.reports),
-            "fast_forwarded": sum(r.fast_forwarded for r in self.reports),
-        }
-        if self._estimates or self.refused_rows:
-            out["decoder"] = self.decoder_summary()
-        return out
+def _logged() -> tuple[Column, ...]:
+    by_name = {column.name: column for column in COLUMNS}
+    columns = (by_name[field.name] for field in fields(StepReport))
+    return tuple(column for column in columns if column.log is not None)
 
 
-def judged(estimates: Sequence[Estimate]) -> dict[str, float | int | None]:
-    """The figures of `RunRecord.decoder_summary`, of any estimates."""
-    known = [e for e in estimates if e.known]
-    true = _mean([e.truth for e in known])
-    expected = _mean([e.predicted for e in known])
-    return {
-        "settled": len(estimates),
-        "known": len(known),
-        "missing": _mean([e.missing for e in estimates]),
-        "predicted": _mean([e.predicted for e in estimates]),
-        "true": true,
-        "calibration": expected / true if true and expected is not None else None,
-        "exceeded": _mean([float(e.truth > e.bound) for e in known]),
-    }
-
-
-def _mean(values: list[float]) -> float | None:
-    return statistics.fmean(values) if values else None
+LOGGED = _logged()  # the columns of the log, in the order of the fields

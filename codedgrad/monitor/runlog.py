@@ -1,4 +1,4 @@
-"""A recorded run: every column of every worker's log, as arrays."""
+"""The reader of a run's log: every column of every worker, as arrays."""
 
 from __future__ import annotations
 
@@ -10,79 +10,92 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from codedgrad.errors import ConfigError
-from codedgrad.monitor.report import Estimate
+from codedgrad.monitor.record import Estimate
+from codedgrad.monitor.report import LOGGED
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from numpy.typing import NDArray
 
-_NUMBERS = (
-    *(
-        "seconds",
-        "done",
-        "begin_s",
-        "step_s",
-        "compute_s",
-        "send_s",
-        "help_s",
-        "wait_s",
-    ),
-    *("backpressure_s", "decode_s", "apply_s", "redundant_passes", "abandoned"),
-    *("fast_forwarded", "loss"),
-)
-_SLOW = 1.5  # times the step's median
+_STEP, *_OTHERS = LOGGED
+_NUMBERS = ("seconds", "done", *(c.heading for c in _OTHERS if c.kind == "number"))
+_BY_WORKER = {c.heading: c.name for c in _OTHERS if c.kind == "by worker"}
+_NEW = {c.heading for c in _OTHERS if not c.in_old_logs}
+_SLOW = 1.5  # a worker is slow above this many times the step's median
 
 
 @dataclass(frozen=True)
 class RunLog:
-    """Columns of `CodedGradient(..., log=FOLDER)`.
+    """The log that `CodedGradient(..., log=FOLDER)` wrote.
 
     Attributes:
-        name: the folder.
-        steps: int [steps], their numbers.
-        columns: float64 [steps, workers] by name; NaN where a worker has no line.
-        arrivals_s: [steps, workers], as worker 0 saw them; NaN: absent.
-        estimates: of the workers that wrote `RunRecord.save_estimates`.
+        name: The folder.
+        steps: The numbers of the steps, int [steps].
+        columns: The columns of the log by name, float64 [steps, workers]. They are NaN
+            where a worker has no line.
+        by_worker: The columns "by worker" by name, as worker 0 saw them, float64
+            [steps, workers]. They are NaN where worker 0 has no value.
+        estimates: The estimates of the workers that wrote
+            `RunRecord.save_estimates` into the folder.
     """
 
     name: str
     steps: NDArray[np.int64]
     columns: dict[str, NDArray[np.float64]]
-    arrivals_s: NDArray[np.float64]
+    by_worker: dict[str, NDArray[np.float64]]
     estimates: list[Estimate] = field(default_factory=list)
 
     @property
+    def arrivals_s(self) -> NDArray[np.float64]:
+        """The times at which own rows arrived at worker 0, [steps, workers]."""
+        return self.by_worker["arrivals_s"]
+
+    @property
     def workers(self) -> int:
-        """Number of workers."""
+        """The number of workers."""
         return int(self.arrivals_s.shape[1])
 
     @property
     def loss(self) -> NDArray[np.float64]:
-        """[steps]: of the batch; the same on every worker."""
+        """The loss of the batch [steps], which is the same on every worker."""
         return np.asarray(np.nanmax(self.columns["loss"], axis=1))
 
     def elapsed_s(self) -> NDArray[np.float64]:
-        """[steps]: from the run's begin to each step's end."""
+        """Return the time [steps] from the begin of the run to each step's end."""
         ends = np.nanmax(self.columns["begin_s"] + self.columns["step_s"], axis=1)
         return np.asarray(ends - np.nanmin(self.columns["begin_s"]))
 
     def measured_s(self) -> NDArray[np.float64]:
-        """[steps]: median over the workers that were not fast-forwarded."""
+        """Return the duration of each step [steps].
+
+        It is the median over the workers that were not fast-forwarded.
+        """
         forwarded = self.columns["fast_forwarded"] > 0
         times = np.where(forwarded, np.nan, self.columns["step_s"])
         return np.asarray(np.nanmedian(times, axis=1))
 
     def everybody_s(self) -> NDArray[np.float64]:
-        """[steps]: if all had been waited for, the slowest one's own work."""
+        """Return the time [steps] that the slowest worker's own passes took.
+
+        A step that waits for everybody takes at least this long.
+        """
         return np.asarray(np.nanmax(self.columns["seconds"], axis=1))
 
     def bound_s(self) -> NDArray[np.float64]:
-        """[steps]: a perfect division of the work, n / sum(1 / seconds)."""
+        """Return the duration [steps] under a perfect division of the work.
+
+        With s_i seconds for the own passes of worker i it is n / sum_i (1 / s_i).
+        """
         seconds = self.columns["seconds"]
         count = (~np.isnan(seconds)).sum(axis=1)
         return np.asarray(count / np.nansum(1.0 / seconds, axis=1))
 
     def late_share(self) -> NDArray[np.float64]:
-        """[workers]: share of the steps in which a worker was slow or left behind."""
+        """Return the share of the steps in which a worker was late [workers].
+
+        It was late if it was slow or if the step was over before it began.
+        """
         seconds = self.columns["seconds"]
         median = np.nanmedian(seconds, axis=1, keepdims=True)
         with np.errstate(invalid="ignore"):
@@ -94,7 +107,7 @@ def read_run(folder: str | Path) -> RunLog:
     """Read the folder of a run.
 
     Raises:
-        ConfigError: it is no such folder, or a line of it is broken.
+        ConfigError: The folder holds no log, or a line of it is broken.
     """
     folder = Path(folder)
     parts = sorted(folder.glob("worker-*.csv"))
@@ -103,23 +116,47 @@ def read_run(folder: str | Path) -> RunLog:
             f"{folder} holds no worker-*.csv; wanted the folder that was given as "
             f"CodedGradient(..., log=FOLDER)"
         )
-    rows = [row for part in parts for row in _rows(part)]
-    if not rows:
+    lines = [line for part in parts for line in _lines(part)]
+    if not lines:
         raise ConfigError(f"{folder}: the run has recorded no step")
-    numbers = sorted({row["step"] for row in rows})
-    place = {step: i for i, step in enumerate(numbers)}
-    workers = 1 + max(row["worker"] for row in rows)
-    shape = (len(numbers), workers)
+    steps = sorted({line["step"] for line in lines})
+    place = {step: i for i, step in enumerate(steps)}
+    shape = (len(steps), 1 + max(line["worker"] for line in lines))
     columns = {name: np.full(shape, np.nan) for name in _NUMBERS}
-    arrivals = np.full(shape, np.nan)
-    for row in rows:
-        at = place[row["step"]], row["worker"]
-        for name in _NUMBERS:
-            columns[name][at] = row[name]
-        for worker, seconds in row["arrivals"]:
-            arrivals[at[0], worker] = seconds
+    by_worker = {name: np.full(shape, np.nan) for name in _BY_WORKER.values()}
+    for line in lines:
+        i, worker = place[line["step"]], line["worker"]
+        for name, values in columns.items():
+            values[i, worker] = line[name]
+        for heading, name in _BY_WORKER.items():
+            for other, value in line[heading]:
+                by_worker[name][i, other] = value
     estimates = [e for p in sorted(folder.glob("decoder-*.csv")) for e in _estimates(p)]
-    return RunLog(str(folder), np.array(numbers), columns, arrivals, estimates)
+    return RunLog(str(folder), np.array(steps), columns, by_worker, estimates)
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Read one worker's log, a line at a time."""
+    with path.open(encoding="utf-8", newline="") as file:
+        reader = csv.DictReader(file)
+        for row in reader:
+            # A cell is None where a line is cut short, and absent where the whole
+            # column is; only columns that older versions did not write may be absent.
+            for heading in _NEW.difference(row):
+                row[heading] = "nan" if heading in _NUMBERS else ""
+            try:
+                line: dict[str, Any] = {name: float(row[name]) for name in _NUMBERS}
+                line["step"], line["worker"] = int(row["step"]), int(row["worker"])
+                line |= {heading: _pairs(row[heading]) for heading in _BY_WORKER}
+            except (KeyError, TypeError, ValueError) as error:
+                raise _broken(path, reader.line_num, error) from error
+            yield line
+
+
+def _pairs(text: str | None) -> list[tuple[int, float]]:
+    """Read `worker:value` pairs."""
+    pairs = [pair.split(":") for pair in (text or "").split()]
+    return [(int(worker), float(value)) for worker, value in pairs]
 
 
 def _estimates(path: Path) -> list[Estimate]:
@@ -140,19 +177,3 @@ def _broken(path: Path, line: int, error: Exception) -> ConfigError:
         f"{path}, line {line}: {error!r}; the file is cut short or not a recording of "
         f"this version"
     )
-
-
-def _rows(path: Path) -> list[dict[str, Any]]:
-    out: list[dict[str, Any]] = []
-    with path.open(encoding="utf-8", newline="") as file:
-        reader = csv.DictReader(file)
-        for row in reader:
-            try:
-                line: dict[str, Any] = {name: float(row[name]) for name in _NUMBERS}
-                line["step"], line["worker"] = int(row["step"]), int(row["worker"])
-                pairs = [pair.split(":") for pair in (row["arrivals"] or "").split()]
-                line["arrivals"] = [(int(w), float(t)) for w, t in pairs]
-            except (KeyError, TypeError, ValueError) as error:
-                raise _broken(path, reader.line_num, error) from error
-            out.append(line)
-    return out

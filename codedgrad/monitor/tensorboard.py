@@ -1,4 +1,4 @@
-"""TensorBoard scalars of a run. Imports tensorboard, so not with the package."""
+"""TensorBoard files of a run. This module imports tensorboard; the package does not."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from codedgrad.errors import EnvironmentSetupError
+from codedgrad.monitor.report import COLUMNS
 
 try:
     from torch.utils.tensorboard import SummaryWriter
@@ -19,61 +20,66 @@ except ImportError as error:
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from codedgrad.monitor.report import RunRecord, StepReport
+    from codedgrad.monitor.columns import Column
+    from codedgrad.monitor.record import RunRecord
+    from codedgrad.monitor.report import StepReport
 
 
 class TensorBoardMonitor:
-    """Writes the reports of one worker, usually worker 0."""
+    """Writes the reports of one worker, usually of worker 0."""
 
     def __init__(self, log_dir: str | Path, workers: int | None = None) -> None:
-        """Write to `log_dir`, which is made if it does not exist.
+        """Open the files.
 
         Args:
-            log_dir: for `tensorboard --logdir`.
-            workers: n; the highest worker heard of so far if None.
+            log_dir: The folder for `tensorboard --logdir`; it is created if needed.
+            workers: The number of workers. None stands for the highest worker whose
+                rows have arrived so far, plus one.
         """
         self._writer = SummaryWriter(str(log_dir))
         self._workers = workers or 0
-        self._estimates = False  # of no step so far
+        self._estimates = False  # whether any step so far was estimated
 
     def step(self, report: StepReport, lr: float | None = None) -> None:
-        """Write one step.
+        """Write the scalars of a step.
 
-        train/loss, train/lr; straggler/step_s, wait_s, backpressure_s (seconds),
-        straggler/redundant_passes, straggler/missing: workers whose own rows were not
-        there when the step was over. Where steps are estimated also decoder/settled
-        (own slices), missing, predicted_error, and true_error, of the step it belongs
-        to, once it is known.
+        They are train/loss and train/lr; straggler/step_s, wait_s and backpressure_s in
+        seconds; straggler/redundant_passes; and straggler/missing, the number of
+        workers whose own rows were not there when the step was over. From the first
+        estimate on there is decoder/settled, the number of own slices that were
+        estimated, and in steps with estimates decoder/missing and
+        decoder/predicted_error. decoder/true_error follows once it is known, under the
+        number of the step to which it belongs.
+
+        Args:
+            report: The report of the step.
+            lr: The learning rate, if it is to be written.
         """
-        arrived = report.arrivals_s
-        self._workers = max(self._workers, 1 + max(arrived, default=-1))
-        scalars = {
-            "train/loss": report.loss,
-            "straggler/step_s": report.step_s,
-            "straggler/wait_s": report.wait_s,
-            "straggler/redundant_passes": report.redundant_passes,
-            "straggler/backpressure_s": report.backpressure_s,
-            "straggler/missing": self._workers - len(arrived),
-        }
-        if lr is not None:
-            scalars["train/lr"] = lr
+        self._workers = max(self._workers, 1 + max(report.arrivals_s, default=-1))
         self._estimates = self._estimates or report.settled > 0
-        if self._estimates:
-            scalars["decoder/settled"] = report.settled
-        if report.settled:
-            scalars["decoder/missing"] = report.missing
-            scalars["decoder/predicted_error"] = report.predicted_error
-        for name, value in scalars.items():
-            self._writer.add_scalar(name, value, report.step)
-        errors: dict[int, list[float]] = {}
-        for step, error in report.true_errors:
-            errors.setdefault(step, []).append(error)
-        for step, values in errors.items():
-            mean = statistics.fmean(values)
-            self._writer.add_scalar("decoder/true_error", mean, step)
+        for column in COLUMNS:
+            if column.tag is not None:
+                for step, value in self._points(column, report).items():
+                    self._writer.add_scalar(column.tag, value, step)
+        if lr is not None:
+            self._writer.add_scalar("train/lr", lr, report.step)
+
+    def _points(self, column: Column, report: StepReport) -> dict[int, float]:
+        """Return the values of a column that are to be written, by step."""
+        value = getattr(report, column.name)
+        if column.kind == "by step":
+            values: dict[int, list[float]] = {}
+            for step, one in value:
+                values.setdefault(step, []).append(one)
+            return {step: statistics.fmean(some) for step, some in values.items()}
+        if column.kind == "by worker":
+            return {report.step: self._workers - len(value)}
+        # A count of estimates may be 0, an error of none has no meaning.
+        exists = self._estimates if column.name == "settled" else report.settled > 0
+        return {report.step: value} if exists or not column.of_estimates else {}
 
     def picture(self, record: RunRecord, workers: int) -> None:
-        """Write the heat map of arrivals, workers x steps, as an image."""
+        """Write the heat map of arrivals as an image, workers x steps."""
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
 
@@ -91,5 +97,5 @@ class TensorBoardMonitor:
         self._writer.add_image("straggler/arrivals", pixels, last, dataformats="HWC")
 
     def close(self) -> None:
-        """Write what is left and close the file."""
+        """Write what is left and close the files."""
         self._writer.close()

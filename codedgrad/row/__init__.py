@@ -1,1 +1,4 @@
-"""What a row is, on one worker: its layout, and how gradients get into it and out."""
+"""What a row is, on one worker, without a network: how it is laid out and written.
+
+`payload.py` is the place to begin.
+"""

@@ -1,19 +1,25 @@
-"""Encoding: gradients of one micro-batch into its row, bucket by bucket.
+"""Encoding: the gradients of one micro-batch are written into its row.
 
-With the payload x of a micro-batch, its weight w in the step, the partial sums s_i
-that the row still lacks (innermost last) and R the rounding to the wire type,
+With x the payload of a micro-batch, w its weight in the step, s_0, s_1, ... s_last the
+partial sums that the row still lacks (the innermost node of the summation tree last),
+and R the rounding to the wire type (see `codedgrad.row.layout`),
 
     row = R(... R(R(w x) + s_last) ... + s_0)
 
-`HostEncoder` does so in one pass over memory and one call per bucket
-(csrc/ops/cpu/encode.h); `TorchEncoder` as torch expressions on any device: the slow
-reference, with the same bits. Both read `p.grad`, wherever it lies.
+There are two encoders, and they give the same bits:
+
+- `HostEncoder` makes one pass over memory and one call per bucket
+  (csrc/ops/cpu/encode.h). It needs the model on the CPU.
+- `TorchEncoder` consists of torch expressions, for any device. It is the slow reference
+  for the other.
+
+Both read `p.grad`, wherever it lies, and the tail of the payload.
 """
 
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -24,30 +30,76 @@ from codedgrad.ops.library import NAMES, kernels
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from codedgrad.row.layout import Payload
+    from codedgrad.row.layout import Layout
+    from codedgrad.row.payload import Payload
 
 _TAIL = -1
-# Bytes of a row; larger ones have left the caches before they are read again.
+# Rows of so many bytes have left the caches before they are read again.
 _STREAMED = 16 << 20
 
 
+class Encoder(Protocol):
+    """Writes rows; `begin` comes first, then all of a row's buckets, in any order.
+
+    `out` is the row [count], and every one of `sums` is a partial sum [count], the
+    innermost last. Only the bucket that is written is read of them.
+    """
+
+    def begin(self, *, soon: bool = True) -> None:
+        """Begins a new row.
+
+        Args:
+            soon: the row will be read right after it is written, so keep it in the
+                cache.
+        """
+
+    def bucket(
+        self, bucket: int, out: Tensor, weight: float, sums: Sequence[Tensor]
+    ) -> bool:
+        """Writes one bucket of a row.
+
+        Returns:
+            False where a value of R(w x), or with a narrow wire of a sum, is not
+            finite. On a device only the call for the last bucket says so, for all
+            buckets of the row, because the others do not wait for the device.
+
+        Raises:
+            ConfigError: a gradient is sparse, or has another size than before.
+        """
+
+    def row(self, out: Tensor, weight: float, sums: Sequence[Tensor]) -> bool:
+        """Writes all buckets of a row; returns and raises what `bucket` does."""
+
+    def nothing(self, bucket: int, out: Tensor, sums: Sequence[Tensor]) -> None:
+        """Writes one bucket of a micro-batch without samples, whose x is zero."""
+
+
+def encoder_of(payload: Payload) -> Encoder:
+    """Returns the fastest encoder for where the model is."""
+    return HostEncoder(payload) if payload.layout.on_host else TorchEncoder(payload)
+
+
 class Span(NamedTuple):
-    """A run of elements of one parameter (or of the tail) inside a bucket."""
+    """A run of elements inside a bucket that belong to one parameter, or to the tail.
+
+    `parameter` is the parameter's index, or -1 for the tail; `first` is the first
+    element, counted from where the parameter, or the tail, begins.
+    """
 
     parameter: int
     first: int
     length: int
 
 
-def spans(payload: Payload) -> list[list[Span]]:
-    """By bucket, what lies in it, in order; padding belongs to the tail."""
-    starts = payload.bucket_starts
+def spans(layout: Layout) -> list[list[Span]]:
+    """Returns for every bucket what lies in it, in order and without gaps."""
+    starts = layout.bucket_starts
     found: list[list[Span]] = [[] for _ in starts[1:]]
     places = [
-        (payload.offset(i), payload.parameters[i].numel(), i)
-        for i in range(len(payload.parameters))
+        (layout.offset(i), layout.parameters[i].numel(), i)
+        for i in range(len(layout.parameters))
     ]
-    places.append((payload.gradients, payload.count - payload.gradients, _TAIL))
+    places.append((layout.gradients, layout.count - layout.gradients, _TAIL))
     bucket = 0
     for offset, size, index in sorted(p for p in places if p[1]):
         at = offset
@@ -60,68 +112,70 @@ def spans(payload: Payload) -> list[list[Span]]:
     return found
 
 
-def dense(payload: Payload, index: int) -> Tensor | None:
-    """A parameter's gradient in the row's own memory order; None if it has none.
+def dense(layout: Layout, index: int) -> Tensor | None:
+    """Returns a parameter's gradient in the row's type and memory order.
 
-    A copy only where the gradient lies otherwise in memory.
+    It is a copy only where `p.grad` has another type or order, and None where the
+    parameter has no gradient.
 
     Raises:
-        ConfigError: it is sparse.
+        ConfigError: the gradient is sparse.
     """
-    g = payload.parameters[index].grad
+    g = layout.parameters[index].grad
     if g is None:
         return None
     if g.layout != torch.strided:
         raise ConfigError(
-            f"parameter {payload.names[index]!r} has a sparse gradient ({g.layout}), "
+            f"parameter {layout.names[index]!r} has a sparse gradient ({g.layout}), "
             f"which cannot be coded; use sparse=False in its embedding"
         )
-    strides = payload.strides(index)
-    if g.dtype == payload.dtype and g.stride() == strides:
+    strides = layout.strides(index)
+    if g.dtype == layout.dtype and g.stride() == strides:
         return g.detach()
-    out = torch.empty_strided(g.shape, strides, dtype=payload.dtype, device=g.device)
+    out = torch.empty_strided(g.shape, strides, dtype=layout.dtype, device=g.device)
     return out.copy_(g.detach())
 
 
 class HostEncoder:
-    """For gradients in the memory of the CPU."""
+    """Encodes gradients in the memory of the CPU, with a kernel; see `Encoder`."""
 
     def __init__(self, payload: Payload) -> None:
-        """Of this payload's buckets."""
-        self._payload = payload
-        self._spans = spans(payload)
-        self._bounds = list(itertools.pairwise(payload.bucket_starts))
-        self._sizes = [p.numel() for p in payload.parameters]
-        self._type = NAMES[payload.dtype]
-        self._size = payload.dtype.itemsize
-        self._encode = kernels("_ops").encode
+        """Prepares to encode rows of this payload."""
+        layout = self._layout = payload.layout
+        self._tail = payload.tail.values
+        self._spans = spans(layout)
+        self._bounds = list(itertools.pairwise(layout.bucket_starts))
+        self._sizes = [p.numel() for p in layout.parameters]
+        self._type = NAMES[layout.dtype]
+        self._itemsize = layout.dtype.itemsize
+        self._kernel = kernels("_ops").encode
         self._streamed = False
 
     def begin(self, *, soon: bool = True) -> None:
-        """A new row. `soon`: read as soon as it is written, so worth a cache."""
-        size = self._payload.count * self._size
+        """Begins a new row, see `Encoder`."""
+        size = self._layout.count * self._itemsize
         self._streamed = not soon and size >= _STREAMED
 
     def bucket(
         self, bucket: int, out: Tensor, weight: float, sums: Sequence[Tensor]
     ) -> bool:
-        """Write one bucket of the row `out` [count]; False where it is not finite."""
+        """Writes one bucket of a row, see `Encoder`."""
         return self._write(self._spans[bucket], bucket, out, weight, sums)
 
     def row(self, out: Tensor, weight: float, sums: Sequence[Tensor]) -> bool:
-        """Write all buckets."""
-        narrow, last = self._payload.narrow_buckets, len(self._bounds) - 1
-        good = True
+        """Writes all buckets of a row, those with one rounding in one call."""
+        narrow, last = self._layout.narrow_buckets, len(self._bounds) - 1
+        finite = True
         for first, until in ((0, narrow), (narrow, last + 1)):
             if first < until:
                 inside = [s for spans in self._spans[first:until] for s in spans]
-                good &= self._write(inside, first, out, weight, sums)
-        return good
+                finite &= self._write(inside, first, out, weight, sums)
+        return finite
 
     def nothing(self, bucket: int, out: Tensor, sums: Sequence[Tensor]) -> None:
-        """Write a bucket of a micro-batch without samples: a leaf of zeros."""
+        """Writes one bucket of a micro-batch without samples, see `Encoder`."""
         begin, end = self._bounds[bucket]
-        self._call([(0, end - begin)], bucket, begin, out, 0.0, sums)
+        self._encode([(0, end - begin)], bucket, out, 0.0, sums)
 
     def _write(
         self,
@@ -131,94 +185,115 @@ class HostEncoder:
         weight: float,
         sums: Sequence[Tensor],
     ) -> bool:
-        """What lies in a run of buckets, the first of which is `first`."""
-        payload = self._payload
-        begin, held, pieces = self._bounds[first][0], [], []
+        """Writes the spans of a run of buckets, of which `first` is the first."""
+        pieces, copies = self._pieces(inside)
+        finite = self._encode(pieces, first, out, weight, sums)
+        del copies  # the kernel has read them
+        return finite
+
+    def _pieces(
+        self, inside: list[Span]
+    ) -> tuple[list[tuple[int, int]], list[Tensor | None]]:
+        """Returns (address, elements) of every span's values; address 0 means zeros.
+
+        Gradients that do not lie in memory as in the row are copied. The second list
+        holds these copies, which have to stay until the kernel has read them.
+        """
+        layout, itemsize = self._layout, self._itemsize
+        pieces: list[tuple[int, int]] = []
+        copies: list[Tensor | None] = []
         for index, at, length in inside:
             if index == _TAIL:
-                g: Tensor | None = payload.tail
+                g: Tensor | None = self._tail
             else:
-                g = payload.parameters[index].grad
+                g = layout.parameters[index].grad
                 if g is not None and (
-                    g.dtype != payload.dtype or g.stride() != payload.strides(index)
+                    g.dtype != layout.dtype or g.stride() != layout.strides(index)
                 ):
-                    g = dense(payload, index)
-                    held.append(g)  # until it is read
+                    g = dense(layout, index)
+                    copies.append(g)
                 if g is not None and g.numel() != self._sizes[index]:
                     raise ConfigError(
-                        f"the gradient of {payload.names[index]!r} has {g.numel()} "
+                        f"the gradient of {layout.names[index]!r} has {g.numel()} "
                         f"elements and had {self._sizes[index]}; make a new "
                         f"CodedGradient where a model's shapes change"
                     )
-            place = g.data_ptr() + at * self._size if g is not None else 0
+            place = g.data_ptr() + at * itemsize if g is not None else 0
             pieces.append((place, length))
-        return self._call(pieces, first, begin, out, weight, sums)
+        return pieces, copies
 
-    def _call(
+    def _encode(
         self,
         pieces: list[tuple[int, int]],
-        bucket: int,
-        begin: int,
+        first: int,
         out: Tensor,
         weight: float,
         sums: Sequence[Tensor],
     ) -> bool:
-        skip = begin * self._size
-        wire = self._payload.wire_of(bucket)
+        """Calls the kernel for pieces that begin where the bucket `first` begins."""
+        skip = self._bounds[first][0] * self._itemsize
+        wire = self._layout.wire_of(first)
         return bool(
-            self._encode(
+            self._kernel(
                 pieces,
                 weight,
                 [s.data_ptr() + skip for s in sums],
-                self._type,
-                out.data_ptr() + skip,
-                "" if wire is None else NAMES[wire],
-                self._streamed,
+                type=self._type,
+                out=out.data_ptr() + skip,
+                wire="" if wire is None else NAMES[wire],
+                streamed=self._streamed,
             )
         )
 
 
 class TorchEncoder:
-    """The same as torch expressions, wherever the model is.
-
-    On a device nothing is waited for before the last bucket, or the whole row: what
-    was not finite is told of there.
-    """
+    """Encodes with torch expressions, wherever the model is; see `Encoder`."""
 
     def __init__(self, payload: Payload) -> None:
-        """Of this payload's buckets."""
-        self._payload = payload
-        self._spans = spans(payload)
-        self._flags: list[Tensor] = []
+        """Prepares to encode rows of this payload."""
+        self._layout = payload.layout
+        self._tail = payload.tail.values
+        self._spans = spans(payload.layout)
+        self._finite: list[Tensor] = []  # one flag per bucket, still on the device
 
-    def begin(self, *, soon: bool = True) -> None:  # noqa: ARG002 (no such stores here)
-        """As `HostEncoder.begin`."""
-        self._flags = []
+    def begin(self, *, soon: bool = True) -> None:  # noqa: ARG002
+        """Begins a new row; torch has no stores past the cache, so `soon` is unused."""
+        self._finite = []
 
     def bucket(
         self, bucket: int, out: Tensor, weight: float, sums: Sequence[Tensor]
     ) -> bool:
-        """As `HostEncoder.bucket`."""
-        self._flags.append(self._bucket(bucket, out, weight, sums))
+        """Writes one bucket of a row, see `Encoder`."""
+        self._finite.append(self._write(bucket, out, weight, sums))
         last = bucket == len(self._spans) - 1
-        return self._told() if last or self._payload.on_host else True
+        return self._all_finite() if last or self._layout.on_host else True
 
-    def _told(self) -> bool:
-        flags, self._flags = self._flags, []
+    def row(self, out: Tensor, weight: float, sums: Sequence[Tensor]) -> bool:
+        """Writes all buckets of a row, see `Encoder`."""
+        for bucket in range(len(self._spans)):
+            self._finite.append(self._write(bucket, out, weight, sums))
+        return self._all_finite()
+
+    def nothing(self, bucket: int, out: Tensor, sums: Sequence[Tensor]) -> None:
+        """Writes one bucket of a micro-batch without samples, see `Encoder`."""
+        begin, end = self._layout.bucket_starts[bucket : bucket + 2]
+        out[begin:end] = 0
+        self._round_and_add(bucket, out, sums)
+
+    def _all_finite(self) -> bool:
+        """Waits for the device; returns whether all buckets so far are finite."""
+        flags, self._finite = self._finite, []
         return bool(torch.stack(flags).all())
 
-    def _bucket(
+    def _write(
         self, bucket: int, out: Tensor, weight: float, sums: Sequence[Tensor]
     ) -> Tensor:
-        begin = self._payload.bucket_starts[bucket]
+        begin = self._layout.bucket_starts[bucket]
         places, values = [], []
         for index, at, length in self._spans[bucket]:
             place = out[begin : begin + length]
             begin += length
-            if index == _TAIL:
-                g: Tensor | None = self._payload.tail
-            else:
-                g = dense(self._payload, index)
+            g = self._tail if index == _TAIL else dense(self._layout, index)
             if g is None:
                 place.zero_()
                 continue
@@ -228,34 +303,20 @@ class TorchEncoder:
         if places:
             torch._foreach_copy_(places, values)
             torch._foreach_mul_(places, weight)
-        return self._add(bucket, out, sums)
+        return self._round_and_add(bucket, out, sums)
 
-    def row(self, out: Tensor, weight: float, sums: Sequence[Tensor]) -> bool:
-        """Write all buckets."""
-        for bucket in range(len(self._spans)):
-            self._flags.append(self._bucket(bucket, out, weight, sums))
-        return self._told()
-
-    def nothing(self, bucket: int, out: Tensor, sums: Sequence[Tensor]) -> None:
-        """As `HostEncoder.nothing`."""
-        begin, end = self._payload.bucket_starts[bucket : bucket + 2]
-        out[begin:end] = 0
-        self._add(bucket, out, sums)
-
-    def _add(self, bucket: int, out: Tensor, sums: Sequence[Tensor]) -> Tensor:
-        begin, end = self._payload.bucket_starts[bucket : bucket + 2]
-        piece, wire = out[begin:end], self._payload.wire_of(bucket)
+    def _round_and_add(
+        self, bucket: int, out: Tensor, sums: Sequence[Tensor]
+    ) -> Tensor:
+        """Makes w x in `out` the row's bucket; returns whether it is finite."""
+        begin, end = self._layout.bucket_starts[bucket : bucket + 2]
+        piece, wire = out[begin:end], self._layout.wire_of(bucket)
         if wire is not None:
             piece.copy_(piece.to(wire))
-        good = torch.isfinite(piece).all()
+        finite = torch.isfinite(piece).all()
         for other in reversed(sums):
             piece.add_(other[begin:end])
-            if wire is not None:  # and may so have left the range of the type
+            if wire is not None:  # the sum may be beyond the range of the wire type
                 piece.copy_(piece.to(wire))
-                good &= torch.isfinite(piece).all()
-        return good
-
-
-def encoder_of(payload: Payload) -> HostEncoder | TorchEncoder:
-    """The one for where the model is."""
-    return HostEncoder(payload) if payload.on_host else TorchEncoder(payload)
+                finite &= torch.isfinite(piece).all()
+        return finite

@@ -1,35 +1,39 @@
-"""The payload: what of a pass travels, and where it lies in a row.
+"""Where everything lies in a row: the geometry, computed once for a model.
 
 A row is one flat vector of `count` elements,
 
-    [ gradients | buffer changes | used flags | loss ]
+    [ gradients | buffer changes | used flags | loss | padding ]
+                '------------------- tail -------------------'
 
-so that whatever a step needs is decoded by the same linear combination:
+Everything that a step needs is in it, so that one linear combination decodes it all:
 
-- the gradients of all parameters that require one, the model's last one first: about
-  the order in which a backward brings them, so that the first buckets are ready first
-  and the rest of the payload travels with the last;
-- for every buffer (batch-norm statistics, counters) its change during the pass, as
-  a change rather than a value so that a constant buffer stays the same bits;
-- per parameter 1 if the pass gave it a gradient, so that a parameter unused by the
-  whole batch keeps `grad = None`, as without codedgrad;
-- the loss.
+- The gradients of all parameters that require one, beginning with the model's last
+  parameter. This is about the order in which a backward computes them, so the first
+  buckets are ready first, and the tail travels with the last bucket.
+- The change of every buffer (batch-norm statistics, counters) during the pass. It is
+  the change and not the value, so that a buffer that stays constant keeps its bits.
+- One flag per parameter, 1 if the pass gave it a gradient, so that a parameter which
+  the whole batch did not use keeps `grad = None`, as it does without codedgrad.
+- The loss.
 
-It is padded so that every worker owns a slice, and cut into buckets.
+The row is padded until every worker owns a slice of it, and cut into buckets (see
+`codedgrad.row.cuts`).
 
-[Note: narrow wires] With `wire` bfloat16 or float16 the gradients travel in that type,
-the rest, in a bucket of its own, as it is. In memory all of a row stays fp32, but its
-gradients hold values of the wire type: with R the rounding to it,
+[Note: narrow wires] With the wire types bfloat16 and float16, the gradients travel in
+that type. The tail travels unrounded, in a bucket of its own. In memory the whole row
+stays fp32, but its gradients only hold values of the wire type. With R the rounding to
+that type,
 
     leaf = R(weight * gradient)
-    row  = R(left + right)        at every node of the tree up to a row's
+    row  = R(left + right)        at every node of the summation tree up to a row's
     sum  = R(sum of the rows in fp32)
 
-A row of a whole shard and those of its micro-batches, which back-ups send, would not
-agree if only what is sent were rounded: R(a + b) is not R(a) + R(b). Rounded at every
-node they do: the owner, who adds micro rows up, rounds where the row's own worker
-does. So the bits still depend on nobody's lateness; unlike in fp32 they depend on the
-number of workers, whose shards are where rounding ends.
+It would not be enough to round only what is sent: R(a + b) is not R(a) + R(b), so the
+row of a whole shard would differ from the sum of the micro-batches' rows that back-ups
+send in its place. With a rounding at every node the two agree, because the owner rounds
+its sums of micro-batches where the worker of the whole row rounds. The bits therefore
+still do not depend on who was late. Unlike in fp32, they do depend on the number of
+workers, because the rounding stops at the shards.
 """
 
 from __future__ import annotations
@@ -39,141 +43,97 @@ import itertools
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
 from codedgrad.errors import ConfigError
-from codedgrad.ops.library import NAMES, kernels
 from codedgrad.row import cuts, devices
+from codedgrad.settings import ExchangeSettings
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-_LETTERS = {torch.float32: "f", torch.float64: "d", torch.int64: "q"}
+    from torch import Tensor
+
+_WIRES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_DEFAULTS = ExchangeSettings()
 
 
-class Payload:
-    """Layout of rows for one model; the way out of a decoded one."""
+class Layout:
+    """Says where gradients, buffers, flags and loss lie in the rows of one model.
+
+    Attributes:
+        names: the names of the parameters that require a gradient.
+        parameters: these parameters, in the model's order.
+        buffer_names: the names of the buffers that travel.
+        buffers: these buffers: all but empty ones and those of booleans.
+        dtype: the type of a row in memory, float64 if a parameter or buffer has it.
+        device: the device of the model.
+        on_host: whether this is the CPU.
+        count: the elements of a row.
+        gradients: how many of them are gradients; the tail begins there.
+        change_area: the place of the buffer changes in the tail.
+        used_area: the place of the used flags in the tail.
+        loss_place: the place of the loss in the tail.
+        wire: the name of the type in which gradients travel.
+        bucket_starts: where buckets begin, from 0 to `count`.
+        narrow_buckets: the number of buckets that travel in a narrow wire type. They
+            are the first ones.
+    """
 
     def __init__(
         self,
-        parameters: Iterable[tuple[str, Tensor]],
-        buffers: Iterable[tuple[str, Tensor]] = (),
+        named_parameters: Iterable[tuple[str, Tensor]],
+        named_buffers: Iterable[tuple[str, Tensor]] = (),
         *,
         workers: int = 1,
-        bucket_mb: float | None = None,
-        wire: str = "float32",
+        settings: ExchangeSettings = _DEFAULTS,
     ) -> None:
-        """Lay out named parameters (those that require a gradient) and buffers.
+        """Lays out a model's rows.
 
-        `wire`: type in which gradients travel, see [Note: narrow wires].
+        Args:
+            named_parameters: the model's; those that require no gradient are left out.
+            named_buffers: the model's, or nothing if buffers are not to be exchanged.
+            workers: the number of workers, each of which owns a slice of every bucket.
+            settings: `wire` (see [Note: narrow wires]) and `bucket_mb` are used.
 
         Raises:
-            ConfigError: nothing to train, several devices, complex parameters, no
-                such wire type, or a bucket size out of range.
+            ConfigError: there is nothing to train, the model lies on several devices,
+                a parameter is complex, there is no such wire type, or the size of the
+                buckets is out of range.
         """
-        named = [(n, p) for n, p in parameters if p.requires_grad]
+        named = [(n, p) for n, p in named_parameters if p.requires_grad]
+        kept = [
+            (n, b) for n, b in named_buffers if b.dtype != torch.bool and b.numel() > 0
+        ]
+        _check(named, kept)
         self.names = [n for n, _ in named]
         self.parameters = [p for _, p in named]
-        kept = [(n, b) for n, b in buffers if b.dtype != torch.bool and b.numel() > 0]
         self.buffer_names = [n for n, _ in kept]
         self.buffers = [b for _, b in kept]
-        self._check(named + kept)
-        wide = any(t.dtype == torch.float64 for t in (*self.parameters, *self.buffers))
+        wide = any(t.dtype == torch.float64 for _, t in named + kept)
         self.dtype = torch.float64 if wide else torch.float32
+        self.device = named[0][1].device
+        self.on_host = self.device.type == "cpu"
         self._sizes = [p.numel() for p in self.parameters]
+        self._strides = [_dense_strides(p) for p in self.parameters]
         self.gradients = sum(self._sizes)
-        self._offsets = [
-            self.gradients - end for end in itertools.accumulate(self._sizes)
-        ]
-        self._changes = self.gradients + sum(b.numel() for b in self.buffers)
-        self._loss = self._changes + len(self.parameters)
-        self.count = max(self._loss + 1, cuts.GRAIN * workers)
-        self.wire = wire
-        self.narrow_buckets = 0  # the first ones: those of gradients
-        self._narrow = self._narrow_type(wire)
-        if self._narrow is not None and self.gradients > 0:
-            rest = max(self._loss + 1 - self.gradients, cuts.GRAIN * workers)
-            self.count = self.gradients + rest
-        self._workers, self._bucket_mb = workers, bucket_mb
+        ends = itertools.accumulate(self._sizes)
+        self._offsets = [self.gradients - end for end in ends]
+        changes = sum(b.numel() for b in self.buffers)
+        self.change_area = slice(0, changes)
+        self.used_area = slice(changes, changes + len(named))
+        self.loss_place = changes + len(named)
+        self.wire = settings.wire
+        self._narrow = self._narrow_type(settings.wire)
+        self._workers, self._bucket_mb = workers, settings.bucket_mb
+        self.count = self._padded(self.loss_place + 1)
+        self.narrow_buckets = 0
         self.bucket_starts: list[int] = []
         self.cut(cuts.LATENCY_MB)
-        self.device = self.parameters[0].device
-        self.on_host = self.device.type == "cpu"
-        self._strides = [_dense_strides(p) for p in self.parameters]
-        self.tail = torch.zeros(
-            self.count - self.gradients, dtype=self.dtype, device=self.device
-        )
-        self._tail_values = self.tail.numpy() if self.on_host else self.tail
-        self._flags = self.tail[self._changes - self.gradients :][: len(named)]
-        self._used = [False] * len(named)
-        self._before = [b.detach().clone() for b in self.buffers]
-        self._change = self.tail[: self._changes - self.gradients]
-        self._buffer_sizes = [b.numel() for b in self.buffers]
-        # Where the kernels find the buffers of the step's begin; None: torch copies.
-        self._letters: list[tuple[int, int, str]] | None = None
-        if all(
-            b.dtype in _LETTERS and b.is_contiguous() and b.device.type == "cpu"
-            for b in self.buffers
-        ):
-            self._letters = [
-                (b.data_ptr(), b.numel(), _LETTERS[b.dtype]) for b in self._before
-            ]
-        parts = self._change.split(self._buffer_sizes)
-        self._change_views = [
-            part.view(b.shape) for part, b in zip(parts, self.buffers, strict=True)
-        ]
-
-    def cut(self, latency_mb: float) -> None:
-        """Cut into buckets, by the rule of `codedgrad.row.cuts` unless a size was given.
-
-        Before anybody has asked where they begin.
-        """
-        how = (self._workers, self._bucket_mb, latency_mb)
-        if self._narrow is None or self.gradients == 0:
-            size = self.dtype.itemsize
-            starts = cuts.bucket_starts(self.count, size, *how)
-            self.bucket_starts = self._at_ends(starts, size)
-            return
-        size = self._narrow.itemsize
-        starts = self._at_ends(cuts.bucket_starts(self.gradients, size, *how), size)
-        self.narrow_buckets = len(starts) - 1
-        self.bucket_starts = [*starts, self.count]
-
-    def _at_ends(self, starts: list[int], itemsize: int) -> list[int]:
-        return cuts.at_ends(starts, self.tensor_ends(), itemsize, self._workers)
-
-    def worth_measuring(self) -> bool:
-        """Does the best size of buckets depend on the network?"""
-        large = self.gradients * self.dtype.itemsize >= cuts.WORTH_MEASURING
-        return self._bucket_mb is None and self._workers > 1 and large
-
-    @staticmethod
-    def _check(tensors: Sequence[tuple[str, Tensor]]) -> None:
-        if not tensors:
-            raise ConfigError(
-                "the model has no parameter that requires a gradient; there is "
-                "nothing to train"
-            )
-        places = {t.device for _, t in tensors}
-        if len(places) > 1:
-            shown = ", ".join(sorted(map(str, places)))
-            raise ConfigError(
-                f"parameters and buffers lie on several devices ({shown}); move the "
-                f"whole model to one device first"
-            )
-        devices.check(next(iter(places)))
-        for name, t in tensors:
-            if t.is_complex():
-                raise ConfigError(
-                    f"{name} is complex ({t.dtype}); train its real and imaginary "
-                    f"parts as real parameters"
-                )
 
     def _narrow_type(self, wire: str) -> torch.dtype | None:
-        types = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
-        if wire not in types:
-            raise ConfigError(f"wire must be one of {', '.join(types)}, got {wire!r}")
-        narrow = types[wire]
+        if wire not in _WIRES:
+            raise ConfigError(f"wire must be one of {', '.join(_WIRES)}, got {wire!r}")
+        narrow = _WIRES[wire]
         if narrow is not None and self.dtype == torch.float64:
             raise ConfigError(
                 f"the model has float64 parameters or buffers, whose gradients cannot "
@@ -181,37 +141,87 @@ class Payload:
             )
         return narrow
 
+    def _padded(self, tail: int) -> int:
+        """Returns the elements of a row, the tail of which needs `tail` elements."""
+        least = cuts.GRAIN * self._workers
+        if self._splits_tail():
+            return self.gradients + max(tail, least)
+        return max(self.gradients + tail, least)
+
+    def _splits_tail(self) -> bool:
+        """Returns whether the tail is a bucket of its own: [Note: narrow wires]."""
+        return self._narrow is not None and self.gradients > 0
+
+    # ---- buckets ----
+
+    def cut(self, latency_mb: float) -> None:
+        """Cuts rows into buckets of the given size, or else by the rule.
+
+        To be called before anybody asks for `bucket_starts`, because whoever has asked
+        would keep the old ones.
+
+        Args:
+            latency_mb: what a message costs, see `codedgrad.row.cuts`.
+        """
+        if self._splits_tail():
+            assert self._narrow is not None
+            starts = self._cut(self.gradients, self._narrow.itemsize, latency_mb)
+            self.narrow_buckets = len(starts) - 1
+            self.bucket_starts = [*starts, self.count]
+        else:
+            self.bucket_starts = self._cut(self.count, self.dtype.itemsize, latency_mb)
+
+    def _cut(self, count: int, itemsize: int, latency_mb: float) -> list[int]:
+        starts = cuts.bucket_starts(
+            count,
+            itemsize,
+            self._workers,
+            bucket_mb=self._bucket_mb,
+            latency_mb=latency_mb,
+        )
+        return cuts.at_ends(starts, self.tensor_ends(), itemsize, self._workers)
+
+    def worth_measuring(self) -> bool:
+        """Returns whether the best size of buckets depends on the network."""
+        large = self.gradients * self.dtype.itemsize >= cuts.WORTH_MEASURING
+        return self._bucket_mb is None and self._workers > 1 and large
+
     def wire_of(self, bucket: int) -> torch.dtype | None:
-        """The type to which a bucket is rounded; None: it travels as it is."""
+        """Returns the type to which a bucket is rounded; None if it is not rounded."""
         return self._narrow if bucket < self.narrow_buckets else None
 
-    def offset(self, index: int) -> int:
-        """Where a parameter's gradient begins in a row."""
-        return self._offsets[index]
-
-    def strides(self, index: int) -> tuple[int, ...]:
-        """The memory order of a parameter's gradient in a row."""
-        return self._strides[index]
-
-    def view(self, index: int, flat: Tensor) -> Tensor:
-        """A parameter's place in a row, in its own shape and memory order."""
-        return flat.as_strided(
-            self.parameters[index].shape, self._strides[index], self._offsets[index]
-        )
-
     def buckets_of(self, index: int) -> range:
-        """The buckets in which a parameter lies; none if it has no elements."""
+        """Returns the buckets in which a parameter lies; none if it has no elements."""
         begin, size = self._offsets[index], self._sizes[index]
         first = bisect.bisect_right(self.bucket_starts, begin) - 1
         last = bisect.bisect_left(self.bucket_starts, begin + size) - 1
         return range(first, last + 1) if size else range(0)
 
+    # ---- gradients ----
+
+    def offset(self, index: int) -> int:
+        """Returns where a parameter's gradient begins in a row."""
+        return self._offsets[index]
+
+    def strides(self, index: int) -> tuple[int, ...]:
+        """Returns the strides that a parameter's gradient has in a row."""
+        return self._strides[index]
+
+    def view(self, index: int, flat: Tensor) -> Tensor:
+        """Returns a parameter's place in the row `flat`, in the parameter's shape.
+
+        `flat` has to begin where its storage begins.
+        """
+        return flat.as_strided(
+            self.parameters[index].shape, self._strides[index], self._offsets[index]
+        )
+
     def tensor_ends(self) -> list[int]:
-        """Where each gradient ends in a row, rising."""
+        """Returns where each gradient ends in a row, in rising order."""
         return list(itertools.accumulate(reversed(self._sizes)))
 
     def describe(self) -> list[tuple[str, str]]:
-        """(name, what it is) of everything in the payload, to compare workers."""
+        """Returns the name and the shape of all parts, to compare workers by."""
         rows = [
             (f"parameter {i} {n!r}", f"{tuple(p.shape)} {p.dtype}")
             for i, (n, p) in enumerate(zip(self.names, self.parameters, strict=True))
@@ -222,107 +232,38 @@ class Payload:
         ]
         return [*rows, ("payload", f"{self.count} x {self.dtype}")]
 
-    # ---- into a row ----
 
-    def remember_buffers(self) -> None:
-        """Note the buffers' values before the step's passes."""
-        if self.buffers and self._letters is not None:
-            kernels("_ops").copies(self._both(), False)
-        elif self.buffers:
-            torch._foreach_copy_(self._before, self.buffers)
-
-    def restore_buffers(self) -> None:
-        """Put the noted values back: every pass begins from the same ones."""
-        if self.buffers and self._letters is not None:
-            kernels("_ops").copies(self._both(), True)
-        elif self.buffers:
-            with torch.no_grad():
-                torch._foreach_copy_(self.buffers, self._before)
-
-    def fill_tail(self, loss: float | Tensor, given: Sequence[bool] = ()) -> None:
-        """Note in `tail`, unscaled, what of the last pass is not a gradient."""
-        used = [p.grad is not None for p in self.parameters]
-        if any(given):  # had one, which is encoded already
-            used = [u or g for u, g in zip(used, given, strict=True)]
-        if used != self._used:
-            self._used = used
-            self._flags.copy_(torch.tensor(used))
-        if self.buffers:
-            with torch.no_grad():
-                self._copy_changes()
-        # numpy's assignment takes 0.1 us, torch's 15.
-        tail = self.tail if isinstance(loss, Tensor) else self._tail_values
-        tail[self._loss - self.gradients] = loss
-
-    def _copy_changes(self) -> None:
-        if self._letters is not None:
-            place = self._change.data_ptr()
-            kernels("_ops").changes(self._both(), NAMES[self.dtype], place, True)
-            return
-        for view, now, before in zip(
-            self._change_views, self.buffers, self._before, strict=True
-        ):  # where nothing changed the change is 0, also for inf - inf
-            view.copy_(torch.where(now == before, 0, now - before))
-
-    def _both(self) -> list[tuple[int, int, int, str]]:
-        """Buffers as the kernels take them; dozens of calls of torch cost more."""
-        assert self._letters is not None
-        both = []
-        for b, (before, size, letter) in zip(self.buffers, self._letters, strict=True):
-            if b.numel() != size or _LETTERS.get(b.dtype) != letter:
-                raise ConfigError(
-                    f"a buffer has become {b.numel()} x {b.dtype} since CodedGradient "
-                    f"was made; make a new one where a model changes"
-                )
-            both.append((b.data_ptr(), before, size, letter))
-        return both
-
-    # ---- out of a decoded sum ----
-
-    def scatter(self, total: Tensor, tail: Tensor | None = None) -> Tensor:
-        """Add the decoded gradients to `p.grad`, set the buffers; the mean loss.
-
-        Where `p.grad` is None it becomes a view of `total`, without a copy. `tail`:
-        what of `total` lies after the gradients, on the CPU, so that a device is not
-        waited for; the loss is there, too.
-        """
-        if tail is None:
-            tail = total[self.gradients :]
-        flags = slice(self._changes - self.gradients, self._loss - self.gradients)
-        with torch.no_grad():
-            used = tail[flags].tolist()
-            for index, (p, share) in enumerate(zip(self.parameters, used, strict=True)):
-                if share == 0.0:
-                    continue
-                view = self.view(index, total)
-                gradient = view if view.dtype == p.dtype else view.to(p.dtype)
-                if p.grad is None:
-                    p.grad = gradient
-                else:
-                    p.grad.add_(gradient)
-            self._apply_changes(total)
-        return tail[self._loss - self.gradients].clone()
-
-    def _apply_changes(self, total: Tensor) -> None:
-        if not self.buffers:
-            return
-        if self._letters is not None:
-            place = total[self.gradients :].data_ptr()
-            kernels("_ops").changes(self._both(), NAMES[self.dtype], place, False)
-            return
-        parts = total[self.gradients : self._changes].split(self._buffer_sizes)
-        changes = [
-            (part if buffer.is_floating_point() else part.round())
-            .view(buffer.shape)
-            .to(buffer.dtype)
-            for part, buffer in zip(parts, self.buffers, strict=True)
-        ]
-        torch._foreach_copy_(self.buffers, self._before)
-        torch._foreach_add_(self.buffers, changes)
+def _check(
+    parameters: Sequence[tuple[str, Tensor]], buffers: Sequence[tuple[str, Tensor]]
+) -> None:
+    """Refuses models whose gradients cannot be exchanged."""
+    tensors = [*parameters, *buffers]
+    if not parameters:
+        raise ConfigError(
+            "the model has no parameter that requires a gradient; there is "
+            "nothing to train"
+        )
+    places = {t.device for _, t in tensors}
+    if len(places) > 1:
+        shown = ", ".join(sorted(map(str, places)))
+        raise ConfigError(
+            f"parameters and buffers lie on several devices ({shown}); move the "
+            f"whole model to one device first"
+        )
+    devices.check(next(iter(places)))
+    for name, t in tensors:
+        if t.is_complex():
+            raise ConfigError(
+                f"{name} is complex ({t.dtype}); train its real and imaginary "
+                f"parts as real parameters"
+            )
 
 
 def _dense_strides(t: Tensor) -> tuple[int, ...]:
-    """The tensor's own strides if it fills its memory, e.g. channels_last."""
+    """Returns strides without gaps: the tensor's own if it has none.
+
+    So a channels_last parameter has a channels_last gradient in the row.
+    """
     expected = 1
     for stride, size in sorted(zip(t.stride(), t.shape, strict=True)):
         if size != 1:

@@ -1,153 +1,174 @@
-"""A micro-batch's leaf goes into its row while its backward runs.
+"""A micro-batch's leaf is written into its row while its backward is running.
 
-When all gradients of a bucket are there, and only then, a hook encodes the bucket
-(see `codedgrad.row.encoder`), the gradients still in the cache, and sends it:
+A hook on every parameter counts the gradients that have come. As soon as all gradients
+of a bucket have, the bucket is encoded (see `codedgrad.row.encoder`) while they are
+still in the cache, and the leaf's listener is told, who sends it:
 
     row_b = weight * gradients_b + partial sums_b      innermost first
-    send(b)
+    listener.bucket_ready(b)
 
-with the sums of the row's earlier micro-batches, so the bits are those of the row
-formed after the backward. (A `p.grad` that is a view of the row would save nothing: it
-has to be zeroed before, added to, and then multiplied by the weight, three reads and
-three writes instead of one each.) The last bucket, with what else travels (buffer
-changes, used flags, loss), is encoded after the backward. A gradient whose buckets are
-encoded is given back at once.
+The partial sums are those of the row's earlier micro-batches, so the bits are the same
+as if the row were formed after the backward. The last bucket also holds the tail
+(buffer changes, used flags, loss) and is always encoded after the backward. A gradient
+is given back as soon as all of its buckets are encoded.
 
-A bucket that is encoded cannot be taken back. So one with a parameter that this
-pass did not use waits for the end of the backward, as do all buckets
+(It would save nothing to let `p.grad` be a view of the row: the view has to be zeroed
+first, then added to, then multiplied by the weight, which is three reads and three
+writes in place of one each.)
 
-- of the first pass: what it does is learned first, e.g. that a gradient comes in two
-  portions (reentrant checkpointing);
-- where the loss function itself calls `backward()`;
-- where later hooks of the user may still change gradients.
+A bucket that has been encoded cannot be taken back. Therefore a bucket that holds a
+parameter which this pass does not use waits for the end of the backward. All buckets
+wait for it
+
+- in the first pass, which only learns what is usual, for example that a gradient comes
+  in two portions (reentrant checkpointing);
+- if the loss function calls `backward()` itself;
+- if the user has attached later hooks, which may still change gradients.
 """
 
 from __future__ import annotations
 
 import itertools
+from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from codedgrad.errors import ConfigError
 from codedgrad.row.encoder import encoder_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from torch import Tensor
 
-    from codedgrad.row.layout import Payload
+    from codedgrad.row.layout import Layout
+    from codedgrad.row.payload import Payload
 
 
-class _Leaf:
-    """One micro-batch on its way into a row."""
+class LeafListener(Protocol):
+    """Hears what happens to the buckets of a leaf while its row is written."""
 
-    def __init__(
-        self,
-        out: Tensor,
-        weight: float,
-        sums: Sequence[Tensor],
-        check: Callable[[bool], None],
-        send: Callable[[int], None] | None,
-    ) -> None:
-        self.out, self.weight, self.sums = out, weight, sums
-        self.check, self.send = check, send
-        self.running = False  # our own backward has begun
-        self.hooked = False  # buckets are finished as gradients come
+    def bucket_checked(self, finite: bool) -> None:
+        """Called for every bucket when it is encoded, before `bucket_ready`.
+
+        What this raises ends the pass. It is not called for a leaf without samples.
+
+        Args:
+            finite: no value of the leaf is NaN or infinite. On a device, only the call
+                for the last bucket says so, about all of them.
+        """
+
+    def bucket_ready(self, bucket: int) -> None:
+        """Called once for every bucket, if the leaf is `early`.
+
+        From now on, nobody changes this bucket of the row.
+        """
+
+
+@dataclass(slots=True)
+class Leaf:
+    """One micro-batch and the row that it completes.
+
+    Attributes:
+        out: the row [count]. Nobody else may write to it before `finish` returns.
+        weight: the weight of the micro-batch in the step.
+        sums: the partial sums [count] that are added, the innermost last.
+        listener: hears of the leaf's buckets.
+        early: buckets are wanted as soon as they are ready. Otherwise the row is
+            wanted as a whole, after `finish`.
+    """
+
+    out: Tensor
+    weight: float
+    sums: Sequence[Tensor]
+    listener: LeafListener
+    early: bool = False
 
 
 class RowWriter:
-    """Hooks on the parameters of one model; knows no network."""
+    """Writes rows with hooks on the parameters of one model; it knows no network.
+
+    For every micro-batch, `begin` comes before the forward, `backward_begins` before
+    the backward, and `finish` after it, or `abort` where the pass ends early.
+    """
 
     def __init__(self, payload: Payload, *, overlap: bool) -> None:
-        """Attach the hooks. `overlap` False: rows are written after the backward."""
-        self._payload = payload
+        """Attaches the hooks.
+
+        Args:
+            payload: the model's.
+            overlap: False: there are no hooks, rows are written after the backward.
+        """
+        layout = self._layout = payload.layout
+        self._tail = payload.tail
         self._encoder = encoder_of(payload)
-        parameters = payload.parameters
         self._handles: list[Any] = []
         self._hooks: list[int] = []
-        if overlap and len(payload.bucket_starts) > 2:
+        if overlap and len(layout.bucket_starts) > 2:
             self._handles = [
-                p.register_post_accumulate_grad_hook(partial(self._arrived, i))
-                for i, p in enumerate(parameters)
+                p.register_post_accumulate_grad_hook(partial(self._gradient_came, i))
+                for i, p in enumerate(layout.parameters)
             ]
-            self._hooks = [_hooks_on(p) for p in parameters]
-        starts = payload.bucket_starts
-        bounds = list(itertools.pairwise(starts))
-        self._buckets = [payload.buckets_of(i) for i in range(len(parameters))]
-        self._needs = [0] * len(bounds)  # gradients, and the rest in the last
-        for buckets in self._buckets:
-            for b in buckets:
-                self._needs[b] += 1
-        for b, (_, end) in enumerate(bounds):
-            self._needs[b] += end > payload.gradients
-        self._usual = [1] * len(parameters)  # portions in which a gradient comes
+            self._hooks = [_hooks_on(p) for p in layout.parameters]
+        count = len(layout.parameters)
+        self._buckets = [layout.buckets_of(i) for i in range(count)]
+        self._inside = _parameters_by_bucket(layout)
+        self._needs = _needs_by_bucket(layout)
+        self._usual = [1] * count  # the portions in which a gradient comes
         self._learned = False
-        self._leaf: _Leaf | None = None
-        self._inside: list[list[int]] = [[] for _ in bounds]  # parameters, by bucket
-        for index, buckets in enumerate(self._buckets):
-            for b in buckets:
-                self._inside[b].append(index)
-        self._given = [False] * len(parameters)  # used, and its gradient given back
-        self._portions: list[int] = []  # in this pass, by parameter
-        self._missing: list[int] = []  # by bucket
-        self._finished: list[bool] = []
+        # The pass that is under way:
+        self._leaf: Leaf | None = None
+        self._running = False  # its backward has begun
+        self._hooked = False  # its buckets are encoded as gradients come
+        self._portions = [0] * count  # portions that have come, by parameter
+        self._given_back = [False] * count  # a gradient came and is encoded
+        self._missing = self._needs.copy()  # what has not come, by bucket
+        self._finished = [False] * len(self._needs)  # by bucket
 
     def close(self) -> None:
-        """Take the hooks off."""
+        """Takes the hooks off."""
         for handle in self._handles:
             handle.remove()
         self._handles = []
 
-    def begin(
-        self,
-        out: Tensor,
-        weight: float,
-        sums: Sequence[Tensor],
-        check: Callable[[bool], None],
-        send: Callable[[int], None] | None = None,
-    ) -> None:
-        """Before the forward of a micro-batch.
-
-        Args:
-            out: the row [count]; nobody else may write it until `finish`.
-            weight: of the micro-batch in the step.
-            sums: partial sums [count] to be added, the innermost last.
-            check: told of each bucket whether its leaf is finite, before the bucket
-                is sent (on a device: all of them before the last); what it raises ends
-                the pass.
-            send: called once with each bucket of the row that will not change any
-                more. None: not needed before `finish`.
-        """
-        self._encoder.begin(soon=send is not None)
-        leaf = _Leaf(out, weight, sums, check, send)
-        # Hooks that come after ours may change what we have read.
-        leaf.hooked = bool(self._handles) and self._learned and self._unchanged()
+    def begin(self, leaf: Leaf) -> None:
+        """Begins to write a leaf; called before the forward of its micro-batch."""
+        self._encoder.begin(soon=leaf.early)
+        # A hook that runs after ours may change what we have read.
+        self._hooked = bool(self._handles) and self._learned and self._hooks_are_last()
+        self._running = False
         self._portions = [0] * len(self._usual)
-        self._given = [False] * len(self._usual)
+        self._given_back = [False] * len(self._usual)
         self._missing = self._needs.copy()
         self._finished = [False] * len(self._needs)
         self._leaf = leaf
 
-    def _unchanged(self) -> bool:
-        return self._hooks == [_hooks_on(p) for p in self._payload.parameters]
-
     def backward_begins(self) -> None:
-        """Gradients that came before are the loss function's own doing."""
-        if self._leaf is not None:
-            self._leaf.running = True
+        """Tells that the backward of the loss begins.
+
+        Gradients that came earlier are from a backward inside the loss function.
+        """
+        self._running = True
 
     def abort(self) -> None:
-        """The pass ends without a row."""
+        """Forgets the leaf, if one is being written; its row stays incomplete."""
         self._leaf = None
 
     def finish(self, loss: float | Tensor) -> None:
-        """After the backward: write and finish what is not yet."""
+        """Writes what is not yet written of the row; called after the backward.
+
+        Args:
+            loss: the mean loss of the micro-batch. A tensor is not waited for.
+
+        Raises:
+            ConfigError: a gradient is sparse, or has another size than before.
+        """
         leaf, self._leaf = self._leaf, None
-        assert leaf is not None  # begin comes first
-        self._payload.fill_tail(loss, self._given)
-        if leaf.send is None and not any(self._finished):
-            leaf.check(self._encoder.row(leaf.out, leaf.weight, leaf.sums))
+        assert leaf is not None  # `begin` comes first
+        self._tail.fill(loss, self._given_back)
+        if not leaf.early and not any(self._finished):
+            finite = self._encoder.row(leaf.out, leaf.weight, leaf.sums)
+            leaf.listener.bucket_checked(finite)
         else:
             for bucket, finished in enumerate(self._finished):
                 if not finished:
@@ -155,63 +176,83 @@ class RowWriter:
         self._usual = list(map(max, self._usual, self._portions))
         self._learned = True
 
-    def nothing(
-        self,
-        out: Tensor,
-        sums: Sequence[Tensor],
-        send: Callable[[int], None] | None = None,
-    ) -> None:
-        """A micro-batch without samples: its leaf is zero."""
-        self._encoder.begin(soon=send is not None)
+    def nothing(self, leaf: Leaf) -> None:
+        """Writes the whole row of a micro-batch without samples, whose leaf is zero."""
+        self._encoder.begin(soon=leaf.early)
         for bucket in range(len(self._needs)):
-            self._encoder.nothing(bucket, out, sums)
-            if send is not None:
-                send(bucket)
+            self._encoder.nothing(bucket, leaf.out, leaf.sums)
+            if leaf.early:
+                leaf.listener.bucket_ready(bucket)
 
-    def _finish(self, leaf: _Leaf, bucket: int) -> None:
-        leaf.check(self._encoder.bucket(bucket, leaf.out, leaf.weight, leaf.sums))
-        self._finished[bucket] = True
-        if leaf.send is not None:
-            leaf.send(bucket)
-        if leaf.hooked:
-            self._give_back(bucket)
+    def _hooks_are_last(self) -> bool:
+        """Returns whether no hook has been added to a parameter since ours."""
+        return self._hooks == [_hooks_on(p) for p in self._layout.parameters]
 
-    def _give_back(self, bucket: int) -> None:
-        """Gradients that lie in finished buckets alone are not needed any more.
-
-        The memory of one is the next one's then, still in the cache: a backward does
-        not touch a whole model's worth of new pages.
-        """
-        for index in self._inside[bucket]:
-            if all(self._finished[b] for b in self._buckets[index]):
-                self._given[index] = self._payload.parameters[index].grad is not None
-                self._payload.parameters[index].grad = None
-
-    def _arrived(self, index: int, _parameter: Tensor) -> None:
+    def _gradient_came(self, index: int, _parameter: Tensor) -> None:
+        """The hook: a gradient, or a portion of it, has been added to `p.grad`."""
         leaf = self._leaf
         if leaf is None:
             return
-        if not leaf.running:
-            leaf.hooked = False
+        if not self._running:
+            self._hooked = False
             return
         self._portions[index] += 1
-        if not leaf.hooked or self._portions[index] < self._usual[index]:
+        if not self._hooked or self._portions[index] < self._usual[index]:
             return
         buckets = self._buckets[index]
-        first = self._portions[index] == self._usual[index]
-        if not first and any(self._finished[b] for b in buckets):
-            raise ConfigError(
-                f"the gradient of {self._payload.names[index]!r} came in "
-                f"{self._portions[index]} portions, in earlier passes in "
-                f"{self._usual[index]} at most, and is encoded already; set "
-                f"overlap=False for a model that does so"
-            )
-        if not first:
+        if self._portions[index] > self._usual[index]:
+            if any(self._finished[b] for b in buckets):
+                raise ConfigError(
+                    f"the gradient of {self._layout.names[index]!r} came in "
+                    f"{self._portions[index]} portions, in earlier passes in "
+                    f"{self._usual[index]} at most, and is encoded already; set "
+                    f"overlap=False for a model that does so"
+                )
             return
         for b in buckets:
             self._missing[b] -= 1
             if self._missing[b] == 0:
                 self._finish(leaf, b)
+
+    def _finish(self, leaf: Leaf, bucket: int) -> None:
+        """Encodes a bucket and tells the listener."""
+        finite = self._encoder.bucket(bucket, leaf.out, leaf.weight, leaf.sums)
+        leaf.listener.bucket_checked(finite)
+        self._finished[bucket] = True
+        if leaf.early:
+            leaf.listener.bucket_ready(bucket)
+        if self._hooked:
+            self._give_back(bucket)
+
+    def _give_back(self, bucket: int) -> None:
+        """Drops gradients all of whose buckets are finished, which nobody needs.
+
+        The next gradient gets the memory, which is still in the cache. So a backward
+        does not touch a whole model's worth of new pages.
+        """
+        for index in self._inside[bucket]:
+            if all(self._finished[b] for b in self._buckets[index]):
+                parameter = self._layout.parameters[index]
+                self._given_back[index] = parameter.grad is not None
+                parameter.grad = None
+
+
+def _parameters_by_bucket(layout: Layout) -> list[list[int]]:
+    """Returns for every bucket the parameters that lie in it, at least partly."""
+    inside: list[list[int]] = [[] for _ in layout.bucket_starts[1:]]
+    for index in range(len(layout.parameters)):
+        for bucket in layout.buckets_of(index):
+            inside[bucket].append(index)
+    return inside
+
+
+def _needs_by_bucket(layout: Layout) -> list[int]:
+    """Returns how many parts a bucket waits for: its gradients, and the tail as one."""
+    bounds = itertools.pairwise(layout.bucket_starts)
+    return [
+        len(inside) + (end > layout.gradients)
+        for inside, (_, end) in zip(_parameters_by_bucket(layout), bounds, strict=True)
+    ]
 
 
 def _hooks_on(parameter: Tensor) -> int:

@@ -1,23 +1,24 @@
 """Module boundaries of a pass: where it can be slowed down, timed or abandoned.
 
-Hooks before the forward of every module with parameters of its own, and after the
-gradient of the first of them, call `visit` while a pass of ours runs. Modules without
-parameters have none: a hook costs a module call microseconds. Nothing else of the
-model is touched: gradients, user hooks and `state_dict` stay as they are.
+Hooks before the forward of every module that has parameters of its own, and after the
+gradient of the first of them, call the visitor while a pass of ours runs. Modules
+without parameters have no hook, because a hook costs a module call microseconds.
+Nothing else of the model is touched: gradients, the user's hooks and `state_dict` stay
+as they are.
 
-What torch.compile traces has no boundaries inside its forward (each would break the
-graph in two); those after gradients stay.
+What torch.compile traces has no boundaries inside its forward, since each would break
+the graph in two; the boundaries after gradients stay.
 """
 
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from torch import Tensor, nn
 
@@ -25,16 +26,24 @@ if TYPE_CHECKING:
 class Abandoned(BaseException):
     """The pass is not needed any more.
 
-    A BaseException, so that an `except Exception` in a loss function lets it through.
+    It is a BaseException, so that an `except Exception` in a loss function lets it
+    through.
     """
 
 
+class Visitor(Protocol):
+    """Hears of the module boundaries of a pass."""
+
+    def visit(self) -> None:
+        """Called at every boundary; what it raises ends the pass."""
+
+
 class Boundaries:
-    """Hooks on one model, active inside `watch` only."""
+    """The hooks on one model; they call nobody outside of `watch`."""
 
     def __init__(self, model: nn.Module) -> None:
         """Attach the hooks."""
-        self._visit: Callable[[], None] | None = None
+        self._visitor: Visitor | None = None
         self._handles: list[Any] = []
         for module in model.modules():
             own = list(module.parameters(recurse=False))
@@ -47,26 +56,26 @@ class Boundaries:
                 self._handles.append(hook)
 
     def remove(self) -> None:
-        """Take the hooks off."""
+        """Take the hooks off the model."""
         for handle in self._handles:
             handle.remove()
         self._handles = []
 
     @contextmanager
-    def watch(self, visit: Callable[[], None]) -> Iterator[None]:
-        """Call `visit` at every boundary; what it raises ends the pass."""
-        self._visit = visit
+    def watch(self, visitor: Visitor) -> Iterator[None]:
+        """Inside, `visitor.visit` is called at every boundary."""
+        self._visitor = visitor
         try:
             yield
         finally:
-            self._visit = None
+            self._visitor = None
 
     def _before_forward(self, _module: nn.Module, _inputs: Any) -> None:
         if torch.compiler.is_compiling():
             return
-        if self._visit is not None:
-            self._visit()
+        if self._visitor is not None:
+            self._visitor.visit()
 
     def _after_gradient(self, _parameter: Tensor) -> None:
-        if self._visit is not None:
-            self._visit()
+        if self._visitor is not None:
+            self._visitor.visit()

@@ -12,62 +12,116 @@ The same node gives the same bits on every worker: data and random numbers come 
 
 from __future__ import annotations
 
-import math
-import time
 from collections import deque
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from codedgrad.errors import ConfigError, NonFiniteError
 from codedgrad.row import devices
-from codedgrad.row.writer import RowWriter
-from codedgrad.step.boundaries import Abandoned, Boundaries
+from codedgrad.row.writer import Leaf, RowWriter
+from codedgrad.step.boundaries import Boundaries
+from codedgrad.step.hooks import PassHooks
 from codedgrad.step.rng import seed_pass
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
     from codedgrad.codes import Code
-    from codedgrad.data import StepShards
     from codedgrad.faults import Injector
-    from codedgrad.row.layout import Payload
+    from codedgrad.row.payload import Payload
+    from codedgrad.step.context import StepContext
+
+
+class RowItem(Protocol):
+    """What a pass must know of the item that it computes; see `codedgrad.step.items`.
+
+    Attributes:
+        early: whether `bucket_ready` is called with each bucket of the row, most of
+            them while the backward of the last micro-batch runs.
+    """
+
+    early: bool
+
+    @property
+    def context(self) -> StepContext:
+        """The step."""
+
+    @property
+    def node(self) -> int:
+        """The node of the summation tree."""
+
+    @property
+    def out(self) -> Tensor:
+        """The row to be written, [count]."""
+
+    def needless(self) -> bool:
+        """Returns whether the pass may be abandoned; asked at every boundary."""
+
+    def bucket_ready(self, bucket: int) -> None:
+        """Hears once of each bucket that is final, if `early`."""
+
+    def node_ready(self, node: int, value: Tensor) -> None:
+        """Hears of every node below the item's that is final, and of its row [count].
+
+        The value stays as it is until a node above it is final.
+        """
+
+
+class PassSettings(NamedTuple):
+    """How passes are made.
+
+    Attributes:
+        seed: seed of the random numbers.
+        finite: whether a loss or gradient that is NaN or infinite is refused.
+        overlap: whether rows are written, and sent where wanted, during the backward.
+    """
+
+    seed: int = 0
+    finite: bool = True
+    overlap: bool = True
 
 
 class Passes:
-    """Computes rows for one model; knows no network."""
+    """Computes the rows of one model; it knows no network.
+
+    Attributes:
+        visits: boundaries met in this step's required items.
+        nonfinite: micro-batches with NaN or Inf that were let through.
+    """
 
     def __init__(
         self,
         model: torch.nn.Module,
         code: Code,
         payload: Payload,
-        *,
-        seed: int,
-        injector: Injector | None,
-        finite: bool,
-        overlap: bool = True,
+        settings: PassSettings,
+        injector: Injector | None = None,
     ) -> None:
-        """`finite`: refuse a loss or gradient that is NaN or infinite.
-
-        `overlap`: write rows, and send them where asked, while the backward runs.
-        """
+        """Attach the hooks to `model`; `injector` makes this worker slow on purpose."""
         self._code = code
         self._payload = payload
-        self._seed = seed
+        self._settings = settings
         self._injector = injector
-        self._finite = finite
         self._boundaries = Boundaries(model)
-        self._writer = RowWriter(payload, overlap=overlap)
-        device = devices.runtime_of(payload.device)
+        self._writer = RowWriter(payload, overlap=settings.overlap)
+        device = devices.runtime_of(payload.layout.device)
         self._pace = devices.Pace(device) if device is not None else None
-        self._spare: dict[int, Tensor] = {}
+        self._spare: dict[int, Tensor] = {}  # partial sums, by depth
         self._durations: deque[float] = deque(maxlen=16)
-        self._visits = 0  # boundaries met in this step's required items
         self._usual_visits = 0
-        self.nonfinite = 0  # micro-batches let through with finite=False
+        self.visits = 0
+        self.nonfinite = 0
+
+    @property
+    def injector(self) -> Injector | None:
+        """What makes this worker slow on purpose."""
+        return self._injector
+
+    @property
+    def pace(self) -> devices.Pace | None:
+        """What keeps the host close to a device."""
+        return self._pace
 
     @property
     def usual_s(self) -> float:
@@ -77,17 +131,20 @@ class Passes:
     def note_duration(self, seconds: float) -> None:
         """Count one complete round of required items."""
         self._durations.append(seconds)
-        self._usual_visits = self._visits
+        self._usual_visits = self.visits
 
     def progress(self) -> float:
-        """Share of the required items that was done, judged by boundaries; 0 to 1."""
+        """Returns the share of the required items that was done, 0 to 1.
+
+        It is judged by the number of boundaries.
+        """
         if self._usual_visits == 0:
             return 0.0
-        return min(1.0, max(0, self._visits - 1) / self._usual_visits)
+        return min(1.0, max(0, self.visits - 1) / self._usual_visits)
 
     def begin(self, step: int) -> None:
-        """Before the first pass of a step on this worker."""
-        self._visits = 0
+        """Prepare for the first pass of a step on this worker."""
+        self.visits = 0
         if self._injector is not None:
             self._injector.begin(step, self.usual_s)
 
@@ -96,126 +153,68 @@ class Passes:
         self._boundaries.remove()
         self._writer.close()
 
-    def row(
-        self,
-        node: int,
-        out: Tensor,
-        loss_fn: Callable[..., Tensor],
-        shards: StepShards,
-        step: int,
-        needless: Callable[[], bool],
-        send: Callable[[int], None] | None = None,
-        done: Callable[[int, Tensor], None] | None = None,
-        depth: int = 0,
-    ) -> None:
-        """Compute the row of `node` into `out`; `depth` below the item's own node.
+    def row(self, item: RowItem) -> None:
+        """Compute the row of `item.node` into `item.out`.
 
-        Seeds the generators of random numbers: to be called inside `rng.own_rng`.
-
-        `send` is called once with each bucket of `out` that is done, most of them
-        while the backward of the last micro-batch runs. `done` is called with every
-        node below that is finished before, and its value, which stays until a node
-        above it is.
+        This seeds the generators of random numbers, so it is called inside
+        `rng.own_rng`.
 
         Raises:
-            Abandoned: `needless` became true at a module boundary. What has been sent
-                by then is right, the rest of the row never comes.
-            NonFiniteError: names the step, shard and micro-batch.
+            Abandoned: the item became needless at a module boundary. What has been
+                sent by then is right; the rest of the row never comes.
+            NonFiniteError: the loss or gradient is not finite; the message names the
+                step, shard and micro-batch.
             ConfigError: the loss has no gradient, or a gradient is sparse.
         """
+        self._node(item, item.node, item.out, depth=0)
+
+    def _node(self, item: RowItem, node: int, out: Tensor, *, depth: int) -> None:
+        """Compute the row of `node`, which lies `depth` below the item's own node."""
         tree = self._code.tree
-        sums: list[
-            Tensor
-        ] = []  # what the last micro-batch is added to, outermost first
+        sums: list[Tensor] = []  # to be added to the last micro-batch, outermost first
         while (left := int(tree.left[node])) >= 0:
             level = depth + len(sums)
             other = self._spare.get(level)
             if other is None:
                 other = self._spare[level] = torch.empty_like(out)
-            self.row(
-                left,
-                other,
-                loss_fn,
-                shards,
-                step,
-                needless,
-                done=done,
-                depth=level + 1,
-            )
-            if done is not None:
-                done(left, other)
+            self._node(item, left, other, depth=level + 1)
+            item.node_ready(left, other)
             sums.append(other)
             node = int(tree.right[node])
-        self._pass(node, out, sums, loss_fn, shards, step, needless, send)
+        hooks = PassHooks(self, item, part=node)
+        early = item.early and depth == 0
+        leaf = Leaf(out, item.context.shards.weight(node), sums, hooks, early)
+        self._pass(item.context, node, leaf, hooks)
 
     def _pass(
-        self,
-        part: int,
-        out: Tensor,
-        sums: Sequence[Tensor],
-        loss_fn: Callable[..., Tensor],
-        shards: StepShards,
-        step: int,
-        needless: Callable[[], bool],
-        send: Callable[[int], None] | None,
+        self, context: StepContext, part: int, leaf: Leaf, hooks: PassHooks
     ) -> None:
-        """One micro-batch; out = its leaf + sums."""
-        weight = shards.weight(part)
-        if weight == 0.0:  # fewer samples than micro-batches
-            self._writer.nothing(out, sums, send)
+        """Compute micro-batch `part` into its leaf: leaf.out = its payload + sums."""
+        if leaf.weight == 0.0:  # fewer samples than micro-batches
+            self._writer.nothing(leaf)
             return
         if self._injector is not None:
             self._injector.resume()
-        check = self._checker(needless)
-        check()
-        self._payload.restore_buffers()
-        finite = _Finite(lambda what: self._not_finite(what, step, part))
-        self._writer.begin(out, weight, sums, finite.check, send)
+        hooks.check()
+        self._payload.buffers.restore()
+        self._writer.begin(leaf)
         try:
-            with self._boundaries.watch(check), torch.enable_grad():
-                seed_pass(self._seed, step, part)
-                loss = self._loss(loss_fn, shards.fetch(part), step, part)
-                value = finite.loss(loss)
+            with self._boundaries.watch(hooks), torch.enable_grad():
+                seed_pass(self._settings.seed, context.step, part)
+                loss = self._loss(context, part)
+                value = hooks.loss_computed(loss)
                 self._writer.backward_begins()
                 loss.backward()
-                check()
+                hooks.check()
             self._writer.finish(value)
         finally:
             self._writer.abort()
-            for p in self._payload.parameters:
+            for p in self._payload.layout.parameters:
                 p.grad = None
 
-    def _checker(self, needless: Callable[[], bool]) -> Callable[[], None]:
-        def check() -> None:
-            self._visits += 1
-            if needless():
-                raise Abandoned
-
-        injector = self._injector
-        if injector is None:
-            return check if self._pace is None else self._paced(check)
-
-        def visit() -> None:
-            check()
-            injector.boundary(check)
-
-        return visit if self._pace is None else self._paced(visit)
-
-    def _paced(self, check: Callable[[], None]) -> Callable[[], None]:
-        pace = self._pace
-        assert pace is not None
-
-        def visit() -> None:
-            pace.visit()
-            check()
-
-        return visit
-
-    def _loss(
-        self, loss_fn: Callable[..., Any], batch: tuple[Any, ...], step: int, part: int
-    ) -> Tensor:
-        loss = loss_fn(*batch)
-        where = self._where(step, part)
+    def _loss(self, context: StepContext, part: int) -> Tensor:
+        loss: Any = context.loss_fn(*context.shards.fetch(part))
+        where = self._where(context.step, part)
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             got = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
             raise ConfigError(
@@ -229,31 +228,32 @@ class Passes:
             )
         return loss
 
-    def _not_finite(self, what: str, step: int, part: int) -> None:
+    def report_nonfinite(self, suspect: str, step: int, part: int) -> None:
+        """Count that the loss or gradient of a micro-batch is not finite.
+
+        Raises:
+            NonFiniteError: such values are to be refused.
+        """
         self.nonfinite += 1
-        if self._finite:
-            wire = self._payload.wire
+        if self._settings.finite:
+            wire = self._payload.layout.wire
             as_sent = "" if wire == "float32" else f" in {wire}, in which it is sent"
             raise NonFiniteError(
-                f"the {what} of {self._where(step, part)} is not finite{as_sent}. "
+                f"the {suspect} of {self._where(step, part)} is not finite{as_sent}. "
                 f"Lower the learning rate or clip; to go on regardless (e.g. with "
                 f'GradScaler): CodedGradient(..., on_nonfinite="continue")'
             )
-
-    def checker_of(self, step: int, part: int) -> Callable[[bool], None]:
-        """Told whether buckets that are sums, up to `part`, are finite."""
-        return _Finite(lambda what: self._not_finite(what, step, part)).check
 
     def check_sum(self, total: Tensor, step: int) -> None:
         """Refuse a decoded sum beyond the range of a float16 wire; all workers do so.
 
         Raises:
-            NonFiniteError: with the step.
+            NonFiniteError: the message names the step.
         """
-        if self._payload.wire != "float16" or not self._finite:
+        layout = self._payload.layout
+        if layout.wire != "float16" or not self._settings.finite:
             return
-        gradients = total[: self._payload.gradients]
-        if not bool(torch.isfinite(gradients).all()):
+        if not bool(torch.isfinite(total[: layout.gradients]).all()):
             raise NonFiniteError(
                 f"the summed gradient of step {step} is beyond 65504, the largest "
                 f'float16. Use wire="bfloat16", or scale the loss down'
@@ -262,55 +262,3 @@ class Passes:
     def _where(self, step: int, part: int) -> str:
         shard, micro = divmod(part, self._code.micro)
         return f"step {step}, shard {shard}, micro-batch {micro}"
-
-
-class _Finite:
-    """Looks at the loss and gradient of one micro-batch; tells `report` once."""
-
-    def __init__(self, report: Callable[[str], None]) -> None:
-        self._report = report
-        self._told = False
-        self._what = "gradient"
-
-    def loss(self, loss: Tensor) -> float | Tensor:
-        """The loss, before anything of the gradient is sent.
-
-        On a device it is not waited for: it travels with the last bucket, whose check
-        sees it.
-        """
-        if loss.device.type != "cpu":
-            self._what = "loss or gradient"
-            return loss.detach()
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            self._tell(f"loss ({value})")
-        return value
-
-    def check(self, finite: bool) -> None:
-        """Hear whether a bucket of the leaf is finite."""
-        if not self._told and not finite:
-            self._tell(self._what)
-
-    def _tell(self, what: str) -> None:
-        self._told = True
-        self._report(what)
-
-
-class Stopwatch:
-    """Seconds by phase of one step."""
-
-    def __init__(self) -> None:
-        """Start."""
-        self.start = time.monotonic()
-        self._lap = self.start
-        self.phases: dict[str, float] = {}
-
-    def lap(self, phase: str) -> None:
-        """Book the time since the last lap under `phase`."""
-        now = time.monotonic()
-        self.phases[phase] = self.phases.get(phase, 0.0) + now - self._lap
-        self._lap = now
-
-    def total(self) -> float:
-        """Seconds since the start."""
-        return time.monotonic() - self.start

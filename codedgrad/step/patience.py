@@ -2,13 +2,14 @@
 
 The patience is a fraction of the worker's usual time for its own pass. Where workers
 finish at scattered times although none is a straggler (a busy machine), a short
-patience starts passes that help nobody and slow everybody. So it learns: doubled
-(up to a whole pass) by a step in which all redundant passes proved useless, because the
-workers they stood in for arrived after all, and brought back towards the setting by one
-useful pass and, slowly, by every step: a worker that stalls after a noisy time must not
-be waited for. Passes of some milliseconds are late by a slice of the operating system's
-scheduler now and then: less than that is no reason to help, unless patience 0 asks for
-it.
+patience starts passes that help nobody and slow everybody. So the patience learns. It
+doubles (up to a whole pass) after a step in which all redundant passes proved useless,
+because the workers they stood in for arrived after all. One useful pass and, slowly,
+every step bring it back towards the setting: a worker that stalls after a noisy time
+must not be waited for.
+
+Passes of some milliseconds are late by a slice of the operating system's scheduler now
+and then. A delay below that is no reason to help, unless patience 0 asks for it.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from __future__ import annotations
 from codedgrad.errors import ConfigError
 
 _LONGEST = 1.0  # passes
-_FORGET = 0.97  # of the excess over the setting, per step
-_SLICE_S = 3e-3  # a preempted thread is back after about that
+_FORGET = 0.97  # factor of the excess over the setting, per step
+_SLICE_S = 3e-3  # a preempted thread is back after about that time
 _WARM_UP = 3  # steps whose times say little (first allocations, caches)
 
 
@@ -25,7 +26,11 @@ class Patience:
     """The current patience of one worker."""
 
     def __init__(self, setting: float) -> None:
-        """`setting`: in passes, e.g. 0.1."""
+        """Begin with `setting`, a fraction of a pass such as 0.1.
+
+        Raises:
+            ConfigError: the setting is out of range.
+        """
         if not 0.0 <= setting <= 100.0:
             raise ConfigError(
                 f"patience is a fraction of a pass, 0 to 100 (default 0.1), "
@@ -36,7 +41,7 @@ class Patience:
         self._steps = 0
 
     def seconds(self, pass_s: float) -> float:
-        """Seconds to wait, for a worker whose pass usually takes `pass_s`."""
+        """Returns the seconds to wait, for a worker whose pass takes `pass_s`."""
         self._steps += 1
         self.now = self.setting + _FORGET * (self.now - self.setting)
         if self._steps <= _WARM_UP:
@@ -45,10 +50,10 @@ class Patience:
         return max(shortest, self.now * pass_s)
 
     def helped(self, *, useful: bool) -> None:
-        """After a step with redundant passes; `useful`: at least one was needed.
+        """Learn from a step with redundant passes, of which one was needed or none.
 
-        Once per step: where many are late at a time, most passes prove useless, and yet
-        the step ends earlier for the others.
+        It is called once per step: where many are late at a time, most passes prove
+        useless, and yet the step ends earlier for the others.
         """
         if useful:
             self.now = max(self.setting, 0.7 * self.now)

@@ -1,4 +1,8 @@
-"""Randomness of a pass: from (seed, step, part) alone, on whichever worker it runs."""
+"""The random numbers of a pass.
+
+They depend on (seed, step, part) alone, so they are the same on whichever worker the
+pass runs.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +22,7 @@ _numpy_inside = np.random.MT19937(0)
 
 
 def _mix(value: int) -> int:
-    """Steele et al. 2014, SplitMix64: neighbouring inputs, unrelated outputs."""
+    """Returns unrelated outputs for neighbouring inputs (SplitMix64, Steele 2014)."""
     value = (value + 0x9E3779B97F4A7C15) & _MASK
     value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
     value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK
@@ -31,17 +35,20 @@ def seed_pass(seed: int, step: int, part: int) -> None:
     torch.default_generator.manual_seed(word)  # torch.manual_seed takes 200 us
     if torch.cuda.is_initialized():
         torch.cuda.manual_seed_all(word)
-    np.random.seed(_mix(word) & 0xFFFFFFFF)  # noqa: NPY002 (what user code draws from)
+    np.random.seed(_mix(word) & 0xFFFFFFFF)  # noqa: NPY002 (user code draws from it)
     random.seed(_mix(word + 1))
 
 
 @contextmanager
 def own_rng() -> Iterator[None]:
-    """Inside, the generators are the passes'; afterwards as before. About 15 us."""
+    """Inside, the generators belong to the passes; afterwards they are as before.
+
+    This takes about 15 us.
+    """
     outer = torch.default_generator.get_state()
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
     outer_python = random.getstate()
-    # A generator of our own: saving and restoring the global state takes 100 us.
+    # numpy gets a generator of ours, since saving its global state takes 100 us.
     outer_numpy = mtrand.get_bit_generator()
     mtrand.set_bit_generator(_numpy_inside)
     try:

@@ -1,59 +1,50 @@
-// The decoder's settings for an exchange, and the learned decoder by itself, so that
-// tests can hold it against its reference in codedgrad/decoders.
-#include <pybind11/numpy.h>
-#include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
+// The settings of estimates, and the learned decoder by itself, so that tests can
+// compare it with its reference in codedgrad/lab/decoders.
+#include <algorithm>
+#include <string>
+#include <utility>
 
-#include <cmath>
-
+#include "bindings/bindings.h"
 #include "engine/estimator.h"
 
-namespace py = pybind11;
 using namespace pybind11::literals;
 
 namespace codedgrad {
 namespace {
 
 using decoder::Network;
-template <typename T>
-using Array = py::array_t<T, py::array::c_style | py::array::forcecast>;
-
-template <typename T>
-std::vector<T> flat(const Array<T>& array) {
-  return std::vector<T>(array.data(), array.data() + array.size());
-}
 
 std::shared_ptr<Network> make_network(const Array<double>& w1, const Array<double>& b1,
                                       const Array<double>& w2,
                                       const Array<double>& b2) {
-  auto network =
-      std::make_shared<Network>(Network{flat(w1), flat(b1), flat(w2), flat(b2)});
+  auto network = std::make_shared<Network>(
+      Network{to_vector(w1), to_vector(b1), to_vector(w2), to_vector(b2)});
   network->check();
   return network;
 }
 
-std::shared_ptr<ApproximateConfig> make_approximate(
+std::shared_ptr<ApproximateSettings> make_approximate(
     double max_error, double patience, bool compensate, const Array<int>& left,
     const Array<int>& right, const Array<int>& parent, const Array<int>& start,
     const Array<int>& stop, std::vector<int> units, std::vector<double> weights,
     std::vector<std::size_t> tensors, std::shared_ptr<Network> network) {
-  auto config = std::make_shared<ApproximateConfig>();
-  config->max_error = max_error;
-  config->patience = patience;
-  config->compensate = compensate;
-  config->left = flat(left);
-  config->right = flat(right);
-  config->parent = flat(parent);
-  config->start = flat(start);
-  config->stop = flat(stop);
-  config->units = std::move(units);
-  config->weights = std::move(weights);
-  config->tensors = std::move(tensors);
-  config->network = std::move(network);
-  if (config->units.empty() || config->units.size() != config->weights.size()) {
+  auto settings = std::make_shared<ApproximateSettings>();
+  settings->max_error = max_error;
+  settings->patience = patience;
+  settings->compensate = compensate;
+  settings->left = to_vector(left);
+  settings->right = to_vector(right);
+  settings->parent = to_vector(parent);
+  settings->start = to_vector(start);
+  settings->stop = to_vector(stop);
+  settings->units = std::move(units);
+  settings->weights = std::move(weights);
+  settings->tensors = std::move(tensors);
+  settings->network = std::move(network);
+  if (settings->units.empty() || settings->units.size() != settings->weights.size()) {
     throw std::invalid_argument("one weight for every unit, and at least one unit");
   }
-  return config;
+  return settings;
 }
 
 decoder::Problem make_problem(const Array<double>& base, std::vector<double> alpha,
@@ -65,7 +56,7 @@ decoder::Problem make_problem(const Array<double>& base, std::vector<double> alp
   if (base.ndim() != 3 || base.shape(1) != n || base.shape(2) != n) {
     throw py::value_error("base must be [tiles, 3 k + 2, 3 k + 2]");
   }
-  return decoder::make_problem(flat(base), static_cast<int>(base.shape(0)), shards,
+  return decoder::make_problem(to_vector(base), static_cast<int>(base.shape(0)), shards,
                                decoder::span_weights(shards));
 }
 
@@ -81,8 +72,8 @@ Array<double> stacked(const std::vector<decoder::Coefficients>& c) {
 decoder::Label make_label(const Array<double>& target, const Array<double>& norm,
                           const Array<double>& cross) {
   decoder::Label label;
-  label.norm = flat(norm);
-  label.cross = flat(cross);
+  label.norm = to_vector(norm);
+  label.cross = to_vector(cross);
   for (py::ssize_t t = 0; t < norm.size(); ++t) {
     decoder::Coefficients row;
     std::copy(target.data(t, 0), target.data(t, 0) + decoder::kSpan, row.begin());
@@ -96,10 +87,11 @@ decoder::Label make_label(const Array<double>& target, const Array<double>& norm
 void define_decoder(py::module_& m) {
   py::class_<Network, std::shared_ptr<Network>>(m, "Network")
       .def(py::init(&make_network), "w1"_a, "b1"_a, "w2"_a, "b2"_a);
-  py::class_<ApproximateConfig, std::shared_ptr<ApproximateConfig>>(m, "Approximate")
-      .def(py::init(&make_approximate), "max_error"_a, "patience"_a, "compensate"_a,
-           "left"_a, "right"_a, "parent"_a, "start"_a, "stop"_a, "units"_a, "weights"_a,
-           "tensors"_a, "network"_a);
+  py::class_<ApproximateSettings, std::shared_ptr<ApproximateSettings>>(m,
+                                                                        "Approximate")
+      .def(py::init(&make_approximate), py::kw_only(), "max_error"_a, "patience"_a,
+           "compensate"_a, "left"_a, "right"_a, "parent"_a, "start"_a, "stop"_a,
+           "units"_a, "weights"_a, "tensors"_a, "network"_a);
   py::class_<Settled>(m, "Settled")
       .def_readonly("step", &Settled::step)
       .def_readonly("bucket", &Settled::bucket)
@@ -107,7 +99,8 @@ void define_decoder(py::module_& m) {
       .def_readonly("predicted", &Settled::predicted)
       .def_readonly("bound", &Settled::bound)
       .def_readonly("truth", &Settled::truth);
-  py::class_<decoder::Problem>(m, "DecoderProblem").def(py::init(&make_problem));
+  py::class_<decoder::Problem>(m, "DecoderProblem")
+      .def(py::init(&make_problem), "base"_a, "alpha"_a, "weight"_a, "seen"_a, "age"_a);
   py::class_<decoder::Chosen>(m, "DecoderChoice")
       .def_property_readonly("c", [](const decoder::Chosen& c) { return stacked(c.c); })
       .def_property_readonly("predicted",

@@ -1,5 +1,5 @@
-// The Python module codedgrad.ops._ops: the kernels on addresses, for codedgrad/ops, which
-// checks its arguments. Needs no MPI.
+// The Python module codedgrad.ops._ops: the kernels on addresses, for codedgrad/ops,
+// which checks its arguments. Needs no MPI.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 

@@ -40,7 +40,7 @@ Engine::~Engine() { stop(0.0); }
 
 // ---- training thread ----
 
-std::shared_ptr<Session> Engine::open_session(SessionConfig config) {
+std::shared_ptr<Session> Engine::open_session(SessionSettings config) {
   std::lock_guard<std::mutex> lock(mutex_);
   for (int id = 0; id < kSessions; ++id) {
     if (sessions_[id]) continue;

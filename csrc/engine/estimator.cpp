@@ -37,7 +37,7 @@ struct Pending {
 template <typename T>
 class SliceEstimator final : public Estimator {
  public:
-  SliceEstimator(std::shared_ptr<const ApproximateConfig> config, int bucket,
+  SliceEstimator(std::shared_ptr<const ApproximateSettings> config, int bucket,
                  Sketch sketch, int window, std::shared_ptr<BufferPool> pool)
       : Estimator(std::move(config), sketch.tiles()),
         bucket_(bucket),
@@ -482,7 +482,7 @@ class SliceEstimator final : public Estimator {
 
 }  // namespace
 
-Estimator::Estimator(std::shared_ptr<const ApproximateConfig> config, int tiles)
+Estimator::Estimator(std::shared_ptr<const ApproximateSettings> config, int tiles)
     : config_(std::move(config)),
       unit_of_(config_->left.size(), -1),
       learned_(tiles, config_->network) {
@@ -537,7 +537,7 @@ bool Estimator::rest_is_here(const std::vector<const void*>& rows,
 }
 
 std::unique_ptr<Estimator> Estimator::make(
-    std::shared_ptr<const ApproximateConfig> config, int bucket, int buckets,
+    std::shared_ptr<const ApproximateSettings> config, int bucket, int buckets,
     const Slice& slice, int window, DType dtype, std::shared_ptr<BufferPool> pool) {
   if (slice.count == 0) return nullptr;
   Sketch sketch(slice, config->tensors, static_cast<int>(config->units.size()),

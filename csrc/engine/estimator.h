@@ -20,7 +20,7 @@ namespace codedgrad {
 
 // How a step may end without a cover. A unit is what a worker sends in one row when
 // nobody is late: usually a shard.
-struct ApproximateConfig {
+struct ApproximateSettings {
   double max_error = 0.1;  // bound on |g^ - g|^2 / |g|^2 of a slice
   double patience = 0.1;   // of the time until half of the batch was there
   bool compensate = false;
@@ -49,7 +49,7 @@ class Estimator {
  public:
   // For a slice of one of `size` workers. Slices without elements have none.
   static std::unique_ptr<Estimator> make(
-      std::shared_ptr<const ApproximateConfig> config, int bucket, int buckets,
+      std::shared_ptr<const ApproximateSettings> config, int bucket, int buckets,
       const Slice& slice, int window, DType dtype, std::shared_ptr<BufferPool> pool);
   virtual ~Estimator() = default;
 
@@ -85,13 +85,13 @@ class Estimator {
   void restore(const std::vector<double>& state) { learned_.restore(state); }
 
  protected:
-  Estimator(std::shared_ptr<const ApproximateConfig> config, int tiles);
+  Estimator(std::shared_ptr<const ApproximateSettings> config, int tiles);
   // Arrived nodes below `node`, largest first found.
   void collect(int node, const std::vector<const void*>& rows,
                std::vector<int>* nodes) const;
   double part_weight(int unit) const;
 
-  const std::shared_ptr<const ApproximateConfig> config_;
+  const std::shared_ptr<const ApproximateSettings> config_;
   std::vector<int> unit_of_;  // by node
   decoder::Learned learned_;
   std::vector<Settled> settled_;

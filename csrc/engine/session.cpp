@@ -30,7 +30,7 @@ std::string Failure::text() const {
   return text_;
 }
 
-Session::Session(const SessionConfig& config, int rank, int size, int max_tag,
+Session::Session(const SessionSettings& config, int rank, int size, int max_tag,
                  std::shared_ptr<BufferPool> pool, std::shared_ptr<Failure> failure,
                  Outbox* outbox)
     : id_(config.id),

@@ -52,14 +52,14 @@ class Failure {
   std::string text_;
 };
 
-struct SessionConfig {
+struct SessionSettings {
   int id = 0;
   DType dtype = DType::kFloat32;
   std::vector<std::size_t> bucket_starts;  // elements; 0 first, the payload's size last
   int window = 16;                         // open steps at most, >= 2
   std::int64_t first_step = 0;
   std::shared_ptr<const Plan> plan;
-  std::shared_ptr<const ApproximateConfig> approximate;  // null: exact
+  std::shared_ptr<const ApproximateSettings> approximate;  // null: exact
   Wire wire = Wire::kAsIs;  // in what type the first buckets travel
   int narrow_buckets = 0;   // how many; rows must hold values of that type there
   // Of rows and results. kDevice needs a device that sums, and a tree plan, exact and
@@ -93,7 +93,7 @@ struct Counters {
 
 class Session {
  public:
-  Session(const SessionConfig& config, int rank, int size, int max_tag,
+  Session(const SessionSettings& config, int rank, int size, int max_tag,
           std::shared_ptr<BufferPool> pool, std::shared_ptr<Failure> failure,
           Outbox* outbox);
 
@@ -219,7 +219,7 @@ class Session {
   std::atomic<std::int64_t> done_through_;
   std::atomic<std::int64_t> near_;  // the training thread's step
   std::vector<std::int64_t> told_;  // engine's thread: what each worker knows of me
-  const std::shared_ptr<const ApproximateConfig> approximate_;
+  const std::shared_ptr<const ApproximateSettings> approximate_;
   std::vector<std::unique_ptr<Estimator>> estimators_;  // by bucket; engine's thread
   std::vector<Settled> settled_;                        // under mutex_
   double done_s_;  // when the last step was decoded; engine's thread

@@ -61,9 +61,9 @@ Tree tree_of(int n) {
   return {left, right, parent, start, stop, root};
 }
 
-std::shared_ptr<const ApproximateConfig> settling(int n, bool compensate) {
+std::shared_ptr<const ApproximateSettings> settling(int n, bool compensate) {
   const Tree tree = tree_of(n);
-  auto config = std::make_shared<ApproximateConfig>();
+  auto config = std::make_shared<ApproximateSettings>();
   config->max_error = 1e9;
   config->patience = 0.0;
   config->compensate = compensate;
@@ -160,7 +160,7 @@ void check(const Mode& mode, const float* got, int n, int rank, std::int64_t ste
 void work(Engine* engine, int steps, int max_delay_us, std::uint64_t seed, Mode mode) {
   const int n = engine->size(), rank = engine->rank();
   std::mt19937_64 random(seed * 1000 + rank);
-  SessionConfig config;
+  SessionSettings config;
   config.bucket_starts = kStarts;
   config.window = 4;
   if (mode.memory == Memory::kHost) {

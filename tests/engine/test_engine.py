@@ -1,10 +1,11 @@
-"""The engine in one process: every worker a thread, messages late and disordered."""
+"""The engine in one process: workers are threads, messages come late and disordered."""
 
 from __future__ import annotations
 
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,28 +17,37 @@ from codedgrad.job import _engine
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-COUNT = 1000
 TIMEOUT_S = 30.0
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Of a hub and the sessions on it."""
+
+    delay_us: int = 200  # of messages, at most
+    count: int = 1000  # elements of a row
+    dtype: Any = np.float32
+
+    @property
+    def starts(self) -> list[int]:
+        return [*range(0, self.count, 300), self.count]
 
 
 class Worker:
     """What a worker does with its engine, in numpy."""
 
-    def __init__(
-        self, engine: Any, code: codes.Code, count: int, window: int, dtype: Any
-    ) -> None:
+    def __init__(self, engine: Any, code: codes.Code, setting: Setting) -> None:
         self.engine, self.code, self.rank = engine, code, engine.rank
-        self.dtype = np.dtype(dtype)
+        self.dtype, self.count = np.dtype(setting.dtype), setting.count
         if code.linear:
             plan = _engine.linear_plan(code.matrix(), code.workers - code.tolerance())
         else:
             tree = code.tree
             plan = _engine.tree_plan(tree.left, tree.right, tree.parent, tree.root)
-        starts = [*range(0, count, 300), count]
-        self.exchange = _engine.Exchange(
-            engine, self.dtype == np.float64, starts, window, 0, plan
+        settings = _engine.SessionSettings(
+            plan=plan, bucket_starts=setting.starts, dtype=self.dtype.name, window=4
         )
-        self.count = count
+        self.exchange = _engine.Exchange(engine, settings)
         # As every user of the engine does: nobody sends before all are open.
         engine.publish(b"open")
         while engine.gather(1.0)[0] is None:
@@ -88,19 +98,15 @@ def run() -> Iterator[Callable[..., list[Any]]]:
     engines: list[Any] = []
 
     def start(
-        code: codes.Code,
-        body: Callable[[Worker], Any],
-        delay_us: int = 200,
-        count: int = COUNT,
-        window: int = 4,
-        dtype: Any = np.float32,
+        code: codes.Code, body: Callable[[Worker], Any], **setting: Any
     ) -> list[Any]:
-        hub = _engine.LocalHub(code.workers, delay_us, 1)
+        chosen = Setting(**setting)
+        hub = _engine.LocalHub(code.workers, chosen.delay_us, 1)
         mine = [_engine.Engine.over_local(hub, r) for r in range(code.workers)]
         engines.extend(mine)
 
         def one(engine: Any) -> Any:
-            return body(Worker(engine, code, count, window, dtype))
+            return body(Worker(engine, code, chosen))
 
         with ThreadPoolExecutor(len(mine)) as pool:
             return list(pool.map(one, mine, timeout=2 * TIMEOUT_S))
@@ -296,5 +302,8 @@ def test_bad_settings(starts: list[int], window: int, message: str) -> None:
     tree = codes.uncoded(1).tree
     plan = _engine.tree_plan(tree.left, tree.right, tree.parent, tree.root)
     with pytest.raises(ValueError, match=message):
-        _engine.Exchange(engine, False, starts, window, 0, plan)
+        _engine.Exchange(
+            engine,
+            _engine.SessionSettings(plan=plan, bucket_starts=starts, window=window),
+        )
     assert engine.stop(5.0)

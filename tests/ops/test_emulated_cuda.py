@@ -196,12 +196,13 @@ class Worker:
     def __init__(self, engine: Any, device: HostDevice, code: codes.Code, memory: str):
         tree = code.tree
         plan = _engine.tree_plan(tree.left, tree.right, tree.parent, tree.root)
-        engine.bind_device(**device.calls)
+        engine.bind_device(_engine.DeviceCalls(**device.calls))
         starts = [0, COUNT // 4, COUNT]
         self.engine, self.code = engine, code
-        self.exchange = _engine.Exchange(
-            engine, False, starts, 4, 0, plan, "float32", 0, None, memory
+        settings = _engine.SessionSettings(
+            plan=plan, bucket_starts=starts, window=4, memory=memory
         )
+        self.exchange = _engine.Exchange(engine, settings)
         assert self.exchange.use_device_sums(True) == ""
         engine.publish(b"open")
         while engine.gather(1.0)[0] is None:

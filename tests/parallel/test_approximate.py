@@ -218,7 +218,7 @@ def test_a_foreign_checkpoint_is_refused(what: str) -> None:
 
     exchange, code = job.coded._exchange, job.coded.code
     with pytest.raises(codedgrad.ConfigError, match=f"another {what}"):
-        estimates.restore(exchange, code, job.coded._payload, saved["decoder"])
+        estimates.restore(exchange, code, job.coded._payload.layout, saved["decoder"])
     job.coded.close()
 
 

@@ -15,7 +15,8 @@ from training import DELAYS, SEED, Net, build, dataset, digest, everywhere, plai
 
 import codedgrad
 from codedgrad import codes
-from codedgrad.optimizer import detach
+from codedgrad.optimizer import DropInPlan, detach
+from codedgrad.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -332,11 +333,16 @@ def test_drop_in_accumulates() -> None:
 def test_drop_in_refuses_codes_that_need_the_loop() -> None:
     model = small()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with pytest.raises(codedgrad.ConfigError, match="the job has"):
-        codedgrad.optimizer._DropIn(
-            codedgrad.job.runtime.current(), list(model.named_parameters()),
-            codes.uncoded(codedgrad.size() + 1), None, 1, 16, 0, 4.0,
-        )  # fmt: skip
+    size = codedgrad.size()
+    for plan, reason in (
+        (DropInPlan(codes.uncoded(size + 1), 1, Settings()), "the job has"),
+        (
+            DropInPlan(codes.spread(size, micro=2), 0, Settings()),
+            "backward_passes_per_step",
+        ),
+    ):
+        with pytest.raises(codedgrad.ConfigError, match=reason):
+            plan.check(size)
     with pytest.raises(codedgrad.ConfigError, match="did not come from"):
         detach(optimizer)
 

@@ -9,7 +9,8 @@ from training import everywhere
 import codedgrad
 from codedgrad.exchange import link
 from codedgrad.job import runtime
-from codedgrad.row.layout import Payload
+from codedgrad.row.layout import Layout
+from codedgrad.settings import ExchangeSettings
 
 
 def test_all_workers_find_the_same() -> None:
@@ -25,8 +26,10 @@ def test_only_large_models_are_cut_by_it() -> None:
     here = runtime.current()
     for width, bucket_mb in ((100, None), (1200, None), (1200, 2.0)):
         model = nn.Linear(width, width)
-        payload = Payload(
-            model.named_parameters(), workers=here.size, bucket_mb=bucket_mb
+        payload = Layout(
+            model.named_parameters(),
+            workers=here.size,
+            settings=ExchangeSettings(bucket_mb=bucket_mb),
         )
         before = payload.bucket_starts
         link.cut(here, payload)

@@ -192,7 +192,7 @@ def test_buckets_come_before_the_backward_ends() -> None:
     for shards in coded.steps(codedgrad.ShardSampler(data(), 48)):
         coded.backward(usual(model), shards)
         model.zero_grad()
-    buckets = len(coded._payload.bucket_starts) - 1
+    buckets = len(coded._payload.layout.bucket_starts) - 1
     assert len(posted) == 2 * buckets
     assert seen[0] == 0  # the first pass learns
     assert seen[1] > buckets + buckets // 2

@@ -158,7 +158,7 @@ def test_memory_stays_over_2000_steps() -> None:
     coded.record._limit = 100
     engine = codedgrad.job.runtime.current().engine
     sampler = codedgrad.ShardSampler(data, 16)
-    row_bytes = 4 * coded._payload.count
+    row_bytes = 4 * coded._payload.layout.count
     before = engine.stats().pool_bytes  # gradients of other tests' models
     sizes, resident = [], []
     while coded.step < 2000:

@@ -140,6 +140,7 @@ def plain(
     tree: SumTree,
     parts: int,
     steps: int,
+    *,
     samples: int = SAMPLES,
     wide: int = 0,
     wire: torch.dtype = torch.float32,
@@ -157,7 +158,16 @@ def plain(
     while step < steps:
         sampler.set_epoch(epoch)
         for shards in sampler.steps(parts):
-            _plain_step(model, tree, loss_fn, shards, step, losses, wire, rows)
+            before = {n: b.clone() for n, b in model.named_buffers()}
+            leaves = _leaves(model, loss_fn, shards, step)
+            root = _root(tree, leaves, wire=wire, rows=rows)
+            for n, p in model.named_parameters():
+                p.grad = root.get(n)
+            for n, b in model.named_buffers():
+                change = root[f"buffer {n}"]
+                change = change if b.is_floating_point() else change.round()
+                b.copy_(before[n] + change)
+            losses.append(float(root["loss"]))
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad()
@@ -169,16 +179,10 @@ def plain(
     return digest(model, optimizer), losses
 
 
-def _plain_step(
-    model: nn.Module,
-    tree: SumTree,
-    loss_fn: nn.Module,
-    shards: Any,
-    step: int,
-    losses: list[float],
-    wire: torch.dtype,
-    rows: int,
-) -> None:
+def _leaves(
+    model: nn.Module, loss_fn: nn.Module, shards: Any, step: int
+) -> list[dict[str, Tensor]]:
+    """By micro-batch: weighted gradients, buffers' changes and loss, by name."""
     before = {n: b.clone() for n, b in model.named_buffers()}
     leaves: list[dict[str, Tensor]] = []
     for part in range(shards.parts):
@@ -205,15 +209,24 @@ def _plain_step(
         leaves.append(leaf)
         for p in model.parameters():
             p.grad = None
-
     zeros = {n: torch.zeros_like(t) for n, t in leaves[0].items()}
-    leaves = [leaf or zeros for leaf in leaves]
+    return [leaf or zeros for leaf in leaves]
 
-    gradients = {n for n, _ in model.named_parameters()}
+
+def _root(
+    tree: SumTree,
+    leaves: list[dict[str, Tensor]],
+    *,
+    wire: torch.dtype,
+    rows: int,
+) -> dict[str, Tensor]:
+    """The leaves added up in the order of the tree, gradients rounded; see `plain`."""
+    other = ("buffer ", "loss")
 
     def rounded(values: dict[str, Tensor]) -> dict[str, Tensor]:
         return {
-            n: t.to(wire).float() if n in gradients else t for n, t in values.items()
+            n: t if n.startswith(other) else t.to(wire).float()
+            for n, t in values.items()
         }
 
     def total(node: int) -> dict[str, Tensor]:
@@ -223,10 +236,4 @@ def _plain_step(
         both = {n: a[n] + b[n] for n in a}
         return rounded(both) if tree.stop[node] - tree.start[node] <= rows else both
 
-    root = rounded(total(int(tree.root)))
-    for n, p in model.named_parameters():
-        p.grad = root.get(n)
-    for n, b in model.named_buffers():
-        change = root[f"buffer {n}"]
-        b.copy_(before[n] + (change if b.is_floating_point() else change.round()))
-    losses.append(float(root["loss"]))
+    return rounded(total(int(tree.root)))

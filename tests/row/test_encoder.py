@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from codedgrad import ConfigError
 from codedgrad.row import encoder as encoding
 from codedgrad.row.encoder import HostEncoder, TorchEncoder, spans
-from codedgrad.row.layout import Payload
+from codedgrad.row.payload import Payload
+from codedgrad.settings import ExchangeSettings
 
 NARROW = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -47,8 +48,7 @@ def payload_of(model: nn.Module, wire: str, bucket_mb: float) -> Payload:
         model.named_parameters(),
         model.named_buffers(),
         workers=3,
-        bucket_mb=bucket_mb,
-        wire=wire,
+        settings=ExchangeSettings(wire, bucket_mb),
     )
 
 
@@ -58,11 +58,13 @@ def rows(payload: Payload, weight: float, sums: list[Tensor]) -> list[Tensor]:
     for encoder in (HostEncoder(payload), TorchEncoder(payload)):
         for whole, soon in itertools.product((True, False), repeat=2):
             encoder.begin(soon=soon)
-            out = torch.full((payload.count,), math.nan, dtype=payload.dtype)
+            out = torch.full(
+                (payload.layout.count,), math.nan, dtype=payload.layout.dtype
+            )
             if whole:
                 assert encoder.row(out, weight, sums)
             else:
-                for bucket in range(len(payload.bucket_starts) - 1):
+                for bucket in range(len(payload.layout.bucket_starts) - 1):
                     assert encoder.bucket(bucket, out, weight, sums)
             found.append(out)
     return found
@@ -78,10 +80,10 @@ def test_the_same_bits(
     dtype = torch.float64 if wire == "float64" else torch.float32
     model = Odd(dtype)
     payload = payload_of(model, wire if wire in NARROW else "float32", bucket_mb)
-    payload.remember_buffers()
+    payload.buffers.remember()
     model.gradients()
-    payload.fill_tail(2.5)
-    sums = [torch.randn(payload.count, dtype=dtype) for _ in range(deep)]
+    payload.tail.fill(2.5)
+    sums = [torch.randn(payload.layout.count, dtype=dtype) for _ in range(deep)]
     first, *others = rows(payload, 0.3, sums)
     assert not first.isnan().any()
     for other in others:
@@ -91,10 +93,11 @@ def test_the_same_bits(
     narrow = NARROW.get(wire, dtype)
     want = want.to(narrow).to(dtype)
     for s in reversed(sums):
-        want = (want + payload.view(5, s)).to(narrow).to(dtype)
-    assert torch.equal(payload.view(5, first), want)
+        want = (want + payload.layout.view(5, s)).to(narrow).to(dtype)
+    assert torch.equal(payload.layout.view(5, first), want)
     assert not deep or torch.equal(
-        payload.view(2, row_of_nothing(payload, sums)), payload.view(2, first)
+        payload.layout.view(2, row_of_nothing(payload, sums)),
+        payload.layout.view(2, first),
     )
 
 
@@ -102,8 +105,8 @@ def row_of_nothing(payload: Payload, sums: list[Tensor]) -> Tensor:
     """The row of a micro-batch without samples, the same by both."""
     made = []
     for encoder in (HostEncoder(payload), TorchEncoder(payload)):
-        out = torch.full((payload.count,), math.nan, dtype=payload.dtype)
-        for bucket in range(len(payload.bucket_starts) - 1):
+        out = torch.full((payload.layout.count,), math.nan, dtype=payload.layout.dtype)
+        for bucket in range(len(payload.layout.bucket_starts) - 1):
             encoder.nothing(bucket, out, sums)
         made.append(out)
     assert torch.equal(*made)
@@ -117,16 +120,16 @@ def test_what_is_not_finite_is_seen(bad: float, at: int) -> None:
     payload = payload_of(model, "float32", 0.001)
     model.gradients()
     model.big.grad[at] = bad
-    payload.fill_tail(1.0)
-    out = torch.empty(payload.count)
+    payload.tail.fill(1.0)
+    out = torch.empty(payload.layout.count)
     for encoder in (HostEncoder(payload), TorchEncoder(payload)):
         assert not encoder.row(out, 1.0, ())
         seen = [
             bool(encoder.bucket(b, out, 1.0, ()))
-            for b in range(len(payload.bucket_starts) - 1)
+            for b in range(len(payload.layout.bucket_starts) - 1)
         ]
         assert seen.count(False) == 1
-        assert not math.isfinite(payload.view(5, out)[at])
+        assert not math.isfinite(payload.layout.view(5, out)[at])
 
 
 def test_a_large_finite_gradient_is_finite() -> None:
@@ -134,10 +137,10 @@ def test_a_large_finite_gradient_is_finite() -> None:
     model.gradients()
     model.big.grad.fill_(3e38)  # whose sum overflows
     payload = payload_of(model, "float32", 1.0)
-    assert HostEncoder(payload).row(torch.empty(payload.count), 1.0, ())
+    assert HostEncoder(payload).row(torch.empty(payload.layout.count), 1.0, ())
     narrow = payload_of(model, "float16", 1.0)
     for encoder in (HostEncoder(narrow), TorchEncoder(narrow)):
-        assert not encoder.row(torch.empty(narrow.count), 1.0, ())
+        assert not encoder.row(torch.empty(narrow.layout.count), 1.0, ())
 
 
 def test_a_sum_beyond_the_wire_type_is_seen() -> None:
@@ -147,9 +150,9 @@ def test_a_sum_beyond_the_wire_type_is_seen() -> None:
         if p.grad is not None:
             p.grad.fill_(6e4)
     payload = payload_of(model, "float16", 1.0)
-    ones = torch.full((payload.count,), 6e4)
+    ones = torch.full((payload.layout.count,), 6e4)
     for encoder in (HostEncoder(payload), TorchEncoder(payload)):
-        out = torch.empty(payload.count)
+        out = torch.empty(payload.layout.count)
         assert encoder.row(out, 1.0, ())
         assert not encoder.row(out, 1.0, [ones])
 
@@ -158,8 +161,8 @@ def test_spans_cover_every_bucket_once() -> None:
     model = Odd(torch.float32)
     for bucket_mb in (0.0003, 0.002, 1.0):
         payload = payload_of(model, "float32", bucket_mb)
-        sizes = [sum(s.length for s in inside) for inside in spans(payload)]
-        starts = payload.bucket_starts
+        sizes = [sum(s.length for s in inside) for inside in spans(payload.layout)]
+        starts = payload.layout.bucket_starts
         assert sizes == [b - a for a, b in itertools.pairwise(starts)]
 
 
@@ -169,7 +172,7 @@ def test_a_sparse_gradient_is_refused() -> None:
     payload = Payload(net.named_parameters())
     for encoder in (HostEncoder(payload), TorchEncoder(payload)):
         with pytest.raises(ConfigError, match=r"'weight' has a sparse.*sparse=False"):
-            encoder.row(torch.empty(payload.count), 1.0, ())
+            encoder.row(torch.empty(payload.layout.count), 1.0, ())
 
 
 def test_a_model_whose_shapes_change_is_refused() -> None:
@@ -181,8 +184,8 @@ def test_a_model_whose_shapes_change_is_refused() -> None:
     model.big.data = model.big.data[:9]
     model.big.grad = torch.ones(9)
     with pytest.raises(ConfigError, match="'big' has 9 elements and had 5003"):
-        encoder.row(torch.empty(payload.count), 1.0, ())
+        encoder.row(torch.empty(payload.layout.count), 1.0, ())
     model.mean.data = torch.ones(2, dtype=torch.int64)
-    for use in (payload.remember_buffers, payload.restore_buffers):
+    for use in (payload.buffers.remember, payload.buffers.restore):
         with pytest.raises(ConfigError, match=r"has become 2 x torch\.int64"):
             use()

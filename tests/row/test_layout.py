@@ -1,15 +1,20 @@
-"""The payload: what goes into a row comes out of the decoded sum."""
+"""Where things lie in a row: everything once, in memory order, in buckets."""
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from codedgrad import ConfigError, codes
 from codedgrad.job import _engine
+from codedgrad.row.cuts import GRAIN
 from codedgrad.row.encoder import encoder_of
-from codedgrad.row.layout import Payload
+from codedgrad.row.layout import Layout
+from codedgrad.row.payload import Payload
+from codedgrad.settings import ExchangeSettings
 
 
 def model() -> nn.Module:
@@ -18,134 +23,148 @@ def model() -> nn.Module:
     return net
 
 
-def payload_of(net: nn.Module, **settings: object) -> Payload:
-    return Payload(net.named_parameters(), net.named_buffers(), **settings)
+def layout_of(net: nn.Module, workers: int = 1, **settings: object) -> Layout:
+    return Layout(
+        net.named_parameters(),
+        net.named_buffers(),
+        workers=workers,
+        settings=ExchangeSettings(**settings),
+    )
 
 
-def encoded(
-    net: nn.Module, payload: Payload, weight: float, loss: float
-) -> torch.Tensor:
-    row = torch.empty(payload.count, dtype=payload.dtype)
-    payload.fill_tail(loss)
-    encoder_of(payload).row(row, weight, ())
-    return row
-
-
-def test_round_trip() -> None:
+@pytest.mark.parametrize("wire", ["float32", "bfloat16"])
+@pytest.mark.parametrize("workers", [1, 5])
+def test_every_element_belongs_to_one_thing(wire: str, workers: int) -> None:
     net = model()
-    payload = payload_of(net)
-    payload.remember_buffers()
-    net(torch.randn(4, 2, 5, 5)).sum().backward()
-    want = {n: p.grad.clone() for n, p in net.named_parameters() if p.grad is not None}
-    buffers = {n: b.clone() for n, b in net.named_buffers()}
-    row = encoded(net, payload, 1.0, 2.5)
-    payload.restore_buffers()
-    assert net[1].num_batches_tracked == 0
-    for p in net.parameters():
-        p.grad = None
-    assert payload.scatter(row) == 2.5
-    got = {n: p.grad for n, p in net.named_parameters() if p.grad is not None}
-    assert set(got) == set(want) == {n for n, _ in net.named_parameters()} - {"2.bias"}
-    for name, gradient in want.items():
-        assert torch.equal(got[name], gradient)
-        assert got[name].stride() == gradient.stride()
-    for name, buffer in net.named_buffers():
-        torch.testing.assert_close(buffer, buffers[name])
+    net.register_buffer("mask", torch.ones(3, dtype=torch.bool))  # does not travel
+    layout = layout_of(net, workers, wire=wire, bucket_mb=0.0001)
+    assert layout.names == [n for n, _ in net.named_parameters()][:-1]
+    assert layout.buffer_names == [
+        f"1.{n}" for n in ("running_mean", "running_var", "num_batches_tracked")
+    ]
+    row = torch.zeros(layout.count)
+    for i, p in enumerate(layout.parameters):
+        view = layout.view(i, row)
+        assert view.shape == p.shape
+        assert view.storage_offset() == layout.offset(i)
+        view += 1
+    assert (row[: layout.gradients] == 1).all()
+    tail = row[layout.gradients :]
+    assert not tail.any()
+    tail[layout.change_area] += 1
+    tail[layout.used_area] += 1
+    tail[layout.loss_place] += 1
+    parts = 3 + 3 + 1 + len(layout.parameters) + 1
+    assert (tail[:parts] == 1).all()
+    assert not tail[parts:].any()
 
 
-def test_gradients_are_views_and_accumulate() -> None:
-    net = nn.Linear(2, 2)
-    payload = payload_of(net)
-    for p in net.parameters():
-        p.grad = torch.full_like(p, 3.0)
-    row = encoded(net, payload, 1.0, 0.0)
-    for p in net.parameters():
-        p.grad = None
-    payload.scatter(row)
-    assert net.weight.grad.untyped_storage().data_ptr() == row.data_ptr()
-    payload.scatter(row.clone())
-    assert (net.weight.grad == 6.0).all()
+def test_the_last_parameter_comes_first() -> None:
+    layout = layout_of(model())
+    ends = [layout.offset(i) + p.numel() for i, p in enumerate(layout.parameters)]
+    assert ends[0] == layout.gradients
+    assert layout.offset(len(ends) - 1) == 0
+    assert layout.tensor_ends() == sorted(ends)
 
 
-def test_a_parameter_nobody_used_keeps_no_gradient() -> None:
-    net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
-    payload = payload_of(net)
-    net[0](torch.ones(1, 2)).sum().backward()
-    row = encoded(net, payload, 0.5, 0.0)
-    for p in net.parameters():
-        p.grad = None
-    payload.scatter(row)
-    assert net[0].weight.grad is not None
-    assert net[1].weight.grad is None
-
-
-def test_counters_count_once_whatever_the_weights() -> None:
-    net = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
-    payload = payload_of(net)
-    payload.remember_buffers()
-    total = torch.zeros(payload.count)
-    for weight in (0.3, 0.3, 0.4):
-        payload.restore_buffers()
-        net(torch.randn(4, 2)).sum().backward()
-        total += encoded(net, payload, weight, 0.0)
-        for p in net.parameters():
-            p.grad = None
-    payload.restore_buffers()
-    payload.scatter(total)
-    assert net[1].num_batches_tracked == 1
-
-
-def test_an_infinite_buffer_that_stays_is_no_nan() -> None:
-    net = nn.Linear(2, 2)
-    net.register_buffer("mask", torch.tensor([0.0, -torch.inf]))
-    payload = payload_of(net)
-    payload.remember_buffers()
-    payload.scatter(encoded(net, payload, 0.5, 0.0))
-    assert net.mask.tolist() == [0.0, -torch.inf]
-
-
-def test_double_precision_and_channels_last() -> None:
-    assert payload_of(model().double()).dtype == torch.float64
+def test_memory_order_and_type() -> None:
+    assert layout_of(model().double()).dtype == torch.float64
     net = nn.Conv2d(4, 4, 3).to(memory_format=torch.channels_last)
-    payload = payload_of(net)
-    net(torch.randn(1, 4, 5, 5)).sum().backward()
-    want = net.weight.grad.clone()
-    row = encoded(net, payload, 1.0, 0.0)
-    net.weight.grad = net.bias.grad = None
-    payload.scatter(row)
-    assert torch.equal(net.weight.grad, want)
-    assert net.weight.grad.stride() == net.weight.stride()
+    assert layout_of(net).strides(0) == net.weight.stride()
+    gaps = nn.Parameter(torch.ones(6, 4)[:, :2])  # a view with gaps
+    layout = Layout([("gaps", gaps)])
+    assert layout.strides(0) == (2, 1)
+    assert layout.gradients == 12
 
 
 def test_every_worker_owns_something_and_buckets_cover() -> None:
-    payload = payload_of(nn.Linear(1, 1), workers=8)
-    assert payload.count >= 128
-    payload = payload_of(nn.Linear(100, 100), bucket_mb=0.01)
-    starts = payload.bucket_starts
+    assert layout_of(nn.Linear(1, 1), workers=8).count >= GRAIN * 8
+    layout = layout_of(nn.Linear(100, 100), bucket_mb=0.01)
+    starts = layout.bucket_starts
     assert starts[0] == 0
-    assert starts[-1] == payload.count
+    assert starts[-1] == layout.count
     assert starts == sorted(set(starts))
     assert len(starts) > 3
+
+
+def test_parameters_know_their_buckets() -> None:
+    net = nn.Sequential(nn.Linear(50, 50), nn.Linear(50, 50))
+    net.register_parameter("empty", nn.Parameter(torch.ones(0, 3)))
+    layout = layout_of(net, bucket_mb=0.002)
+    bounds = list(itertools.pairwise(layout.bucket_starts))
+    for i, p in enumerate(layout.parameters):
+        begin, end = layout.offset(i), layout.offset(i) + p.numel()
+        want = [b for b, (f, u) in enumerate(bounds) if max(begin, f) < min(end, u)]
+        assert list(layout.buckets_of(i)) == want
+
+
+def test_narrow_wires_leave_the_tail_alone() -> None:
+    layout = layout_of(nn.Linear(100, 100), 4, wire="bfloat16", bucket_mb=0.005)
+    assert layout.bucket_starts[-2] == layout.gradients
+    last = len(layout.bucket_starts) - 2
+    assert layout.narrow_buckets == last > 1
+    assert [layout.wire_of(b) for b in range(last)] == [torch.bfloat16] * last
+    assert layout.wire_of(last) is None
+    assert layout.count - layout.gradients >= GRAIN * 4
+    wide = layout_of(nn.Linear(100, 100), 4)
+    assert wide.narrow_buckets == 0
+    assert wide.wire_of(0) is None
+
+
+def test_buckets_are_cut_again_by_what_a_message_costs() -> None:
+    net = nn.Linear(2000, 1000, device="cpu")
+    layout = layout_of(net, workers=2)
+    assert layout.worth_measuring()
+    before = layout.bucket_starts
+    layout.cut(0.001)
+    assert len(layout.bucket_starts) > len(before)
+    assert not layout_of(net, workers=1).worth_measuring()
+    assert not layout_of(net, workers=2, bucket_mb=1.0).worth_measuring()
+    assert not layout_of(nn.Linear(9, 9), workers=2).worth_measuring()
+
+
+def test_a_description_differs_where_models_do() -> None:
+    def shown(net: nn.Module) -> list[tuple[str, str]]:
+        return layout_of(net).describe()
+
+    assert shown(model()) == shown(model())
+    assert shown(model()) != shown(model().double())
+    assert shown(model()) != shown(nn.Sequential(*model()[:2]))
+    assert ("parameter 0 '0.weight'", "(3, 2, 3, 3) torch.float32") in shown(model())
 
 
 def test_bad_models() -> None:
     frozen = nn.Linear(2, 2).requires_grad_(requires_grad=False)
     with pytest.raises(ConfigError, match="no parameter that requires a gradient"):
-        payload_of(frozen)
+        layout_of(frozen)
+    frozen.register_buffer("some", torch.ones(3))
+    with pytest.raises(ConfigError, match="no parameter that requires a gradient"):
+        layout_of(frozen)
     apart = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2, device="meta"))
     with pytest.raises(ConfigError, match=r"several devices \(cpu, meta\)"):
-        payload_of(apart)
+        layout_of(apart)
     with pytest.raises(ConfigError, match=r"on meta.*model.cuda"):
-        payload_of(nn.Linear(2, 2, device="meta"))
+        layout_of(nn.Linear(2, 2, device="meta"))
     with pytest.raises(ConfigError, match="is complex"):
-        payload_of(nn.Linear(2, 2, dtype=torch.complex64))
+        layout_of(nn.Linear(2, 2, dtype=torch.complex64))
+
+
+def test_bad_settings() -> None:
     with pytest.raises(ConfigError, match="bucket_mb"):
-        payload_of(nn.Linear(2, 2), bucket_mb=0)
-    net = nn.Embedding(4, 2, sparse=True)
-    payload = payload_of(net)
-    net(torch.tensor([1])).sum().backward()
-    with pytest.raises(ConfigError, match="'weight' has a sparse gradient"):
-        encoded(net, payload, 1.0, 0.0)
+        layout_of(nn.Linear(2, 2), bucket_mb=0)
+    with pytest.raises(ConfigError, match=r"wire must be one of float32.*got 'int8'"):
+        layout_of(nn.Linear(2, 2), wire="int8")
+    with pytest.raises(ConfigError, match=r"float64.*cannot travel as float16"):
+        layout_of(nn.Linear(2, 2).double(), wire="float16")
+
+
+def row_of_last_bucket(payload: Payload) -> Tensor:
+    """A row of which only the last bucket is written, so that pages stay untouched."""
+    row = torch.empty(payload.layout.count)
+    payload.tail.fill(1.0)
+    last = len(payload.layout.bucket_starts) - 2
+    assert encoder_of(payload).bucket(last, row, 0.5, ())
+    return row
 
 
 def test_more_than_two_to_the_31_elements() -> None:
@@ -154,21 +173,19 @@ def test_more_than_two_to_the_31_elements() -> None:
     big = nn.Parameter(torch.empty((1 << 31) + 77), requires_grad=True)
     small = nn.Parameter(torch.ones(first))
     payload = Payload([("small", small), ("big", big)], workers=workers)
-    assert payload.offset(0) == big.numel()
-    row = torch.empty(payload.count)
-    assert payload.view(0, row).storage_offset() == big.numel()
+    layout = payload.layout
+    assert layout.offset(0) == big.numel()
     small.grad = torch.arange(float(first))
-    payload.fill_tail(1.0)
-    last = len(payload.bucket_starts) - 2
-    assert encoder_of(payload).bucket(last, row, 0.5, ())
-    assert torch.equal(payload.view(0, row), 0.5 * small.grad)
+    row = row_of_last_bucket(payload)
+    assert layout.view(0, row).storage_offset() == big.numel()
+    assert torch.equal(layout.view(0, row), 0.5 * small.grad)
     # The engine's side: offsets, and tags for so many buckets.
     hub = _engine.LocalHub(workers)
     engine = _engine.Engine.over_local(hub, 0)
     tree = codes.spread(workers).tree
     plan = _engine.tree_plan(tree.left, tree.right, tree.parent, tree.root)
-    exchange = _engine.Exchange(engine, False, payload.bucket_starts, 16, 0, plan)
+    exchange = _engine.Exchange(engine, False, layout.bucket_starts, 16, 0, plan)
     buffer = exchange.acquire()
-    assert buffer.bytes == 4 * payload.count > 1 << 33
+    assert buffer.bytes == 4 * layout.count > 1 << 33
     exchange.close()
     engine.stop(0.0)

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from codedgrad import ConfigError
-from codedgrad.row.layout import Payload
-from codedgrad.row.writer import RowWriter
+from codedgrad.row.payload import Payload
+from codedgrad.row.writer import Leaf, RowWriter
+from codedgrad.settings import ExchangeSettings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,38 +27,52 @@ def layers() -> nn.Sequential:
 
 
 class Bench:
-    """One model; `row` makes a row and notes what was sent before its end."""
+    """One model; `row` writes a row and notes what was sent before its end."""
 
     def __init__(self, model: nn.Module, *, overlap: bool = True) -> None:
         self.model = model
-        self.payload = Payload(model.named_parameters(), bucket_mb=0.0002)
-        assert len(self.payload.bucket_starts) > 8
+        self.payload = Payload(
+            model.named_parameters(), settings=ExchangeSettings(bucket_mb=0.0002)
+        )
+        self.layout = self.payload.layout
+        assert len(self.layout.bucket_starts) > 8
         self.writer = RowWriter(self.payload, overlap=overlap)
         self.early: list[int] = []
         self.sent: list[int] = []
+        self.checked: list[bool] = []
+        self.strict = False  # True: a bucket that is not finite ends the pass
+
+    def bucket_checked(self, finite: bool) -> None:
+        assert len(self.checked) == len(self.sent)  # before it is sent
+        self.checked.append(finite)
+        if self.strict and not finite:
+            raise ArithmeticError
+
+    def bucket_ready(self, bucket: int) -> None:
+        self.sent.append(bucket)
 
     def row(
         self, forward: Callable[..., Tensor], sums: tuple[Tensor, ...] = ()
     ) -> Tensor:
-        out = torch.full((self.payload.count,), torch.nan)
-        self.sent = []
-        self.writer.begin(out, 0.3, sums, lambda _: None, self.sent.append)
+        out = torch.full((self.layout.count,), torch.nan)
+        self.sent, self.checked = [], []
+        self.writer.begin(Leaf(out, 0.3, sums, self, early=True))
         loss = forward(X).square().sum()
         self.writer.backward_begins()
         loss.backward()
         self.early = self.sent.copy()
         copies = {
-            b: out[self.payload.bucket_starts[b] : self.payload.bucket_starts[b + 1]]
+            b: out[self.layout.bucket_starts[b] : self.layout.bucket_starts[b + 1]]
             for b in self.early
         }
         copies = {b: piece.clone() for b, piece in copies.items()}
         self.writer.finish(1.5)
         for b, piece in copies.items():  # nothing is written after it was sent
-            begin, end = self.payload.bucket_starts[b : b + 2]
+            begin, end = self.layout.bucket_starts[b : b + 2]
             assert torch.equal(out[begin:end], piece)
-        buckets = len(self.payload.bucket_starts) - 1
+        buckets = len(self.layout.bucket_starts) - 1
         assert sorted(self.sent) == list(range(buckets))
-        for p in self.payload.parameters:
+        for p in self.layout.parameters:
             p.grad = None
         return out
 
@@ -71,7 +86,7 @@ def same(
     early, late = Bench(model), Bench(model, overlap=False)
     change(model)
     generator = torch.Generator().manual_seed(2)
-    sums = tuple(torch.randn(early.payload.count, generator=generator) for _ in "ab")
+    sums = tuple(torch.randn(early.layout.count, generator=generator) for _ in "ab")
     for forward in forwards:
         got = early.row(forward, sums)
         assert torch.equal(got, late.row(forward, sums))
@@ -91,7 +106,7 @@ def test_a_parameter_without_gradient_holds_its_buckets_only() -> None:
     model = layers()
     bench = same(model, [model, model, lambda x: model[3](model[2](model[0](x)))])
     held = set(bench.sent) - set(bench.early)
-    skipped = {b for i in (2, 3) for b in bench.payload.buckets_of(i)}
+    skipped = {b for i in (2, 3) for b in bench.layout.buckets_of(i)}
     assert skipped <= held
     assert bench.early
 
@@ -173,10 +188,55 @@ def test_hooks_of_the_user_after_ours() -> None:
 def test_nothing_and_closing() -> None:
     model = layers()
     bench = Bench(model)
-    out, other = torch.empty(bench.payload.count), torch.ones(bench.payload.count)
-    sent: list[int] = []
-    bench.writer.nothing(out, [other], sent.append)
+    out, other = torch.empty(bench.layout.count), torch.ones(bench.layout.count)
+    bench.writer.nothing(Leaf(out, 0.0, [other], bench, early=True))
     assert torch.equal(out, other)
-    assert sent == list(range(len(bench.payload.bucket_starts) - 1))
+    assert bench.sent == list(range(len(bench.layout.bucket_starts) - 1))
     bench.writer.close()
     assert all(not p._post_accumulate_grad_hooks for p in model.parameters())
+
+
+def test_a_listener_ends_the_pass_before_a_bad_bucket_is_sent() -> None:
+    model = layers()
+    bench = Bench(model)
+    bench.row(model)
+    assert bench.checked == [True] * len(bench.sent)
+    bench.strict = True
+    with torch.no_grad():
+        model[1].weight[0, 0] = torch.nan
+    with pytest.raises(ArithmeticError):
+        bench.row(model)
+    assert len(bench.checked) == len(bench.sent) + 1
+    assert bench.checked[-1] is False
+    bench.writer.abort()
+
+
+def test_a_row_that_is_wanted_as_a_whole() -> None:
+    """Its buckets are not announced, only checked, and the bits are the same."""
+    for passes in (1, 2):
+        model = layers()
+        early, whole = Bench(model), Bench(model, overlap=False)
+        for _ in range(passes):
+            want = early.row(model)
+        out = torch.empty_like(want)
+        whole.writer.begin(Leaf(out, 0.3, (), whole))
+        model(X).square().sum().backward()
+        whole.writer.finish(1.5)
+        assert torch.equal(out, want)
+        assert whole.sent == []
+        assert whole.checked == [True]
+
+
+def test_an_aborted_pass_leaves_nothing_behind() -> None:
+    model = layers()
+    bench = Bench(model)
+    want = bench.row(model)
+    bench.writer.begin(Leaf(torch.empty_like(want), 0.3, (), bench, early=True))
+    bench.writer.backward_begins()
+    bench.writer.abort()
+    bench.sent = []
+    model(X).square().sum().backward()  # the user's own
+    assert bench.sent == []
+    for p in model.parameters():
+        p.grad = None
+    assert torch.equal(bench.row(model), want)

@@ -16,6 +16,7 @@ problems and of past labels. All inputs are logarithms of ratios: no scale, no s
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from zipfile import BadZipFile
@@ -97,7 +98,9 @@ class Network:
     @classmethod
     def pretrained(cls) -> Network:
         """What the package ships, fitted by benchmarks/fit_decoder.py."""
-        return cls.load(Path(__file__).with_name("pretrained.npz"))
+        shipped = resources.files("codedgrad.exchange").joinpath("pretrained.npz")
+        with resources.as_file(shipped) as path:
+            return cls.load(path)
 
     def __call__(
         self, features: Array, context: Array, labels: float

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-from codedgrad.row.devices.staging import (
-    DeviceRuntime,
-    Pace,
-    Staging,
-    check,
-    rows_memory,
-    runtime_of,
-)
+from codedgrad.row.devices.base import DeviceRuntime, check, rows_memory, runtime_of
+from codedgrad.row.devices.pace import Pace
+from codedgrad.row.devices.staging import Staging
 
 __all__ = ["DeviceRuntime", "Pace", "Staging", "check", "rows_memory", "runtime_of"]

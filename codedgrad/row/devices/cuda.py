@@ -1,4 +1,9 @@
-"""CUDA for `codedgrad.row.devices`: through torch, and for the engine by addresses."""
+"""CUDA devices: codedgrad uses them through torch, and the engine through addresses.
+
+The engine knows neither torch nor CUDA. It gets the addresses of the few functions that
+it calls, from the CUDA runtime library that torch has loaded and from codedgrad's own
+kernels.
+"""
 
 from __future__ import annotations
 
@@ -18,63 +23,64 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("codedgrad")
 
-_PINNED = 3  # cudaHostRegisterPortable | Mapped: for every device, and its kernels
+# cudaHostRegisterPortable | Mapped: pinned for every device, in reach of its kernels.
+_PINNED = 3
 _NOT_READY = 600  # cudaErrorNotReady
 _NO_SUMS = {"start_sum": 0, "sum_done": 0}
 
 
 class CudaRuntime:
-    """CUDA through torch; the engine's calls through the CUDA runtime library."""
+    """A CUDA device, see `codedgrad.row.devices.base.DeviceRuntime`."""
 
     def __init__(self, device: torch.device) -> None:
-        """Of this device."""
+        """Uses this device."""
         self._device = device
 
     def stream(self) -> torch.cuda.Stream:
-        """A new one."""
+        """Returns a new CUDA stream on this device."""
         return torch.cuda.Stream(self._device)
 
     def event(self) -> torch.cuda.Event:
-        """A new one, recorded once: it has a handle only then."""
+        """Returns a new event, recorded once, because it has a handle only then."""
         event = torch.cuda.Event()
         event.record(torch.cuda.current_stream(self._device))
         return event
 
     def current(self) -> torch.cuda.Stream:
-        """The stream that torch computes on."""
+        """Returns the stream on which torch computes."""
         return torch.cuda.current_stream(self._device)
 
     def record(self, event: torch.cuda.Event, stream: torch.cuda.Stream) -> None:
-        """See DeviceRuntime, as for what follows."""
+        """Makes `event` done as soon as all that is in `stream` now is done."""
         event.record(stream)
 
     def wait(self, stream: torch.cuda.Stream, event: torch.cuda.Event) -> None:
-        """On the device."""
+        """Lets what comes into `stream` later begin after `event`, on the device."""
         stream.wait_event(event)
 
     def copy(self, out: Tensor, source: Tensor, stream: torch.cuda.Stream) -> None:
-        """Without waiting, where the host memory is pinned."""
+        """Copies in `stream`; the host goes on if its memory is pinned."""
         with torch.cuda.stream(stream):
             out.copy_(source, non_blocking=True)
 
     def done(self, event: torch.cuda.Event) -> bool:
-        """Ask (cudaEventQuery)."""
+        """Returns whether the event is done (cudaEventQuery)."""
         return bool(event.query())
 
     def synchronize(self, event: torch.cuda.Event) -> None:
-        """Wait (cudaEventSynchronize)."""
+        """Makes the host wait until the event is done (cudaEventSynchronize)."""
         event.synchronize()
 
     def handle(self, event: torch.cuda.Event) -> int:
-        """The cudaEvent_t."""
+        """Returns the event's cudaEvent_t."""
         return int(event.cuda_event)
 
     def on(self) -> AbstractContextManager[None]:
-        """As torch's own."""
+        """Returns a context in which this thread's calls are about this device."""
         return torch.cuda.device(self._device)
 
     def engine_calls(self) -> dict[str, int]:
-        """Of the CUDA runtime that torch has loaded."""
+        """Returns addresses in the CUDA runtime library, and constants."""
         library = _cudart()
         index = self._device.index
         names = {
@@ -95,13 +101,17 @@ class CudaRuntime:
         return calls | self._sums(calls["device"])
 
     def direct(self) -> bool:
-        """What the MPI says of itself."""
+        """Returns whether the MPI library says that it takes the device's memory."""
         from codedgrad.job import _engine
 
         return bool(_engine.mpi_reads_cuda_memory())
 
     def view(self, buffer: Any, dtype: torch.dtype) -> Tensor:
-        """By CUDA's array interface."""
+        """Returns the engine's `buffer` as a vector, by CUDA's array interface.
+
+        Raises:
+            EnvironmentSetupError: the buffer is not on this device.
+        """
         found = torch.as_tensor(_Memory(buffer, dtype), device=self._device)
         if found.data_ptr() != buffer.address:  # torch copies from another device
             raise EnvironmentSetupError(
@@ -112,6 +122,7 @@ class CudaRuntime:
         return found
 
     def _sums(self, index: int) -> dict[str, int]:
+        """Returns the addresses of the kernels that sum rows; 0 if they do not fit."""
         from codedgrad.job import _engine
 
         try:
@@ -132,7 +143,7 @@ class CudaRuntime:
 
 
 class _Memory:
-    """Memory of the engine's, for torch.as_tensor, which keeps this object."""
+    """Shows memory of the engine to torch.as_tensor, whose tensor keeps this object."""
 
     def __init__(self, buffer: Any, dtype: torch.dtype) -> None:
         self._buffer = buffer
@@ -145,7 +156,7 @@ class _Memory:
 
 
 def _cudart() -> ctypes.CDLL:
-    """The CUDA runtime that torch has loaded."""
+    """Returns the CUDA runtime that torch has loaded."""
     major = str(torch.version.cuda).partition(".")[0]
     name = f"libcudart.so.{major}"
     try:

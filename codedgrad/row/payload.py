@@ -1,0 +1,69 @@
+"""The payload of a model: all that a pass computes for others, and the way back.
+
+    pass -> p.grad, buffers, loss -> Tail.fill -> encoder -> row        (writer.py)
+    decoded sum -> scatter -> p.grad, buffers, loss
+
+`Layout` says where things lie in a row, `Buffers` remembers the values of the model's
+buffers before the step, and `Tail` holds what of a pass is not a gradient.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from codedgrad.row.buffers import Buffers
+from codedgrad.row.layout import Layout
+from codedgrad.row.scatter import scatter
+from codedgrad.row.tail import Tail
+from codedgrad.settings import ExchangeSettings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from torch import Tensor
+
+_DEFAULTS = ExchangeSettings()
+
+
+class Payload:
+    """What travels of one model, on one worker; it knows no network.
+
+    Attributes:
+        layout: where everything lies in a row.
+        buffers: the values of the model's buffers before the step's passes.
+        tail: what of the last pass is not a gradient.
+    """
+
+    def __init__(
+        self,
+        named_parameters: Iterable[tuple[str, Tensor]],
+        named_buffers: Iterable[tuple[str, Tensor]] = (),
+        *,
+        workers: int = 1,
+        settings: ExchangeSettings = _DEFAULTS,
+    ) -> None:
+        """Lays out the rows of a model; the arguments are those of `Layout`.
+
+        Raises:
+            ConfigError: see `Layout`.
+        """
+        self.layout = Layout(
+            named_parameters, named_buffers, workers=workers, settings=settings
+        )
+        self.buffers = Buffers(self.layout)
+        self.tail = Tail(self.layout, self.buffers)
+
+    def scatter(self, total: Tensor, tail: Tensor | None = None) -> Tensor:
+        """Moves a decoded sum to where it belongs, see `codedgrad.row.scatter`.
+
+        Args:
+            total: the decoded sum [count], where the model is.
+            tail: the part of `total` after the gradients, on the CPU; None: it is read
+                from `total`, which waits for a device.
+
+        Returns:
+            The mean loss of the batch, a scalar.
+        """
+        if tail is None:
+            tail = total[self.layout.gradients :]
+        return scatter(self.layout, self.buffers, total, tail)

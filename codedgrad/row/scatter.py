@@ -1,0 +1,44 @@
+"""The way out of a row: a decoded sum becomes gradients, buffers and a loss."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from codedgrad.row.buffers import Buffers
+    from codedgrad.row.layout import Layout
+
+
+def scatter(layout: Layout, buffers: Buffers, total: Tensor, tail: Tensor) -> Tensor:
+    """Adds the decoded gradients to `p.grad` and sets the model's buffers.
+
+    Where `p.grad` is None, it becomes a view of `total`, without a copy. A parameter
+    that no pass of the step used is left alone.
+
+    Args:
+        layout: where everything lies.
+        buffers: the model's, with their values from before the step.
+        total: the decoded sum [count], where the model is.
+        tail: the part of `total` after the gradients, on the CPU, so that flags and
+            loss can be read without waiting for a device.
+
+    Returns:
+        The mean loss of the batch, a scalar on `tail`'s device.
+    """
+    with torch.no_grad():
+        shares = tail[layout.used_area].tolist()
+        for index, p in enumerate(layout.parameters):
+            if shares[index] == 0.0:
+                continue
+            view = layout.view(index, total)
+            gradient = view if view.dtype == p.dtype else view.to(p.dtype)
+            if p.grad is None:
+                p.grad = gradient
+            else:
+                p.grad.add_(gradient)
+        buffers.apply(total)
+    return tail[layout.loss_place].clone()

@@ -1,0 +1,62 @@
+"""The tail of a row: what a pass leaves behind that is not a gradient.
+
+    [ buffer changes | used flags | loss | padding ]
+
+`Layout` says where these lie. A pass fills the tail, and the encoder writes it into the
+row's last bucket, multiplied by the pass's weight like everything else. In the decoded
+sum of a step, the loss is therefore the batch's mean loss, and a parameter was used if
+the sum of its flags is not zero.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from codedgrad.row.buffers import Buffers
+    from codedgrad.row.layout import Layout
+
+
+class Tail:
+    """The tail of the last pass, before it is multiplied by the pass's weight.
+
+    Attributes:
+        values: the elements, in the layout's type and on the model's device.
+    """
+
+    def __init__(self, layout: Layout, buffers: Buffers) -> None:
+        """Allocates the tail's memory, which all passes use."""
+        self._parameters, self._buffers = layout.parameters, buffers
+        self.values = torch.zeros(
+            layout.count - layout.gradients, dtype=layout.dtype, device=layout.device
+        )
+        self._loss_place = layout.loss_place
+        # An assignment to an element takes numpy 0.1 us, and torch 15.
+        self._fast_values = self.values.numpy() if layout.on_host else self.values
+        self._used = [False] * len(layout.parameters)
+        self._flags = self.values[layout.used_area]  # holds what `_used` says
+        self._changes = self.values[layout.change_area]
+        self._shaped_changes = buffers.shaped(self._changes)
+
+    def fill(self, loss: float | Tensor, given_back: Sequence[bool] = ()) -> None:
+        """Notes the tail of the pass that has just ended.
+
+        Args:
+            loss: the mean loss of the pass. A tensor is not waited for.
+            given_back: for every parameter, whether the pass gave it a gradient that
+                is encoded already and no longer in `p.grad`. Empty if none is.
+        """
+        used = [p.grad is not None for p in self._parameters]
+        if any(given_back):
+            used = [u or g for u, g in zip(used, given_back, strict=True)]
+        if used != self._used:
+            self._used = used
+            self._flags.copy_(torch.tensor(used))
+        self._buffers.write_changes(self._changes, self._shaped_changes)
+        values = self.values if isinstance(loss, Tensor) else self._fast_values
+        values[self._loss_place] = loss

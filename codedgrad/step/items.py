@@ -1,0 +1,140 @@
+"""Items of work: from a node of the summation tree to the rows that it completes.
+
+A code gives each worker a list of items. The first `required` ones are its own, the
+rest are for others who are late. While `Passes.row` computes an item it calls the
+item's methods, so a reader finds here whatever happens beside the computing:
+
+    needless()               at every module boundary: may the pass be abandoned?
+    bucket_ready(bucket)     a bucket of the row is final: send it
+    node_ready(node, value)  a part of the row is final: a late worker sends it
+    post()                   the whole row is final
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from codedgrad.step.state import Stopwatch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from codedgrad.codes import Code, Row
+    from codedgrad.exchange.base import Exchange, RowBuffer
+    from codedgrad.step.context import StepContext
+    from codedgrad.step.late import LatePass
+
+
+class WorkList:
+    """One worker's items, and the rows that each of them completes.
+
+    Attributes:
+        nodes: the tree node of each item, in the order in which to take them.
+        required: number of items that are the worker's own; they come first.
+        rows: by item, the engine's number and the code's description of each row that
+            the item completes.
+        early: whether rows of own items are sent bucket by bucket during the backward.
+    """
+
+    def __init__(
+        self, code: Code, worker: int, exchange: Exchange, *, overlap: bool
+    ) -> None:
+        """List the items of `worker`; with `overlap` own rows go out early."""
+        self.code = code
+        self.worker = worker
+        self.nodes = code.work[worker]
+        self.required = code.required[worker]
+        self.early = overlap and not code.linear
+        self.rows: list[list[tuple[int, Row]]] = [[] for _ in self.nodes]
+        for i, row in enumerate(code.rows[worker]):
+            self.rows[row.after].append((exchange.row_of(worker, i), row))
+
+
+class Item:
+    """One item of a worker's work in one step. Subclasses say when it is needless."""
+
+    def __init__(self, work: WorkList, context: StepContext, index: int) -> None:
+        """Take memory for the item's row."""
+        self.context = context
+        self.index = index
+        self.node = work.nodes[index]
+        # A required item is abandoned only once its step is decoded: only then may
+        # some buckets of a row have been sent and others never come.
+        self.early = work.early and index < work.required
+        self.buffer = context.exchange.row_buffer()
+        self._rows = work.rows[index]
+        self._linear = work.code.linear
+
+    @property
+    def out(self) -> Tensor:
+        """The row to be written, [count], where the model is."""
+        return self.buffer.tensor
+
+    def needless(self) -> bool:
+        """Returns whether nobody needs this item any more."""
+        raise NotImplementedError  # see OwnItem and HelpItem
+
+    def bucket_ready(self, bucket: int) -> None:
+        """Send one bucket of the row, which will not change any more."""
+        clock = Stopwatch()
+        context = self.context
+        for row_id, _ in self._rows:
+            context.exchange.post_bucket(context.step, row_id, bucket, self.buffer)
+        context.state.send_s += clock.total()
+
+    def node_ready(self, node: int, value: Tensor) -> None:
+        """Hear that the row of a node below this item's is final."""
+
+    def post(self) -> None:
+        """Send the rows that this item completes, unless their buckets are sent."""
+        if self.early:
+            return
+        context = self.context
+        if self._linear:
+            context.state.finished[self.index] = self.out
+        clock = Stopwatch()
+        for row_id, row in self._rows:
+            message = self._combined(row) if self._linear else self.buffer
+            context.exchange.post(context.step, row_id, message)
+        context.state.send_s += clock.total()
+
+    def _combined(self, row: Row) -> RowBuffer:
+        """Returns sum_i c_i m_i over the row's items i."""
+        message = self.context.exchange.row_buffer()
+        finished = self.context.state.finished
+        torch.mul(finished[row.items[0]], row.coefficients[0], out=message.tensor)
+        for i, c in zip(row.items[1:], row.coefficients[1:], strict=True):
+            message.tensor.add_(finished[i], alpha=c)
+        return message
+
+
+class OwnItem(Item):
+    """An item that the code requires of this worker."""
+
+    def __init__(
+        self, work: WorkList, context: StepContext, index: int, late: LatePass
+    ) -> None:
+        """`late` decides what a worker does that is late in an approximate step."""
+        super().__init__(work, context, index)
+        self._late = late
+
+    def needless(self) -> bool:
+        """Returns whether the step is decoded and the pass need not be finished."""
+        return self._late.needless(self.context.exchange, self.context.step)
+
+    def node_ready(self, node: int, value: Tensor) -> None:
+        """While others wait for this worker, give them what it has."""
+        self._late.offer(self.context, node, value)
+
+
+class HelpItem(Item):
+    """An item that stands in for a late worker."""
+
+    def needless(self) -> bool:
+        """Returns whether the step is decoded or the late worker's row has come."""
+        context = self.context
+        return context.exchange.done(context.step) or context.exchange.has(
+            context.step, self.node
+        )

@@ -1,0 +1,117 @@
+"""What both faces do before the first step, and around every step."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from codedgrad.errors import WorkerError
+from codedgrad.exchange import link
+from codedgrad.faults import Faults
+from codedgrad.job import agreement, environment, lifecycle
+from codedgrad.monitor.recorder import Recorder
+from codedgrad.monitor.reporter import Reporter
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from codedgrad.codes import Code
+    from codedgrad.job.runtime import Runtime
+    from codedgrad.row.payload import Payload
+    from codedgrad.settings import ExchangeSettings
+
+
+def agree(
+    payload: Payload,
+    code: Code,
+    settings: ExchangeSettings,
+    others: list[tuple[str, str]],
+) -> None:
+    """Compare code, model and settings over all workers. Collective.
+
+    Args:
+        payload: of this worker's model.
+        code: who computes what.
+        settings: of the exchange.
+        others: (name, value) pairs of whatever else must agree.
+
+    Raises:
+        MismatchError: on every worker, naming the workers and the first difference.
+    """
+    agreement.check_agreement(
+        "code, model or settings",
+        [
+            ("code", f"{code.describe()} [{code.fingerprint()[:12]}]"),
+            *others,
+            ("window", str(settings.window)),
+            ("bucket_mb", str(settings.bucket_mb)),
+            ("wire", settings.wire),
+            *payload.layout.describe(),
+        ],
+    )
+
+
+def cut(runtime: Runtime, payload: Payload) -> None:
+    """Cut the payload into buckets, all workers alike. Collective; after `agree`."""
+    link.cut(runtime, payload.layout)
+
+
+def faults_of(faults: Faults | str | None, workers: int) -> Faults | None:
+    """Returns the slowness to inject; None reads the variable CODEDGRAD_FAULTS.
+
+    Raises:
+        ConfigError: the text is no plan for so many workers.
+    """
+    if faults is None:
+        faults = environment.faults_text()
+    if isinstance(faults, str):
+        return Faults.parse(faults, workers) if faults.strip() else None
+    return faults
+
+
+def reporter_into(log: str | Path | None, worker: int) -> Reporter:
+    """Returns what keeps a worker's reports and writes them into the folder `log`.
+
+    Raises:
+        ConfigError: the folder cannot be written, or holds another run.
+    """
+    if log is None:
+        return Reporter(None)
+    recorder = Recorder(log, worker)
+    lifecycle.before_leaving(recorder.close)
+    return Reporter(recorder)
+
+
+@contextmanager
+def failing_together(runtime: Runtime, doing: str) -> Iterator[None]:
+    """An error inside ends the job on every worker, with this error as the reason.
+
+    Args:
+        runtime: the job.
+        doing: completes the sentence "worker 0 ...: ValueError: ...".
+    """
+    try:
+        yield
+    except GeneratorExit:
+        raise
+    except WorkerError as error:
+        runtime.fail(str(error))  # news only if the leaders' engine told it
+        raise
+    except BaseException as error:
+        runtime.fail(f"worker {runtime.rank} {doing}: {type(error).__name__}: {error}")
+        raise
+
+
+@contextmanager
+def own_gradients(payload: Payload) -> Iterator[None]:
+    """Sets aside what `p.grad` holds (gradient accumulation) during the passes."""
+    parameters = payload.layout.parameters
+    before = [p.grad for p in parameters]
+    for p in parameters:
+        p.grad = None
+    try:
+        yield
+    finally:
+        for p, g in zip(parameters, before, strict=True):
+            p.grad = g

@@ -1,0 +1,97 @@
+"""A worker's part of a step: first its own items, then those of whoever is late."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from codedgrad.step.boundaries import Abandoned
+from codedgrad.step.helping import Helping
+from codedgrad.step.items import HelpItem, Item, OwnItem
+from codedgrad.step.state import Stopwatch
+
+if TYPE_CHECKING:
+    from codedgrad.step.context import StepContext
+    from codedgrad.step.items import WorkList
+    from codedgrad.step.late import LatePass
+    from codedgrad.step.passes import Passes, RowItem
+    from codedgrad.step.patience import Patience
+
+
+class Rows(Protocol):
+    """Computes rows: `Passes` alone, or all processes of a local group together."""
+
+    def row(self, item: RowItem) -> None:
+        """Compute the row of `item.node` into `item.out`; see `Passes.row`."""
+
+
+class OwnWork:
+    """The items that the code requires of this worker."""
+
+    def __init__(
+        self, passes: Passes, rows: Rows, work: WorkList, late: LatePass
+    ) -> None:
+        """`passes` are this process's own; `rows` computes an item's row."""
+        self._passes = passes
+        self._rows = rows
+        self._work = work
+        self._late = late
+
+    def compute(self, context: StepContext) -> None:
+        """Compute and send the own items, unless the step is decoded before."""
+        state = context.state
+        if state.forwarded:
+            return
+        clock = Stopwatch()
+        self._passes.begin(context.step)
+        try:
+            for index in range(self._work.required):
+                item = OwnItem(self._work, context, index, self._late)
+                compute_and_post(self._rows, item)
+        except Abandoned:
+            state.abandoned = True
+            state.done = self._passes.progress()
+        else:
+            self._passes.note_duration(clock.total())
+        self._late.over(abandoned=state.abandoned)
+
+
+class HelpWork:
+    """The items that stand in for workers which are late."""
+
+    def __init__(self, passes: Passes, work: WorkList, patience: Patience) -> None:
+        """`patience` says how long to wait before each item."""
+        self._passes = passes
+        self._work = work
+        self._patience = patience
+
+    def until_decoded(self, context: StepContext) -> None:
+        """Wait until the step is decoded, helping past the patience.
+
+        Raises:
+            WorkerError: the job failed.
+        """
+        work, state = self._work, context.state
+        patience_s = self._patience.seconds(self._passes.usual_s)
+        helping = Helping(context.exchange, work.code, work.worker, context.step)
+        # Patience before every item: others may be about to finish the next one.
+        while items := helping.next_items(patience_s, self._passes.usual_s):
+            helping.take(items[:1])
+            item = HelpItem(work, context, items[0])
+            state.helped.append(item.node)
+            clock = Stopwatch()
+            try:
+                compute_and_post(self._passes, item)
+            except Abandoned:
+                state.abandoned = True
+            state.help_s += clock.total()
+        context.exchange.wait_all(context.step)
+
+
+def compute_and_post(rows: Rows, item: Item) -> None:
+    """Compute an item's row and send the rows that it completes.
+
+    Raises:
+        Abandoned: the item became needless.
+    """
+    rows.row(item)
+    item.post()
