@@ -9,6 +9,7 @@ and an engine that only leaders have. Inside a group
   look at it at every module boundary.
 
 In reading order: `membership` (which processes form a group), `connect` (how they are
-connected), `channel` (what they do together), `board` (the page), `exchange` and
-`passes` (a step of a group).
+connected), `channel` (what they do together), `board` (the page); then a step of a
+group: `seat` (what the faces ask for), `code` (which codes fit, who computes what),
+`exchange`, `passes` and `help`.
 """

@@ -8,7 +8,7 @@ collective. There are three ways to leave:
     another worker has failed               stop; MPI_Finalize could wait for ever, so
                                             the process aborts at its exit
 
-`before_leaving` registers what has to be written in each of them.
+`before_leaving` registers what has to be written in each of these cases.
 """
 
 from __future__ import annotations

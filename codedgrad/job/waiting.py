@@ -87,15 +87,8 @@ class Waiting:
         now = time.monotonic()
         if now - self._logged >= 1.0:
             self._logged = now
-            log.warning(
-                "%s %d waits %s for %s(s) %s, %.0f s so far",
-                unit,
-                job.rank,
-                self.occasion,
-                unit,
-                names,
-                waited_s,
-            )
+            text = f"{unit} {job.rank} waits {self.occasion} for {unit}(s) {names}"
+            log.warning("%s, %.0f s so far", text, waited_s)
 
     def seconds(self) -> float:
         """Return the seconds since the wait began."""

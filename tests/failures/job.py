@@ -1,8 +1,9 @@
-"""One thing is wrong, on one worker; started by test_failures.py.
+"""A job in which one thing is wrong, mostly on the last worker.
 
     job.py CASE FOLDER
 
-Every worker writes what it was told to FOLDER/<worker>.txt and ends with the error.
+test_failures.py starts it. Every worker writes the error that it gets to
+FOLDER/<worker>.txt, and ends with it. Each case is the function of its name.
 """
 
 from __future__ import annotations
@@ -24,9 +25,13 @@ criterion = nn.CrossEntropyLoss()
 
 
 def train(
-    model: nn.Module, loss: Any = None, data: Any = DATA, batch: int = 24, **how: Any
+    model: nn.Module,
+    loss: Any = None,
+    data: Any = DATA,
+    batch: int = 24,
+    **settings: Any,
 ) -> None:
-    coded = codedgrad.CodedGradient(model, **how)
+    coded = codedgrad.CodedGradient(model, **settings)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
 
     def usual(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -45,7 +50,7 @@ def train(
 
 
 def everybody() -> codes.Code:
-    """Nobody stands in for the worker at fault, so its fault is always met."""
+    """A code in which nobody stands in for the worker at fault: its fault is met."""
     return codes.uncoded(codedgrad.size(), micro=2)
 
 
@@ -92,7 +97,7 @@ def not_a_number() -> None:
 
 
 def gradient_not_a_number() -> None:
-    """Found in the last bucket of the last micro-batch, when others are sent."""
+    """The fault is in the last bucket of a micro-batch, the others are sent."""
     model = nn.Sequential(nn.Linear(4, 64), nn.Linear(64, 3))
     calls = 0
 
@@ -128,14 +133,14 @@ def exception_between_steps() -> None:
 
 
 def leaves_early() -> None:
-    """A worker whose script ends while the others train on."""
+    """One worker's script ends while the others train on."""
     if last():
         return
     train(nn.Linear(4, 3))
 
 
 def leaves_in_training() -> None:
-    """A worker that calls shutdown() while the others train on."""
+    """One worker calls shutdown() while the others train on."""
 
     def loss(coded: codedgrad.CodedGradient, x: torch.Tensor) -> torch.Tensor:
         if last() and coded.step == 1:
@@ -183,7 +188,7 @@ def overflow_on_the_wire() -> None:
 
 
 def overflow_of_the_sum() -> None:
-    """Every row within the range of the type, their sum beyond it."""
+    """Every row is within the range of the type, and their sum is beyond it."""
 
     def loss(coded: codedgrad.CodedGradient, x: torch.Tensor) -> torch.Tensor:
         if coded.step == 0:
@@ -248,7 +253,7 @@ def exception_of_a_leader() -> None:
 
 
 def overflow_in_a_group() -> None:
-    """Every micro-batch within the range of the wire, the sum of two beyond it."""
+    """Every micro-batch is within the range of the wire, the sum of two beyond it."""
 
     def loss(coded: codedgrad.CodedGradient, x: torch.Tensor) -> torch.Tensor:
         return 0.0 * x + 3.2e5 * coded.model.weight.sum()
@@ -258,7 +263,7 @@ def overflow_in_a_group() -> None:
 
 
 def a_member_at_another_step() -> None:
-    """One process leaves out a step that its leader makes."""
+    """One process skips a step that its leader makes."""
     model = nn.Linear(4, 3)
     coded = codedgrad.CodedGradient(model, local_group=2)
     if last():
@@ -268,7 +273,7 @@ def a_member_at_another_step() -> None:
 
 
 def a_member_leaves() -> None:
-    """A script that ends on one process of a group while the others train on."""
+    """One process of a group leaves while the others train on."""
     model = nn.Linear(4, 3)
     code = codes.uncoded(2, micro=4)
     coded = codedgrad.CodedGradient(model, code, local_group=2)

@@ -1,4 +1,4 @@
-"""However a run ends, what it recorded is on disk."""
+"""What a run has recorded is on disk, however it ends."""
 
 from __future__ import annotations
 

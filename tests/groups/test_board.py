@@ -20,12 +20,12 @@ def test_all_read_what_the_leader_writes() -> None:
     def work(group: GroupChannel) -> tuple[list[int], list[int]]:
         page = Board(group)
         before = [page.decoded, page.cancelled(2)]
-        group.here.gather(b"", "in a test")
+        group.job.gather(b"", "in a test")
         if group.leads:
             page.raise_decoded(4)
             page.raise_decoded(3)  # which is less: it stays
             page.cancel(2, 7)
-        group.here.gather(b"", "in a test")
+        group.job.gather(b"", "in a test")
         return before, [page.decoded, page.cancelled(1), page.cancelled(2)]
 
     for before, after in together(3, work):

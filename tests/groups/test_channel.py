@@ -15,8 +15,8 @@ from codedgrad.groups.channel import GroupChannel
 
 
 def test_the_leader_tells() -> None:
-    told = together(3, lambda g: g.tell([g.member, 10 + g.member], "in a test"))
-    assert told == [[0, 10]] * 3
+    words = together(3, lambda g: g.tell([g.member, 10 + g.member], "in a test"))
+    assert words == [[0, 10]] * 3
 
 
 def test_all_agree() -> None:
@@ -60,7 +60,7 @@ def test_a_leader_gives_up_before_its_members(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(channel, "_LONGER_S", 1000.0)
     leader, follower = waiting([False] * 9, member=0), waiting([False] * 3 + [True])
     for group in (leader, follower):
-        group.here.timeout_s = 0.0  # _longer was made before: the limit is 1010 s
+        group.job.timeout_s = 0.0  # _longer was made before: the limit is 1010 s
     with pytest.raises(WorkerError, match=r"gave up: nothing came from worker\(s\) 1"):
         leader.agree(True, "in a test", lambda: None)
     assert follower.tell([3], "in a test") == [3]
@@ -78,12 +78,12 @@ def test_a_broken_connection_waits_for_the_reason(
     words = "worker 1 lost its local group in step 3: connection closed by peer"
     with pytest.raises(WorkerError, match=words):
         group.finish(transfer, "in step 3")
-    assert group.here.engine.said == [words]
+    assert group.job.engine.said == [words]
 
     group = waiting([])
 
     def failing() -> bool:
-        group.here.engine.failed, group.here.engine.failure = True, "disk full"
+        group.job.engine.failed, group.job.engine.failure = True, "disk full"
         return True
 
     transfer.is_completed = failing

@@ -1,4 +1,4 @@
-"""Horovod and codedgrad in one process; started by test_horovod.py."""
+"""Horovod and codedgrad train in one process; test_horovod.py starts this."""
 
 from __future__ import annotations
 

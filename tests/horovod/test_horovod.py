@@ -1,4 +1,7 @@
-"""Under horovodrun, beside Horovod; bash launch/build_horovod.sh brings it."""
+"""codedgrad beside Horovod, under horovodrun and under mpirun.
+
+`bash launch/build_horovod.sh` installs Horovod.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ import pytest
 ROOT = Path(__file__).parent.parent.parent
 
 
-def run(*command: str, seconds: float = 100.0) -> tuple[int, str]:
+def run(command: list[str], seconds: float = 100.0) -> tuple[int, str]:
     env = os.environ | {"PYTHON": sys.executable}
     done = subprocess.run(
         ["timeout", "--kill-after=5", str(seconds), *command],
@@ -29,19 +32,16 @@ def run(*command: str, seconds: float = 100.0) -> tuple[int, str]:
 
 @pytest.mark.parametrize("workers", [1, 3])
 def test_horovod_and_codedgrad_in_one_process(workers: int) -> None:
-    status, output = run(
-        "bash", "launch/horovodrun.sh", "-np", str(workers),
-        sys.executable, "tests/horovod/job.py",
-    )  # fmt: skip
+    launcher = ["bash", "launch/horovodrun.sh", "-np", str(workers)]
+    status, output = run([*launcher, sys.executable, "tests/horovod/job.py"])
     assert status == 0, output
     for worker in range(workers):
         assert f"worker {worker} of {workers} is done" in output
 
 
 def test_the_same_script_under_mpirun() -> None:
-    status, output = run(
-        "bash", "launch/mpirun.sh", "-n", "2", sys.executable, "tests/horovod/job.py"
-    )
+    launcher = ["bash", "launch/mpirun.sh", "-n", "2"]
+    status, output = run([*launcher, sys.executable, "tests/horovod/job.py"])
     assert status == 0, output
     assert "worker 1 of 2 is done" in output
 
@@ -49,10 +49,9 @@ def test_the_same_script_under_mpirun() -> None:
 def test_gloo_is_refused_with_the_remedy() -> None:
     begin = time.monotonic()
     horovodrun = Path(sys.executable).parent / "horovodrun"
-    status, output = run(
-        str(horovodrun), "--gloo", "-np", "2", sys.executable, "-c",
-        "import codedgrad; codedgrad.init()",
-    )  # fmt: skip
+    launcher = [str(horovodrun), "--gloo", "-np", "2"]
+    script = "import codedgrad; codedgrad.init()"
+    status, output = run([*launcher, sys.executable, "-c", script])
     assert status != 0
     assert time.monotonic() - begin < 60
     assert "started 2 workers, but MPI sees 1" in output

@@ -62,7 +62,7 @@ def run(script: str) -> subprocess.CompletedProcess[str]:
         env=environment.without_launcher(),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=100,
         check=False,
     )
 

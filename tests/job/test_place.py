@@ -34,18 +34,18 @@ class FakeChannel:
 
 
 @pytest.mark.parametrize(
-    ("on", "rank", "place"),
+    ("on", "rank", "numbers"),
     [
-        ("aabb", 0, Place(0, 4, 0, 2, 0, 2)),
-        ("aabb", 3, Place(3, 4, 1, 2, 1, 2)),
-        ("baba", 2, Place(2, 4, 1, 2, 0, 2)),  # machines count by their first ranks
-        ("baba", 3, Place(3, 4, 1, 2, 1, 2)),
-        ("abcc", 3, Place(3, 4, 1, 2, 2, 3)),
+        ("aabb", 0, (0, 4, 0, 2, 0, 2)),
+        ("aabb", 3, (3, 4, 1, 2, 1, 2)),
+        ("baba", 2, (2, 4, 1, 2, 0, 2)),  # machines count by their first ranks
+        ("baba", 3, (3, 4, 1, 2, 1, 2)),
+        ("abcc", 3, (3, 4, 1, 2, 2, 3)),
     ],
 )
-def test_places(on: str, rank: int, place: Place) -> None:
+def test_places(on: str, rank: int, numbers: tuple[int, ...]) -> None:
     channel: Any = FakeChannel(rank, list(on), list(range(len(on))))
-    assert find_place(channel) == place
+    assert find_place(channel) == Place(*numbers)
     assert channel.machine.freed
 
 
@@ -55,4 +55,5 @@ def test_torchruns_variables() -> None:
     assert variables["WORLD_SIZE"] == variables["LOCAL_WORLD_SIZE"] == 4
     assert variables["MASTER_ADDR"] == "127.0.0.1"
     # Where the job spans machines, the address of the first is not known here.
-    assert Place(2, 4, 0, 2, 1, 2).torchrun_variables()["MASTER_ADDR"] is None
+    elsewhere = Place(2, 4, local_size=2, cross_rank=1, cross_size=2)
+    assert elsewhere.torchrun_variables()["MASTER_ADDR"] is None

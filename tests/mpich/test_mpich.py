@@ -1,4 +1,4 @@
-"""With MPICH: an engine built for it trains; one built for another MPI is refused."""
+"""MPICH runs an engine that was built for it, and refuses one for another MPI."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PREFIX = ROOT / ".cache" / "mpich"
 
 @pytest.fixture(scope="module")
 def mpich() -> dict[str, str]:
-    """An MPICH from PyPI in a folder of its own; the environment that selects it."""
+    """Install an MPICH in its own folder; return the environment that selects it."""
     if not (PREFIX / "bin" / "mpirun").exists():
         pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps"]
         subprocess.run([*pip, "--prefix", str(PREFIX), "mpich>=4.2"], check=True)
@@ -32,7 +32,7 @@ def mpich() -> dict[str, str]:
 
 
 def run(
-    env: dict[str, str], *command: str, cwd: Path = ROOT
+    env: dict[str, str], command: list[str], cwd: Path = ROOT
 ) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         ["timeout", "--kill-after=5", "100", *command],
@@ -49,12 +49,12 @@ def test_an_engine_of_another_mpi_is_refused(mpich: dict[str, str]) -> None:
 
     if _engine.mpi_build_vendor() == "MPICH":
         return  # then it is not another
-    code = "import codedgrad; codedgrad.init()"
-    done = run(mpich, f"{PREFIX}/bin/mpirun", "-n", "2", sys.executable, "-c", code)
+    script = [sys.executable, "-c", "import codedgrad; codedgrad.init()"]
+    done = run(mpich, [f"{PREFIX}/bin/mpirun", "-n", "2", *script])
     assert done.returncode != 0
     assert done.stderr.count("the engine was built for Open MPI") >= 2, done.stderr
     assert "MPICC=" in done.stderr
-    found = run(mpich, sys.executable, "-m", "codedgrad", "doctor", "--json")
+    found = run(mpich, [sys.executable, "-m", "codedgrad", "doctor", "--json"])
     assert found.returncode == 1
     report = json.loads(found.stdout)
     assert not report["can_train"]
@@ -69,16 +69,14 @@ def test_training_under_mpich(mpich: dict[str, str], tmp_path: Path) -> None:
         skip = shutil.ignore_patterns("*.so", "__pycache__")
         shutil.copytree(ROOT / name, tmp_path / name, ignore=skip)
     env = mpich | {"MPICC": f"{PREFIX}/bin/mpicc", "PYTHONPATH": str(tmp_path)}
-    built = run(
-        env, sys.executable, "setup.py", "-q", "build_ext", "--inplace", cwd=tmp_path
-    )
+    build = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
+    built = run(env, build, cwd=tmp_path)
     assert built.returncode == 0, built.stderr
     checksums = []
     for name, faults in (("calm", ""), ("slow", "slow:worker=2,factor=6")):
-        done = run(
-            env, f"{PREFIX}/bin/mpirun", "-n", "3", sys.executable, "launch/train.py",
-            "--steps", "20", "--faults", faults, "--out", name, cwd=tmp_path,
-        )  # fmt: skip
+        script = [sys.executable, "launch/train.py", "--steps", "20"]
+        script += ["--faults", faults, "--out", name]
+        done = run(env, [f"{PREFIX}/bin/mpirun", "-n", "3", *script], cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         summary = json.loads((tmp_path / name / "summary.json").read_text())
         assert summary["same_on_all_workers"]

@@ -10,7 +10,7 @@ import pytest
 from codedgrad import codes
 from codedgrad.codes.tree import SumTree
 from codedgrad.errors import ConfigError
-from codedgrad.groups.passes import division, fitting
+from codedgrad.groups.code import division, fitting
 
 
 @pytest.mark.parametrize("micro", [2, 3, 5, 6, 7, 8, 12])
