@@ -1,11 +1,12 @@
-"""Horovod's steps in a job of their own, which stands still while others are measured.
+"""Horovod's steps in a job of their own, stopped while other methods are measured.
 
 Horovod's thread looks for work every millisecond, on every worker and also between its
-own blocks; in the processes of the other methods it would slow all of them. So worker 0
-of bench_step starts a second `mpirun` on the same machine. It is stopped (SIGSTOP) but
-for its own blocks; in these all workers of bench_step are but worker 0, which waits.
+own blocks. In the processes of the other methods it would slow all of them. Worker 0 of
+bench_step therefore starts a second `mpirun` on the same machine. This second job is
+stopped (SIGSTOP) except during its own blocks; during these, all workers of bench_step
+are stopped except worker 0, which waits.
 
-Worker 0 of the job beside reads commands from its standard input, one a line, and
+Worker 0 of the second job reads commands from its standard input, one a line, and
 answers each with a line that begins with `ASIDE`:
 
     straggle FAULTS     inject this slowness from now on
@@ -28,21 +29,24 @@ from typing import Any
 from harness import COMM, say
 
 ROOT = Path(__file__).resolve().parent.parent
-# Variables by which an MPI knows its processes; what the user set stays.
+# An MPI knows its processes by the variables OURS; what the user has set must STAY.
 OURS = ("OMPI_", "PMIX_", "PRTE_", "PMI_", "HYDRA_", "HYDI_", "MPIEXEC_", "MPI_LOCAL")
 STAY = ("_ALLOW_RUN_AS_ROOT", "_ALLOW_RUN_AS_ROOT_CONFIRM")
 START_S, BLOCK_S = 120.0, 600.0
 
 
 class Aside:
-    """A method of bench_step, computed elsewhere. All its calls are collective."""
+    """A method of bench_step that computes in the second job.
+
+    All its calls are collective.
+    """
 
     def __init__(self, task: str, batch_size: int) -> None:
-        """Start the job, with as many workers as this one.
+        """Start the second job, with as many workers as this one.
 
         Raises:
             ImportError: there is no Horovod.
-            RuntimeError: the job does not start; with what it printed.
+            RuntimeError: the job does not start.
         """
         from importlib.util import find_spec
 
@@ -55,7 +59,7 @@ class Aside:
         self._everybody(lambda: self._hear(START_S))
         if COMM.rank == 0:
             self._pids = json.loads(self._heard)
-            # Ends what stands still, should this process be gone.
+            # It ends the stopped processes if this one ends without doing so.
             self._warden = subprocess.Popen(
                 ["sh", "-c", f"cat >/dev/null; kill -KILL {self._everyone()}"],
                 stdin=subprocess.PIPE,
@@ -69,11 +73,11 @@ class Aside:
         self._ask(f"straggle {faults}")
 
     def block(self, steps: int) -> float:
-        """Seconds per step."""
+        """Return the seconds per step of a block."""
         return float(self._ask(f"block {steps}"))
 
     def close(self) -> None:
-        """End the job."""
+        """End the second job."""
         if COMM.rank == 0:
             self._signal(signal.SIGCONT, self._pids)
             self._job.stdin.write("end\n")
@@ -107,7 +111,7 @@ class Aside:
         )
 
     def _hear(self, limit_s: float) -> str:
-        """The next answer; what else the job prints is passed on."""
+        """Return the next answer; whatever else the job prints is passed on."""
         timer = threading.Timer(limit_s, self._job.kill)
         timer.start()
         try:
@@ -144,7 +148,7 @@ class Aside:
         return self._everybody(ask)
 
     def _everybody(self, call: Any) -> str:
-        """What `call` gives on worker 0; the others sleep meanwhile."""
+        """Return what `call` returns on worker 0; the others sleep meanwhile."""
         answer = call() if COMM.rank == 0 else None
         request = COMM.Ibarrier()
         while not request.Test():
@@ -153,7 +157,7 @@ class Aside:
 
 
 def main() -> None:
-    """The job beside."""
+    """Be a worker of the second job."""
     import torch
     from jobs import Job
     from step_methods import MICRO, Horovod, block
@@ -166,10 +170,10 @@ def main() -> None:
     say(f"ASIDE {json.dumps(pids)}")
     while True:
         line = COMM.bcast(sys.stdin.readline() if COMM.rank == 0 else None)
-        what, _, value = line.strip().partition(" ")
-        if what in ("", "end"):
+        command, _, value = line.strip().partition(" ")
+        if command in ("", "end"):
             break
-        if what == "straggle":
+        if command == "straggle":
             method.straggle(value)
             say("ASIDE ok")
         else:

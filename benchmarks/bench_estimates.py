@@ -1,16 +1,16 @@
-"""What the approximate policy costs, and what it saves.
+"""Costs and savings of the approximate policy.
 
     mpirun -n 8 python benchmarks/bench_estimates.py --part choose --out FILE.json
     mpirun -n 2 python benchmarks/bench_estimates.py --part learn --out FILE.json
     mpirun -n 8 python benchmarks/bench_estimates.py --part steps --out FILE.json
 
-`choose`: the decoder's inference against the decode of a full slice, for 10 M
+`choose` measures the decoder's inference against the decode of a full slice, for 10 M
 parameters in ten tensors and next to no compute; the last worker is always late.
-`learn`: labels and memory as a share of a step that computes (a GPT on text).
-`steps`: step times against exact ones, with and without a worker 10 times as slow,
-with sleeping passes as in bench_step.py.
+`learn` measures labels and memory as a share of a step that computes (a GPT on text).
+`steps` measures step times against exact ones, with and without a worker that is 10
+times as slow, with sleeping passes as in bench_step.py.
 
-Every part adds itself to FILE.json, if that exists already.
+Every part adds its results to FILE.json if that exists already.
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ import codedgrad
 from codedgrad import codes
 
 TENSORS, SIZE = 10, 1_000_000
-LATE_S = 0.25  # `choose`: what the late worker sleeps in each pass
+LATE_S = 0.25  # in `choose`, seconds that the late worker sleeps in each pass
 COUNTED = ("slices_decoded", "slices_settled", "decode_s", "choose_s", "learn_s")
 
 
 class Counting(Coded):
-    """codedgrad, with what the engine counted in every step."""
+    """The method codedgrad, with the engine's counters in every step."""
 
-    def __init__(self, job: Any, code: codes.Code, **how: Any) -> None:
-        super().__init__(job, code, **how)
+    def __init__(self, job: Any, code: codes.Code, **settings: Any) -> None:
+        super().__init__(job, code, **settings)
         self.steps_counted: list[dict[str, float]] = []
         self._before = self._counters()
         self._since = 0
 
     @property
     def estimates(self) -> list[Any]:
-        """Of the steps that count."""
+        """The estimates of the steps that count."""
         return [e for e in self.gradient.record.estimates if e.step >= self._since]
 
     def _counters(self) -> dict[str, float]:
@@ -55,7 +55,7 @@ class Counting(Coded):
         return {name: counters[name] for name in COUNTED}
 
     def step(self) -> None:
-        """One step."""
+        """Do one step, and count."""
         super().step()
         now = self._counters()
         spent = {name: now[name] - self._before[name] for name in COUNTED}
@@ -66,7 +66,7 @@ class Counting(Coded):
         self._before = now
 
     def forget(self) -> None:
-        """Count from here."""
+        """Count from now on."""
         self.steps_counted.clear()
         self._since = self.gradient.step
         self._before = self._counters()
@@ -76,14 +76,14 @@ class Flat:
     """A job of a few large tensors, whose gradients differ from shard to shard."""
 
     def __init__(self, size: int, late_s: float) -> None:
-        """`late_s`: what a pass of the last worker sleeps."""
+        """Make ten tensors of `size`; the last worker sleeps `late_s` in a pass."""
         torch.manual_seed(0)
         self.model = _Tensors(size, late_s if COMM.rank == COMM.size - 1 else 0.0)
         self.sampler = codedgrad.ShardSampler((torch.randn(512, 2),), 8 * COMM.size)
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=1e-3)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Loss of one micro-batch."""
+        """Return the loss of one micro-batch."""
         loss: Tensor = self.model(x)
         return loss
 
@@ -108,19 +108,20 @@ class _Tensors(nn.Module):
 
 
 def choose(args: argparse.Namespace) -> dict[str, Any]:
-    """Inference against decode, in one bucket and in buckets by rule."""
+    """Measure inference against decode, in one bucket and in buckets by rule."""
     steps, size = (4, 20_000) if args.toy else (args.steps, SIZE)
     code = codes.uncoded(COMM.size)
     out: dict[str, Any] = {"parameters": TENSORS * size}
     for name, bucket_mb in (("one_bucket", 256.0), ("buckets_by_rule", None)):
-        how = {"bucket_mb": bucket_mb, "window": 4}
+        settings = {"bucket_mb": bucket_mb, "window": 4}
         never_wait = codedgrad.approximate(math.inf)
-        # Two rounds of both, one session at a time: memory.
+        # There are two rounds of both, one session at a time, to save memory.
         exact: list[dict[str, float]] = []
         estimated: list[dict[str, float]] = []
         for _ in range(1 if args.toy else 2):
-            exact += counted(Counting(Flat(size, 0.0), code, **how), steps)
-            approximate = Counting(Flat(size, LATE_S), code, policy=never_wait, **how)
+            exact += counted(Counting(Flat(size, 0.0), code, **settings), steps)
+            late = Flat(size, LATE_S)
+            approximate = Counting(late, code, policy=never_wait, **settings)
             estimated += counted(approximate, steps)
         row = {
             "buckets": round(exact[0]["slices_decoded"]),
@@ -129,16 +130,16 @@ def choose(args: argparse.Namespace) -> dict[str, Any]:
             "sum_ms": per_slice(estimated, "decode_s", "slices_settled"),
             "learn_ms": per_slice(estimated, "learn_s", "slices_settled"),
         }
-        for what in ("choose", "sum", "learn"):
-            ratio = row[f"{what}_ms"]["p25_ms"] / row["decode_ms"]["p25_ms"]
-            row[f"{what}_over_decode"] = round(ratio, 3)
+        for part in ("choose", "sum", "learn"):
+            ratio = row[f"{part}_ms"]["p25_ms"] / row["decode_ms"]["p25_ms"]
+            row[f"{part}_over_decode"] = round(ratio, 3)
         out[name] = row
         say(f"{name}: {row}")
     return out
 
 
 def counted(method: Counting, steps: int) -> list[dict[str, float]]:
-    """Run `steps` steps after two; what was counted in each, on all workers."""
+    """Run `steps` steps after two; return each one's counters, on all workers."""
     for _ in range(2):
         method.step()
     method.forget()
@@ -151,18 +152,18 @@ def counted(method: Counting, steps: int) -> list[dict[str, float]]:
 def per_slice(
     steps: list[dict[str, float]], seconds: str, slices: str
 ) -> dict[str, float]:
-    """Of the steps in which every slice was of this kind, over steps and workers."""
+    """Summarise seconds per slice, over steps in which all slices were of this kind."""
     all_of_them = [s for s in steps if s[slices] and s[slices] == s["slices_decoded"]]
     return summary([s[seconds] / s[slices] for s in all_of_them])
 
 
 def learn(args: argparse.Namespace) -> dict[str, Any]:
-    """Labels and memory against the step; and calm steps against exact ones."""
+    """Measure labels and memory against the step, and calm against exact steps."""
     n = COMM.size
     rounds, steps = (1, 2) if args.toy else (4, 6)
     out: dict[str, Any] = {"task": args.task}
     code = codes.uncoded(n, micro=MICRO)
-    made = {
+    methods = {
         "exact": Counting(Job(args.task, 8 * n, MICRO), code),
         "approximate": Counting(
             Job(args.task, 8 * n, MICRO), code, policy=codedgrad.approximate(0.1)
@@ -172,9 +173,9 @@ def learn(args: argparse.Namespace) -> dict[str, Any]:
         ),
     }
     for name, factor in (("calm", 1.0), ("straggler_3x", 3.0)):
-        rows = timed(made, factor, rounds, steps)
+        rows = timed(methods, factor, rounds, steps)
         for method, row in rows.items():
-            own = made[method].steps_counted
+            own = methods[method].steps_counted
             totals = {k: sum(s[k] for s in own) for k in (*COUNTED, "step_s")}
             shares = COMM.allgather(
                 [totals[k] / totals["step_s"] for k in ("learn_s", "choose_s")]
@@ -192,36 +193,38 @@ def learn(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def step_times(args: argparse.Namespace) -> dict[str, Any]:
-    """Exact and approximate steps, calm and with a straggler."""
+    """Measure exact and approximate steps, calm and with a straggler."""
     n = COMM.size
     rounds, steps = (1, 4) if args.toy else (args.rounds, args.steps)
     spread, uncoded = codes.spread(n, micro=MICRO), codes.uncoded(n, micro=MICRO)
-    made = {
+    methods = {
         "exact": Counting(Job("sleep", 32 * n, MICRO), spread),
         "exact_uncoded": Counting(Job("sleep", 32 * n, MICRO), uncoded),
     }
     never = {"policy": codedgrad.approximate(0.1, patience=100.0)}
-    made["patient"] = Counting(Job("sleep", 32 * n, MICRO), spread, **never)
+    methods["patient"] = Counting(Job("sleep", 32 * n, MICRO), spread, **never)
     for error in (0.1, 0.3, math.inf):
-        how = {"policy": codedgrad.approximate(error)}
-        made[f"approximate_{error:g}"] = Counting(
-            Job("sleep", 32 * n, MICRO), spread, **how
+        policy = codedgrad.approximate(error)
+        methods[f"approximate_{error:g}"] = Counting(
+            Job("sleep", 32 * n, MICRO), spread, policy=policy
         )
-    made["uncoded_inf"] = Counting(Job("sleep", 32 * n, MICRO), uncoded, **how)
+    methods["uncoded_inf"] = Counting(
+        Job("sleep", 32 * n, MICRO), uncoded, policy=codedgrad.approximate(math.inf)
+    )
     out: dict[str, Any] = {}
     for name, factor in (("calm", 1.0), ("straggler_10x", 10.0)):
         if factor > 1.0:
-            made.pop("patient").gradient.close()
-        rows = timed(made, factor, rounds, steps)
+            methods.pop("patient").gradient.close()
+        rows = timed(methods, factor, rounds, steps)
         for method, row in rows.items():
-            own = made[method].steps_counted
+            own = methods[method].steps_counted
             decoded = COMM.allreduce(sum(s["slices_decoded"] for s in own))
             settled = COMM.allreduce(sum(s["slices_settled"] for s in own))
             row["settled"] = round(settled / decoded, 3)
             row["others_ms"] = round(
                 1e3 * statistics.median(COMM.bcast([s["step_s"] for s in own])), 3
             )
-            row |= errors(made[method])
+            row |= errors(methods[method])
         out[name] = rows
         for method, row in rows.items():
             say(f"{name} {method}: {row}")
@@ -229,7 +232,7 @@ def step_times(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def errors(method: Counting) -> dict[str, float]:
-    """How good were all workers' estimates?"""
+    """Return how good all workers' estimates were."""
     found = [e for own in COMM.allgather(method.estimates) for e in own]
     figures = codedgrad.monitor.record.judged(found)
     names = ("known", "predicted", "true", "calibration", "exceeded")
@@ -247,20 +250,20 @@ def errors(method: Counting) -> dict[str, float]:
 
 
 def timed(
-    made: dict[str, Counting], factor: float, rounds: int, steps: int
+    methods: dict[str, Counting], factor: float, rounds: int, steps: int
 ) -> dict[str, Any]:
-    """Blocks of `steps` steps, the methods in turn; the first round warms up."""
+    """Time blocks of `steps` steps, the methods in turn; the first round warms up."""
     n = COMM.size
     faults = f"slow:worker={n - 1},factor={factor}" if factor > 1 else ""
-    seconds: dict[str, list[float]] = {name: [] for name in made}
-    names = list(made)
+    seconds: dict[str, list[float]] = {name: [] for name in methods}
+    names = list(methods)
     for name in names:
-        made[name].straggle(faults)
+        methods[name].straggle(faults)
     for turn in range(rounds + 1):
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
             if turn == 1:
-                made[name].forget()
-            spent = block(made[name], steps)
+                methods[name].forget()
+            spent = block(methods[name], steps)
             if turn > 0:
                 seconds[name].append(spent)
     rows: dict[str, Any] = {name: summary(s) for name, s in seconds.items()}

@@ -2,8 +2,8 @@
 
     mpirun -n 4 python benchmarks/bench_exchange.py --out FILE.json
 
-Each fills the same slots: the gradient lies in a torch tensor; when the call returns,
-the sum over the workers lies in one. Straggler-free, nothing overlaps.
+Each fills the same slots: the gradient lies in a torch tensor, and when the call
+returns the sum over the workers lies in one. No worker is slow, and nothing overlaps.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ SIZES = {"4 KB": 1 << 10, "160 KB": 40 << 10, "4 MB": 1 << 20, "40 MB": 10 << 20
 
 
 class Flat(NamedTuple):
-    """The part of a Payload that an exchange asks for."""
+    """A flat gradient, as far as an exchange asks for a layout."""
 
     dtype: torch.dtype
     bucket_starts: list[int]
@@ -50,15 +50,18 @@ class Flat(NamedTuple):
 
 
 def codedgrad_sum(source: torch.Tensor) -> Sum:
-    """An exchange as CodedGradient makes it: one copy in; out, on a CPU, none."""
-    here = runtime.current()
+    """Return an exchange as CodedGradient makes it.
+
+    It copies once on the way in, and on a CPU not at all on the way out.
+    """
+    job = runtime.current()
     each = min(source.numel(), 1 << 20)
     starts = [*range(0, source.numel(), each), source.numel()]
     code = codes.uncoded(here.size)
     layout = Flat(source.dtype, starts)
     exchange = EngineExchange(here, code, layout, ExchangeSettings())
     codedgrad.barrier()
-    row = exchange.row_of(here.rank, 0)
+    row = exchange.row_of(job.rank, 0)
     step = 0
 
     def run() -> torch.Tensor:
@@ -76,7 +79,7 @@ def codedgrad_sum(source: torch.Tensor) -> Sum:
 
 
 def peers(source: torch.Tensor, size: str, *, horovod: bool) -> dict[str, Sum]:
-    """What is compared with; Horovod only where it is installed."""
+    """Return the exchanges to compare with; Horovod only where it is installed."""
     out = torch.empty_like(source)
     host = torch.empty_like(source, device="cpu")
 
@@ -105,7 +108,7 @@ def peers(source: torch.Tensor, size: str, *, horovod: bool) -> dict[str, Sum]:
 def measure(
     sizes: dict[str, int], device: torch.device, *, toy: bool, horovod: bool
 ) -> dict[str, Any]:
-    """{size: {method: summary}}; `sizes`: elements by name."""
+    """Return {size: {method: summary}}; `sizes` are elements by name."""
     results: dict[str, Any] = {}
     for name, count in sizes.items():
         source = torch.full((count,), float(COMM.rank + 1), device=device)

@@ -1,4 +1,4 @@
-"""The CPU kernels against copying and torch expressions; decoding weights at scale.
+"""CPU kernels against copying and torch, and decoding weights of large codes.
 
 python benchmarks/bench_kernels.py --out FILE.json
 """
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 SIZES = {"160 KB": 160 << 10, "4 MB": 4 << 20, "40 MB": 40 << 20}
-REST_S = 0.02  # torch's threads spin for work after an operation, on our cores
-BYTES_PER_TIMING = 16 << 20  # small sizes are repeated, to be longer than the clock
+REST_S = 0.02  # after an operation torch's threads spin for work, on our cores
+BYTES_PER_TIMING = 16 << 20  # small sizes are repeated, since clocks are coarse
 
 
 def sum_actions(x: list[torch.Tensor]) -> dict[str, Callable[[], None]]:
-    """weighted_sum, what it is compared with, and copying."""
+    """Return the actions weighted_sum, its rivals, and copying."""
     weights = [0.5 + j for j in range(len(x))]
     out = torch.empty_like(x[0])
 
@@ -47,7 +47,7 @@ def sum_actions(x: list[torch.Tensor]) -> dict[str, Callable[[], None]]:
 
 
 def gram_actions(x: list[torch.Tensor]) -> dict[str, Callable[[], None]]:
-    """Gram, two torch expressions for it, and copying."""
+    """Return the actions gram, two torch expressions for it, and copying."""
 
     def stacked() -> None:
         s = torch.stack(x)
@@ -63,7 +63,7 @@ def gram_actions(x: list[torch.Tensor]) -> dict[str, Callable[[], None]]:
 
 
 def copies(x: torch.Tensor, out: torch.Tensor) -> dict[str, Callable[[], None]]:
-    """The machine's ways to copy; the fastest counts."""
+    """Return the machine's ways to copy, of which the fastest counts."""
     source, target = x.view(torch.uint8).numpy(), out.view(torch.uint8).numpy()
     return {
         "copy_torch": lambda: _done(out.copy_(x)),
@@ -78,7 +78,10 @@ def _done(_result: torch.Tensor) -> None:
 def measure(
     actions: dict[str, Callable[[], None]], size: int, moved: int, rounds: int
 ) -> dict[str, float]:
-    """Medians in GB/s of `moved` bytes, and the ratios; `size` bytes are one input."""
+    """Return medians in GB/s and ratios.
+
+    An action moves `moved` bytes; one of its inputs has `size` bytes.
+    """
     repeat = max(1, BYTES_PER_TIMING // moved)
 
     def repeated(action: Callable[[], None]) -> Callable[[], None]:
@@ -101,7 +104,7 @@ def measure(
 
 
 def kernels(toy: bool) -> list[dict[str, Any]]:
-    """Every kernel, type, size, number of inputs and of threads."""
+    """Measure every kernel, type, size, number of inputs and of threads."""
     rows = []
     for dtype in (torch.float32, torch.bfloat16):
         for name, size in SIZES.items():
@@ -127,7 +130,7 @@ def kernels(toy: bool) -> list[dict[str, Any]]:
 
 
 def decode_times(code: codes.Code, arrivals: list[np.ndarray]) -> dict[str, float]:
-    """Milliseconds: the first call, new arrival sets, known ones."""
+    """Return milliseconds of the first call, of new arrival sets and of known ones."""
     first, *others = arrivals
     spent: list[list[float]] = [[], [], []]
     for kind, masks in enumerate(([first], others, others)):
@@ -144,7 +147,7 @@ def decode_times(code: codes.Code, arrivals: list[np.ndarray]) -> dict[str, floa
 
 
 def decoding(toy: bool) -> dict[str, dict[str, float]]:
-    """Decoding weights of large codes."""
+    """Time the decoding weights of large codes."""
     random = np.random.default_rng(0)
     sets = 5 if toy else 200
     results = {}

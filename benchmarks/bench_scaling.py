@@ -1,13 +1,14 @@
-"""From 2 to 16 workers measured, to 4,096 predicted -> scaling-N.json, scaling.md.
+"""Scaling to 16 workers measured, to 4,096 predicted -> scaling-N.json, scaling.md.
 
     mpirun -n 8 python benchmarks/bench_scaling.py live --out FOLDER/scaling-8.json
     python benchmarks/bench_scaling.py pass --out FOLDER/pass-resnet18.json
     python benchmarks/bench_scaling.py predict --live FOLDER --logs LOGS --out FILE.json
 
-`live`: weak and strong scaling of codedgrad, Horovod and DDP, and what an exchange
-costs. `pass`: ResNet-18 on 32 x 32 images. `predict`: the exchange's fitted and two
-stated networks, the log of published jobs (without --logs: the shipped profiles) and
-the measured pass give steps for any number of workers; and those measured, predicted.
+`live` measures weak and strong scaling of codedgrad, Horovod and DDP, and what an
+exchange costs. `pass` measures ResNet-18 on 32 x 32 images. `predict` computes steps
+for any number of workers, from the network fitted to the exchange and two stated ones,
+the logs of published jobs (without --logs the shipped profiles) and the measured pass.
+It also predicts the steps that were measured.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from scaling_model import (
 CARRIED = [2**k for k in range(13)]  # 1 to 4,096 workers
 IMAGES = [2**k for k in range(11)]  # 1 to 1,024
 STATED_PASS_S = 0.05
-STRONG_PASSES = 128  # of a step over all workers
+STRONG_PASSES = 128  # passes of a step over all workers, in strong scaling
 MOST = "spread:micro=16,copies=16,patience=0.02"
 RESNET_BYTES = 4 * 11_173_962.0
 LABELS = {"sync": "sync", "uncoded": "uncoded", "codedgrad": DEFAULT, "most help": MOST}
@@ -48,9 +49,9 @@ LABELS = {"sync": "sync", "uncoded": "uncoded", "codedgrad": DEFAULT, "most help
 def carried(
     networks: dict[str, Network], found: dict[str, Source], *, toy: bool
 ) -> Any:
-    """{network: {weak, strong: {slowness: {label: speed-up by workers}}}}.
+    """Return {network: {weak, strong: {slowness: {label: speed-up by workers}}}}.
 
-    Speed-up over one worker: of the work done per second.
+    The speed-up over one worker is that of the work done per second.
     """
     counts = CARRIED[:5] if toy else CARRIED
     slowness = {"nobody slow": CALM}
@@ -83,7 +84,7 @@ def carried(
 def images(
     jobs: dict[str, Job], network: Network, found: dict[str, Source], *, toy: bool
 ) -> dict[str, Any]:
-    """{pass: {log: curves of images per second}} and where they flatten."""
+    """Return {pass: {log: curves of images per second, and where they flatten}}."""
     counts = IMAGES[:4] if toy else IMAGES
     out: dict[str, Any] = {"workers": counts}
     for kind, job in jobs.items():
@@ -119,7 +120,7 @@ def images(
 
 
 def predict(args: argparse.Namespace) -> None:
-    """Everything that needs no other workers."""
+    """Compute everything that needs no other workers, and write it."""
     files = scaling_check.read(args.live) if args.live else []
     fits: dict[str, Fit] = scaling_check.fits(files) if files else {}
     rows = scaling_check.check(files, fits) if files else []
@@ -181,7 +182,7 @@ def predict(args: argparse.Namespace) -> None:
 
 
 def arguments() -> argparse.Namespace:
-    """The command line."""
+    """Read the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -212,7 +213,7 @@ def arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    """One of the three."""
+    """Do one of the three parts."""
     args = arguments()
     if args.part == "predict":
         predict(args)

@@ -1,10 +1,10 @@
-"""One worker stops once: how long is the longest step of the others?
+"""The longest step of the others when one worker stops once.
 
     mpirun -n 8 python benchmarks/bench_stall.py --out FILE.json
 
-Passes are 50 ms sleeps, as in bench_step. Scenarios, each in the middle of a calm run:
-a stall of 10 passes (inside the window of 16 steps), one of 40 passes (beyond it), and
-a worker whose main thread holds Python's GIL for one second.
+Passes are 50 ms sleeps, as in bench_step. There are three scenarios, each in the middle
+of a calm run: a stall of 10 passes (inside the window of 16 steps), one of 40 passes
+(beyond it), and a worker whose main thread holds Python's GIL for one second.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ AFTER_STEPS = 40
 
 
 def hold_gil_in_next_pass(job: Job, seconds: float) -> None:
-    """Keep the interpreter from running any Python of this process, once."""
+    """Keep this process from running any Python for so long, in the next pass only."""
     forward = job.forward
 
     def holding(x: Tensor, y: Tensor) -> Tensor:
@@ -39,7 +39,7 @@ def hold_gil_in_next_pass(job: Job, seconds: float) -> None:
 
 
 def scenario(coded: Coded, kind: str, seconds: float) -> dict[str, Any]:
-    """Calm steps, the stop, more steps; the others' step times around it."""
+    """Run calm steps, the stop and more steps; return the others' step times."""
     stopped = COMM.size - 1
     reports = coded.gradient.record.reports
     reports.clear()
@@ -55,8 +55,8 @@ def scenario(coded: Coded, kind: str, seconds: float) -> dict[str, Any]:
     coded.straggle("")
     calm = statistics.median(r.step_s for r in reports[3:CALM_STEPS])
     after = sorted(r.step_s for r in reports[CALM_STEPS:])
-    mine = (calm, after[-1], after[-2], sum(r.backpressure_s for r in reports))
-    everyone = COMM.allgather(mine)
+    own = (calm, after[-1], after[-2], sum(r.backpressure_s for r in reports))
+    everyone = COMM.allgather(own)
     others = [v for w, v in enumerate(everyone) if w != stopped]
     calm_s = statistics.median(v[0] for v in others)
     return {

@@ -1,4 +1,4 @@
-"""Whole training steps, with and without a straggler: codedgrad, Horovod, DDP.
+"""Whole training steps of codedgrad, Horovod and DDP, with and without a straggler.
 
     mpirun -n 8 python benchmarks/bench_step.py --task sleep --out FILE.json
     mpirun -n 4 python benchmarks/bench_step.py --task digits --out FILE.json
@@ -7,9 +7,9 @@ A block is a few consecutive steps of one method; the methods take turns block b
 block, in one run. A step's time is the block's wall clock, from all workers' start to
 the last one's end, divided by its steps. The last worker is the straggler.
 
-`sleep`: the pass is a sleep, so that many workers fit a few cores; the model is small
-but real. `device`: 10 M parameters in layers whose passes are sleeps, as if they were
-computed elsewhere. Other tasks compute for real, as launch/train.py does.
+In the task `sleep` the pass is a sleep, so that many workers fit a few cores; the model
+is small but real. In `device` there are 10 M parameters in layers whose passes are
+sleeps, as if they were computed elsewhere. Other tasks compute as launch/train.py does.
 
 `--overlap both` adds codedgrad without overlap, and the same steps without exchange,
 each worker for itself or all in lockstep.
@@ -33,51 +33,55 @@ from codedgrad import codes
 
 
 def methods(args: Any) -> dict[str, Any]:
-    """Each with a job of its own."""
+    """Return the methods to compare, each with a job of its own."""
     n = COMM.size
 
     def job() -> Job:
         return Job(args.task, args.batch_size * n, MICRO, args.device)
 
     code = codes.spread(n, micro=MICRO)
-    how = {"bucket_mb": args.bucket_mb, "wire": args.wire}
-    made: dict[str, Any] = {
-        "codedgrad": Coded(job(), code, overlap=args.overlap != "off", **how),
-        "codedgrad_uncoded": Coded(
-            job(), codes.uncoded(n, micro=MICRO), overlap=args.overlap != "off", **how
-        ),
+    settings = {
+        "bucket_mb": args.bucket_mb,
+        "wire": args.wire,
+        "overlap": args.overlap != "off",
+    }
+    compared: dict[str, Any] = {
+        "codedgrad": Coded(job(), code, **settings),
+        "codedgrad_uncoded": Coded(job(), codes.uncoded(n, micro=MICRO), **settings),
     }
     if args.overlap == "both":
-        made["codedgrad_no_overlap"] = Coded(job(), code, overlap=False, **how)
-        made["no_exchange"] = Alone(job())
-        made["lockstep"] = Lockstep(job())
-    made[f"ddp_{torch.distributed.get_backend()}"] = Ddp(job())
+        compared["codedgrad_no_overlap"] = Coded(
+            job(), code, **{**settings, "overlap": False}
+        )
+        compared["no_exchange"] = Alone(job())
+        compared["lockstep"] = Lockstep(job())
+    compared[f"ddp_{torch.distributed.get_backend()}"] = Ddp(job())
     if not args.horovod:
-        return made
+        return compared
     try:
         if args.horovod_aside:
-            made["horovod"] = Aside(args.task, args.batch_size)
+            compared["horovod"] = Aside(args.task, args.batch_size)
         else:
-            made["horovod"] = Horovod(job())
+            compared["horovod"] = Horovod(job())
     except ImportError:
         say("Horovod is not installed: left out")
-    return made
+    return compared
 
 
-def scenario(made: dict[str, Any], factor: float, args: Any) -> dict[str, Any]:
-    """All methods with one worker `factor` times as slow."""
+def scenario(compared: dict[str, Any], factor: float, args: Any) -> dict[str, Any]:
+    """Time all methods with one worker `factor` times as slow."""
     faults = f"slow:worker={COMM.size - 1},factor={factor}" if factor > 1 else ""
-    names = list(made)
+    names = list(compared)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for name in names:
-        made[name].straggle(faults)
+        compared[name].straggle(faults)
     rounds, steps = (2, 3) if args.toy else (args.rounds, args.steps)
     if factor > 8 and not args.toy:
         rounds, steps = max(3, rounds // 3), max(3, steps // 3)
     for turn in range(rounds + 1):
-        # Not in the same order: a block's length also depends on the one before it.
+        # The order changes, because a block's length also depends on the one before.
         for name in random.Random(turn).sample(names, len(names)):
-            spent = block(made[name], steps)
+            spent = block(compared[name], steps)
             if turn > 0:  # the first round warms up
                 seconds[name].append(spent)
     rows: dict[str, Any] = {name: summary(s) for name, s in seconds.items()}
@@ -88,7 +92,7 @@ def scenario(made: dict[str, Any], factor: float, args: Any) -> dict[str, Any]:
         row["codedgrad_over_this_by_round"] = round(
             statistics.median(map(_over, seconds["codedgrad"], seconds[name])), 3
         )
-    for name, method in made.items():
+    for name, method in compared.items():
         if isinstance(method, Coded):
             reports = method.gradient.record.reports
             rows[name]["redundant_passes"] = sum(r.redundant_passes for r in reports)
@@ -135,7 +139,7 @@ def main() -> None:
     codedgrad.init()
     args.device = device_of(args.device)
     start_torch(args.device)
-    made = methods(args)
+    compared = methods(args)
     results: dict[str, Any] = {
         "task": args.task,
         "device": args.device.type,
@@ -149,7 +153,7 @@ def main() -> None:
     for factor in [float(f) for f in args.factors.split(",")]:
         if factor > 1 and n == 1:
             continue
-        rows = scenario(made, factor, args)
+        rows = scenario(compared, factor, args)
         calm = calm or rows["codedgrad"]["median_ms"]
         for row in rows.values():
             row["over_calm_codedgrad"] = round(row["median_ms"] / calm, 3)
@@ -161,8 +165,8 @@ def main() -> None:
         )
         say(f"straggler {factor:g} x, bound {bound}: {shown}")
     write(args.out, "bench_step", results)
-    if isinstance(made.get("horovod"), Aside):
-        made["horovod"].close()
+    if isinstance(compared.get("horovod"), Aside):
+        compared["horovod"].close()
     torch.distributed.destroy_process_group()
     codedgrad.shutdown()
 

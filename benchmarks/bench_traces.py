@@ -1,10 +1,10 @@
-"""Every published log under every policy, both models -> traces.md and traces.json.
+"""Every published log under every policy and model -> traces.md and traces.json.
 
     python benchmarks/bench_traces.py FOLDER            # of published logs (.npz)
     python benchmarks/bench_traces.py --scaling-only    # the figure, from profiles
 
-The figure, scaling.png: speed-up over one worker against the number of workers, for
-synchronous, coded and perfectly divided steps, drawn from the shipped profiles.
+The figure, scaling.png, shows the speed-up over one worker against the number of
+workers, for synchronous, coded and perfectly divided steps, from the shipped profiles.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ Missing times are taken as the step's median.
 
 
 def table(folder: Path, model: str, found: dict[str, Any]) -> str:
-    """One row per log; fills `found`."""
+    """Return a table with one row for every log, and add the numbers to `found`."""
     names = [f"{p}{' *' if p.startswith(INEXACT) else ''}" for p in POLICIES]
     lines = [
         "| log | steps x workers | bound | plan | " + " | ".join(names) + " |",
@@ -70,7 +70,7 @@ def table(folder: Path, model: str, found: dict[str, Any]) -> str:
         try:
             times = simulate.from_log(traces.read(path), model)
         except CodedGradError:
-            continue  # holds no times per worker
+            continue  # the file has no times by worker
         if times.shape[1] < 2:
             continue
         chosen = plan(times)
@@ -79,7 +79,7 @@ def table(folder: Path, model: str, found: dict[str, Any]) -> str:
         for policy in POLICIES:
             try:
                 figures = simulate.evaluate(policy, times)
-            except CodedGradError:  # copies do not divide the workers, ...
+            except CodedGradError:  # e.g. the copies do not divide the workers
                 cells.append("-")
                 continue
             row[policy] = figures
@@ -102,7 +102,7 @@ def table(folder: Path, model: str, found: dict[str, Any]) -> str:
 
 
 def scaling(path: Path) -> dict[str, Any]:
-    """The figure; its numbers."""
+    """Draw the figure, and return its numbers."""
     counts = [2, 4, 8, 16, 32, 64, 128, 256, 512, 1024]
     figure = Figure(figsize=(11, 3.4), dpi=130)
     FigureCanvasAgg(figure)
@@ -134,7 +134,7 @@ def scaling(path: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Write everything."""
+    """Write the page, the figure and the numbers."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, nargs="?")
     parser.add_argument("--scaling-only", action="store_true")

@@ -1,11 +1,12 @@
-"""What an exchange costs: start + messages * alpha + bytes * beta, fitted and stated.
+"""A model of what an exchange costs: start + messages * alpha + bytes * beta.
 
-With n workers and a gradient of D bytes a worker sends, one after another,
+It has two shapes. With n workers and a gradient of D bytes a worker sends, one after
+another,
 
-    linear       2 (n - 1) messages, 2 (n - 1) / n D bytes: codedgrad's two hops (a row
-                 to its owners, results to all); also a ring
-    logarithmic  2 log2(n) messages, as many bytes: recursive halving and doubling
-                 (Rabenseifner 2004)
+    linear       2 (n - 1) messages of 2 (n - 1) / n D bytes together, as codedgrad does
+                 in its two hops (a row to its owners, results to all), and a ring too
+    logarithmic  2 log2(n) messages of as many bytes, as recursive halving and doubling
+                 does (Rabenseifner 2004)
 
 Where k workers share c cores, k / c of them take turns: messages and bytes of a
 *crowded* fit count max(1, k / c) times. Fits minimise the squared relative error of the
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class Point(NamedTuple):
-    """One measured exchange; `crowd`: workers of a machine / its cores, at least 1."""
+    """One measured exchange; `crowd` is workers over cores of a machine, at least 1."""
 
     workers: int
     bytes: float
@@ -38,7 +39,7 @@ class Point(NamedTuple):
     crowd: float = 1.0
 
 
-# Stated, not measured: (alpha in s, beta in s per byte).
+# These are stated, not measured: (alpha in s, beta in s per byte).
 NETWORKS = {
     "25 GbE": (20e-6, 1 / 3.1e9),
     "InfiniBand 200 Gb/s": (2e-6, 1 / 24e9),
@@ -50,12 +51,12 @@ class Fit:
     """A fitted model.
 
     Attributes:
-        start_s, alpha_s, beta_s: its coefficients.
+        start_s, alpha_s, beta_s: the coefficients.
         shape: "linear" or "logarithmic".
-        crowded: messages and bytes count `crowd` times.
+        crowded: True if messages and bytes count `crowd` times.
         error, worst: root mean square and largest |model / median - 1| of the points.
-        held_out: the error on the points with most workers of a fit to the others;
-            None where all have the same number.
+        held_out: the error, on the points with the most workers, of a fit to the other
+            points; None if all have the same number of workers.
     """
 
     start_s: float
@@ -68,7 +69,7 @@ class Fit:
     held_out: float | None = None
 
     def seconds(self, workers: int, gradient_bytes: float, crowd: float = 1.0) -> float:
-        """Of one exchange; nothing for one worker."""
+        """Return the seconds of one exchange; they are 0 for one worker."""
         if workers < 2:
             return 0.0
         point = Point(workers, gradient_bytes, 1.0, crowd)
@@ -76,14 +77,14 @@ class Fit:
         return float(row[0] @ [self.start_s, self.alpha_s, self.beta_s])
 
     def to_json(self) -> dict[str, Any]:
-        """For programs."""
+        """Return the fields as a dictionary for JSON."""
         return asdict(self)
 
 
 def columns(
     points: Sequence[Point], shape: str, *, crowded: bool
 ) -> NDArray[np.float64]:
-    """[points, 3]: how often start, alpha and beta count."""
+    """Return how often start, alpha and beta count, [points, 3]."""
     rows = []
     for n, size, _, crowd in points:
         times = crowd if crowded else 1.0
@@ -95,7 +96,7 @@ def columns(
 def fit(
     points: Sequence[Point], shape: str = "linear", *, crowded: bool = False
 ) -> Fit:
-    """Least squares, and what it misses by."""
+    """Fit by least squares, and measure the errors of the fit."""
     found = _fit(points, shape, crowded=crowded)
     most = max(p.workers for p in points)
     fewer = [p for p in points if p.workers < most]
@@ -108,7 +109,7 @@ def fit(
 
 
 def best_fit(points: Sequence[Point], *, linear: bool) -> Fit:
-    """Of the crowded and uncrowded fits of these shapes the one with least error."""
+    """Return the best fit, crowded or not, of the linear shape or of both shapes."""
     shapes = ("linear",) if linear else ("linear", "logarithmic")
     every = [fit(points, s, crowded=c) for s in shapes for c in (False, True)]
     return min(every, key=lambda f: f.error)
@@ -120,7 +121,7 @@ def _fit(points: Sequence[Point], shape: str, *, crowded: bool) -> Fit:
     scale = np.abs(a).max(axis=0)
     a = a / scale
     best, least = np.zeros(3), math.inf
-    # Non-negative least squares: with three columns all supports can be tried.
+    # This is non-negative least squares: with three columns all supports can be tried.
     for count in (1, 2, 3):
         for some in itertools.combinations(range(3), count):
             part, *_ = np.linalg.lstsq(a[:, some], np.ones(len(a)), rcond=None)
@@ -143,23 +144,23 @@ def _errors(found: Fit, points: Sequence[Point]) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Network(Comm):
-    """codedgrad's exchange, for the simulator.
+    """The network of codedgrad's exchange, for the simulator.
 
     Attributes:
-        start_s: of a whole exchange, half of it in each hop.
+        start_s: seconds that a whole exchange takes to start, half of it in each hop.
     """
 
     start_s: float = 0.0
 
     def hop_s(self, workers: int) -> float:
-        """Seconds of one row to its owners, or of one result to all."""
+        """Return the seconds that a row takes to its owners, or a result to all."""
         return super().hop_s(workers) + (self.start_s / 2 if workers > 1 else 0.0)
 
     def allreduce_s(self, workers: int) -> float:
-        """Seconds of the best known all-reduce on this network.
+        """Return the seconds of the best known all-reduce on this network.
 
-        The least of a ring, halving and doubling, and recursive doubling, which sends
-        all D bytes log2(n) times.
+        It is the fastest of a ring, halving and doubling, and recursive doubling, which
+        sends all D bytes log2(n) times.
         """
         n, d = workers, self.gradient_bytes
         if n < 2:
@@ -175,10 +176,10 @@ class Network(Comm):
 
 
 def network_of(found: Fit, gradient_bytes: float) -> Network:
-    """The fit's own costs, every worker having a core for itself."""
+    """Return the network of a fit, with a core for every worker."""
     return Network(found.alpha_s, found.beta_s, gradient_bytes, found.start_s)
 
 
 def stated(name: str, gradient_bytes: float) -> Network:
-    """A network of the table above."""
+    """Return a network of the table NETWORKS."""
     return Network(*NETWORKS[name], gradient_bytes)

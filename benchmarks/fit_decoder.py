@@ -6,7 +6,7 @@
 Recordings of FIT_TASKS are made, played back with shards late in many ways, and the
 network is fitted to choose among the candidates so that the error is low from the first
 steps on and never worse than the best fixed decoder or online least squares. The
-tasks of `bench_decoder.py`, on which it is judged, are others.
+tasks of `bench_decoder.py`, on which it is judged, are other ones.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from codedgrad.lab.decoders.statistics import Statistics
 
 FIT_TASKS = ("logistic", "mlp", "cancer", "diabetes")
 LS = candidates.NAMES.index("online_ls")
-NAMED = 6  # zero, rescale, momentum, previous, stale, saga
+NAMED = 6  # the first candidates: zero, rescale, momentum, previous, stale, saga
 # (missing of k, pattern, delay)
 SCENARIOS = (
     (lambda _k: 1, "random", 1),
@@ -43,16 +43,14 @@ PAST_KEEP = 0.95  # as in codedgrad.lab.decoders.predictor
 
 
 def recordings(toy: bool) -> list[tuple[str, replay.Recording]]:
-    """Recordings of several tasks, batch sizes, partitions and numbers of shards."""
+    """Record several tasks, batch sizes, partitions and numbers of shards."""
     out = []
-    tasks = FIT_TASKS[:1] if toy else FIT_TASKS
-    for name in tasks:
+    for name in FIT_TASKS[:1] if toy else FIT_TASKS:
         for partition in record.PARTITIONS:
             for shards, batch, adam in ((8, 32, False), (8, 6, True), (16, 16, False)):
                 if toy and shards == 16:
                     continue
-                arrays = record.record(
-                    record.task(name),
+                run = record.Run(
                     partition,
                     shards=shards,
                     steps=60 if toy else 160,
@@ -61,15 +59,19 @@ def recordings(toy: bool) -> list[tuple[str, replay.Recording]]:
                     seed=len(out),
                     adam=adam,
                 )
+                arrays = record.record(tasks.task(name), run)
                 grads = arrays["grads"]
                 grads = grads.reshape(len(grads), shards, 2, -1)
-                made = replay.Recording(grads, arrays["tensor_sizes"])
-                out.append((f"{name} {partition} {shards} {batch}", made))
+                recording = replay.Recording(grads, arrays["tensor_sizes"])
+                out.append((f"{name} {partition} {shards} {batch}", recording))
     return out
 
 
 def partial_erasures(k: int, steps: int, seed: int) -> np.ndarray:
-    """Some of the late shards, or all, have finished one of their two micro-batches."""
+    """Return who has arrived [steps, k, 2] if late shards are half done.
+
+    Some of the late shards, or all of them, have finished one of two micro-batches.
+    """
     random = np.random.default_rng(seed)
     missing = (1, k // 4, k // 2)[seed % 3]
     pattern = "fixed" if seed % 4 == 1 else "random"
@@ -79,16 +81,17 @@ def partial_erasures(k: int, steps: int, seed: int) -> np.ndarray:
     return both
 
 
-def sequence(made: replay.Recording, arrived: np.ndarray, delay: int) -> dict[str, Any]:
-    """What the network sees and is judged by, step by step."""
-    stats = Statistics(len(made.bounds) - 1)
+def sequence(
+    recording: replay.Recording, arrived: np.ndarray, delay: int
+) -> dict[str, Any]:
+    """Return what the network sees and is judged by, stacked over the steps."""
+    stats = Statistics(len(recording.bounds) - 1)
     rows: list[dict[str, Any]] = []
-    asked: dict[int, tuple[Any, Any]] = {}
-    for kind, step in replay.play(made, arrived, delay):
+    chosen: dict[int, Any] = {}
+    for kind, step in replay.play(recording, arrived, delay):
         inner = step.inner
         if kind == "late":
-            c, _ = asked.pop(step.number)
-            stats.learn(inner, c, step.label)
+            stats.learn(inner, chosen.pop(step.number), step.label)
             continue
         c = stats.squares.candidates(inner)
         f, context = stats.features(inner, c)
@@ -113,7 +116,7 @@ def sequence(made: replay.Recording, arrived: np.ndarray, delay: int) -> dict[st
                 "unit": unit(inner) / norm,
             }
         )
-        asked[step.number] = (c, None)
+        chosen[step.number] = c
         stats.squares.replay(inner)
     out = {
         key: torch.tensor(np.stack([r[key] for r in rows])).float() for key in rows[0]
@@ -123,7 +126,7 @@ def sequence(made: replay.Recording, arrived: np.ndarray, delay: int) -> dict[st
 
 
 class Net(nn.Module):
-    """codedgrad.lab.decoders.network.Network, differentiable."""
+    """A differentiable twin of codedgrad.lab.decoders.network.Network."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -134,7 +137,7 @@ class Net(nn.Module):
             self.two.bias.zero_()
 
     def forward(self, d: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
-        """w, t, s as Network's."""
+        """Return w, t and s as Network does."""
         out = self.two(torch.tanh(self.one(d["context"])))
         n = network.FEATURES
         b = network.STRONGEST * torch.tanh(out[..., n:-2])
@@ -144,7 +147,7 @@ class Net(nn.Module):
         return torch.softmax(score, -1), t, 2.0 * torch.tanh(out[..., -1])
 
     def save(self, path: Path) -> None:
-        """As an .npz of Network."""
+        """Write the weights as an .npz archive that Network reads."""
         names = zip(network.SHAPES, self.parameters(), strict=True)
         path.parent.mkdir(parents=True, exist_ok=True)
         arrays = {n: p.detach().numpy().astype(np.float32) for n, p in names}
@@ -152,13 +155,18 @@ class Net(nn.Module):
 
 
 def quad(c: Tensor, gram: Tensor, target: Tensor, norm: Tensor) -> Tensor:
-    """|x - V c|^2, as codedgrad.lab.decoders.gram.squared_error."""
+    """Return |x - V c|^2, as codedgrad.lab.decoders.gram.squared_error does."""
     square = (torch.matmul(gram, c.unsqueeze(-1))[..., 0] * c).sum(-1)
     return (norm - 2.0 * (c * target).sum(-1) + square).clamp_min(0.0)
 
 
 def loss_of(net: Net, d: dict[str, Any]) -> Tensor:
-    """Low error against the best candidate, early and late; and a good prediction."""
+    """Return the loss of one recording.
+
+    It asks for low errors relative to the best candidate's, early and late, for a good
+    prediction of the error, and most of all for being no worse than least squares or
+    the best named decoder.
+    """
     w, t, s = net(d)
     c = (w.unsqueeze(-1) * d["c"]).sum(-2)
     e = quad(c, d["gram"], d["target"], d["norm"]).sum(1)
@@ -180,7 +188,7 @@ def loss_of(net: Net, d: dict[str, Any]) -> Tensor:
 
 
 def _past(true: Tensor, left: Tensor, delay: int) -> Tensor:
-    """The predictor's l_past before every step."""
+    """Return the predictor's l_past before every step."""
     out, total, weight = [], 0.0, 0.0
     for t in range(len(true)):
         if t >= delay:
@@ -191,7 +199,7 @@ def _past(true: Tensor, left: Tensor, delay: int) -> Tensor:
 
 
 def main() -> None:
-    """Record, play, fit, save."""
+    """Record, play the recordings, fit the network, and save it."""
     parser = argparse.ArgumentParser(description=__doc__)
     package = Path(codedgrad.__file__).parent / "exchange"  # which ships it
     parser.add_argument("--out", type=Path, default=package / "pretrained.npz")
@@ -202,15 +210,17 @@ def main() -> None:
     torch.manual_seed(0)
     begin = time.time()
     data = []
-    for i, (name, made) in enumerate(recordings(args.toy)):
-        steps, k = made.grads.shape[:2]
-        whole = replay.Recording(made.grads.mean(2, keepdims=True), made.sizes)
+    for i, (name, recording) in enumerate(recordings(args.toy)):
+        steps, k = recording.grads.shape[:2]
+        whole = replay.Recording(
+            recording.grads.mean(2, keepdims=True), recording.sizes
+        )
         pick = np.random.default_rng(i).permutation(len(SCENARIOS))[:3]
         for j in pick.tolist():
             missing, pattern, delay = SCENARIOS[j]
             arrived = replay.erasures(steps, k, max(1, missing(k)), pattern, i)
             data.append(sequence(whole, arrived, delay))
-        data.append(sequence(made, partial_erasures(k, steps, i), 1))
+        data.append(sequence(recording, partial_erasures(k, steps, i), 1))
         print(f"{name}: {len(data)} sequences, {time.time() - begin:.0f} s", flush=True)
     net = Net()
     epochs = 2 if args.toy else args.epochs

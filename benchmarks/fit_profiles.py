@@ -2,7 +2,7 @@
 
     python benchmarks/fit_profiles.py FOLDER
 
-Only derived numbers are written: quantiles and three parameters, with the source.
+Only derived numbers are written: quantiles and three parameters, with their source.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ CHOSEN = {
 
 
 def main() -> None:
-    """Fit and write each."""
+    """Fit and write every profile."""
     folder = Path(sys.argv[1])
     SHIPPED.mkdir(exist_ok=True)
     for name, stem in CHOSEN.items():

@@ -1,4 +1,4 @@
-"""What all benchmarks share: the environment of a number, interleaving, JSON."""
+"""What all benchmarks share: the environment of a number, interleaving, JSON files."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ COMM = MPI.COMM_WORLD
 
 
 def arguments(description: str) -> argparse.ArgumentParser:
-    """Options that every benchmark takes."""
+    """Return a parser with the options that every benchmark takes."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--toy", action="store_true", help="seconds, not minutes")
     parser.add_argument("--out", type=Path, help="JSON file to write (worker 0)")
@@ -33,26 +33,26 @@ def arguments(description: str) -> argparse.ArgumentParser:
 
 
 def device_of(name: str) -> torch.device:
-    """This worker's device: its machine's GPUs are dealt out in turn."""
+    """Return this worker's device; a machine's workers take its GPUs in turn."""
     if name != "cuda":
         return torch.device(name)
     node = COMM.Split_type(MPI.COMM_TYPE_SHARED)
     local = node.rank
     node.Free()
-    found = torch.device("cuda", local % torch.cuda.device_count())
-    torch.cuda.set_device(found)
-    return found
+    device = torch.device("cuda", local % torch.cuda.device_count())
+    torch.cuda.set_device(device)
+    return device
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until the device has done what was asked of it."""
+    """Wait until the device has done all its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def start_torch(device: torch.device) -> str:
-    """torch.distributed for all workers, after codedgrad.init(); its backend's name."""
-    # On several machines nobody has told torch yet where worker 0 is.
+    """Start torch.distributed after codedgrad.init(), and return its backend's name."""
+    # On several machines torch does not know yet where worker 0 is.
     os.environ.setdefault("MASTER_ADDR", COMM.bcast(socket.gethostname()))
     backend = "nccl" if device.type == "cuda" else "gloo"
     torch.distributed.init_process_group(backend, rank=COMM.rank, world_size=COMM.size)
@@ -60,7 +60,7 @@ def start_torch(device: torch.device) -> str:
 
 
 def environment() -> dict[str, Any]:
-    """Where the numbers come from."""
+    """Return where the numbers come from: machine, versions, commit and date."""
     model = "unknown"
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
@@ -96,13 +96,19 @@ def interleaved(
     warm_up: int,
     rest_s: float = 0.0,
 ) -> dict[str, list[float]]:
-    """Time every action once a round, in turning order, all workers together.
+    """Time every action once a round, on all workers together.
 
-    `rest_s`: before each, sleep, in which threads of the one before stop looking for
-    work, and do it once untimed, which brings its own threads to their cores.
+    Args:
+        actions: functions by name; they take turns, and every round begins with the
+            next one.
+        rounds: number of rounds that are timed.
+        warm_up: number of rounds before these.
+        rest_s: seconds to sleep before each action, if positive. Meanwhile threads of
+            the action before stop looking for work. The action is then done once
+            untimed, which brings its own threads to their cores.
 
     Returns:
-        Seconds by action and round, the slowest worker's, known on every worker.
+        The slowest worker's seconds by action and round, known on every worker.
     """
     seconds: dict[str, list[float]] = {name: [] for name in actions}
     names = list(actions)
@@ -128,7 +134,7 @@ _MAX_EACH = MPI.Op.Create(_max_each, commute=True)
 
 
 def summary(seconds: Sequence[float]) -> dict[str, float]:
-    """Median and quartiles in milliseconds, rounded to a microsecond."""
+    """Return median and quartiles in milliseconds, rounded to a microsecond."""
     ordered = sorted(seconds)
     n = len(ordered)
     return {
@@ -140,7 +146,7 @@ def summary(seconds: Sequence[float]) -> dict[str, float]:
 
 
 def write(path: Path | None, name: str, results: Any) -> None:
-    """Worker 0 writes `results` with their environment."""
+    """Write `results` with their environment; only worker 0 does it."""
     if COMM.rank != 0 or path is None:
         return
     path.parent.mkdir(parents=True, exist_ok=True)

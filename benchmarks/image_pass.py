@@ -1,4 +1,4 @@
-"""The pass of ResNet-18 on 32 x 32 images: seconds by size of the micro-batch."""
+"""The time of a pass of ResNet-18 on 32 x 32 images, by size of the micro-batch."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-IMAGES = 128  # of a worker and step
+IMAGES = 128  # images of a worker in a step
 SIZES = (8, 16, 32, 64, 128)
 
 
 def images(data: Path | None, count: int) -> tuple[Tensor, Tensor, str]:
-    """`count` images [count, 3, 32, 32], labels, and where they come from.
+    """Return `count` images [count, 3, 32, 32], their labels, and where they come from.
 
-    `data`: None, synthetic ones; an .npz file with arrays `images`, 3 channels of 0 to
-    255 first or last, and `labels`; or the folder that launch/train.py takes.
+    `data` may be None (images are synthetic), an .npz file with arrays `images` (3
+    channels of 0 to 255, first or last) and `labels`, or the folder that
+    launch/train.py takes.
     """
     if data is None:
         torch.manual_seed(0)
@@ -43,7 +44,7 @@ def images(data: Path | None, count: int) -> tuple[Tensor, Tensor, str]:
 def measure(
     data: Path | None, device: torch.device, *, rounds: int, toy: bool
 ) -> dict[str, Any]:
-    """Medians of forward and backward of one micro-batch, sizes in turn."""
+    """Time forward and backward of one micro-batch, the sizes in turn."""
     _launch()
     import models
 
@@ -64,8 +65,9 @@ def measure(
             model.zero_grad()
     medians = {s: statistics.median(v) for s, v in seconds.items()}
     most = max(sizes)
-    each = {s: most // s * t for s, t in medians.items()}  # a pass of micro-batches
-    # Least squares of pass / whole pass = 1 + cost * log2(micro-batches).
+    each = {s: most // s * t for s, t in medians.items()}  # a pass in micro-batches
+    # The cost is a least-squares fit of pass / whole pass = 1 + cost * log2(number of
+    # micro-batches).
     logs = np.array([np.log2(most / s) for s in sizes])
     more = np.array([each[s] / each[most] - 1.0 for s in sizes])
     cost = max(0.0, float(logs @ more / max(float(logs @ logs), 1e-12)))

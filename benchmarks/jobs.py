@@ -1,4 +1,4 @@
-"""What the step benchmarks train: a model, its data, a loss."""
+"""The jobs that the step benchmarks train: a model, its data and a loss."""
 
 from __future__ import annotations
 
@@ -16,19 +16,26 @@ import codedgrad
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-PASS_S = 0.05  # `sleep`: seconds of a pass, all micro-batches of a shard
+PASS_S = 0.05  # seconds of a pass of `sleep`, with all micro-batches of a shard
 LAYERS, LAYER_SIZE, LAYER_S = 10, 1_000_000, 0.004
 
 TASKS = ("sleep", "device", "gpt10m", "digits", "text")
 
 
 class Job:
-    """One model with its data; a method trains it."""
+    """One model with its data, which a method trains."""
 
     def __init__(
         self, task: str, batch: int, micro: int, device: torch.device | str = "cpu"
     ) -> None:
-        """`batch`: samples of a step over all workers; `device`: of model and data."""
+        """Make the model and its data on `device`.
+
+        Args:
+            task: one of TASKS.
+            batch: samples of a step over all workers.
+            micro: micro-batches of a shard.
+            device: device of model and data.
+        """
         torch.manual_seed(0)
         self.micro, self.sleeps = micro, task == "sleep"
         self.last_for(PASS_S)
@@ -47,8 +54,8 @@ class Job:
             import models
             import tasks
 
-            made = tasks.make("text" if task == "gpt10m" else task)
-            self.model, self.data, self.loss = made.model, made.train, made.loss
+            job = tasks.make("text" if task == "gpt10m" else task)
+            self.model, self.data, self.loss = job.model, job.train, job.loss
             if task == "gpt10m":
                 self.model = models.ByteGPT(width=368, depth=6, heads=8)
         self.model.to(device)
@@ -58,18 +65,18 @@ class Job:
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=1e-3)
 
     def last_for(self, seconds: float) -> None:
-        """A pass of `sleep` takes so long from now on."""
+        """Make a pass of `sleep` take so long from now on."""
         self.pass_s = seconds
         self.sleep_s = seconds / self.micro if self.sleeps else 0.0
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """Loss of one micro-batch."""
+        """Return the loss of one micro-batch."""
         if self.sleep_s:
             time.sleep(self.sleep_s)
         return self.loss(self.model(x), y)
 
     def endless(self, parts: int) -> Any:
-        """The sampler's steps of the same size, epoch after epoch."""
+        """Yield the sampler's steps of full size, epoch after epoch."""
         epoch = 0
         while True:
             self.sampler.set_epoch(epoch)
@@ -80,20 +87,20 @@ class Job:
 
 
 class OnDevice(nn.Module):
-    """A layer that computes elsewhere: the worker's core is free, time passes.
+    """A layer that computes elsewhere: time passes while the worker's core is free.
 
-    The forward takes `seconds`, the backward twice that; then the gradient of `size`
-    elements is there.
+    The forward takes `seconds` and the backward twice as long, after which the gradient
+    of `size` elements is there.
     """
 
     def __init__(self, size: int, seconds: float) -> None:
-        """One vector of parameters."""
+        """Make a layer with one vector of `size` parameters."""
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(size))
         self.seconds = seconds
 
     def forward(self, x: Tensor) -> Tensor:
-        """The input, later."""
+        """Return the input after `seconds`."""
         out: Tensor = _Elsewhere.apply(x, self.weight, self.seconds)
         return out
 

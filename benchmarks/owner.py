@@ -1,12 +1,13 @@
-"""An owner that settles, for the benchmarks in virtual time: what it learns, and when.
+"""An owner that settles, for the benchmarks in virtual time.
 
-The decoder is taught by
+The decoder learns from three sources.
 
-1. late rows: once all rows of a step have come, those that came late are its label.
-2. a step that did not settle: what it saw when it first looked, and then the truth.
-3. mirrors: in every step that settles, complete shards are taken away as others were
-   incomplete and estimated. Not in the place of shards
-   whose memory is old: those that are always in time are easier to estimate.
+1. Late rows: once all rows of a step have come, those that came late are its label.
+2. Steps that do not settle: the label is the truth for what the owner saw when it
+   first looked.
+3. Mirrors: in every step that settles, complete shards are taken away as others were
+   missing, and are estimated. They do not stand in for shards whose memory is old,
+   because shards that are always in time are easier to estimate.
 """
 
 from __future__ import annotations
@@ -33,7 +34,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Look:
-    """What an owner would decode now."""
+    """What an owner would decode now.
+
+    Attributes:
+        arrivals: what has arrived.
+        gradient: the estimate.
+        predicted, bound: its predicted error and the bound on it.
+        inner: the step's inner products; None where the arrivals cover.
+    """
 
     arrivals: Arrivals
     gradient: Array
@@ -52,7 +60,7 @@ class _Waiting:
 
 
 class Owner:
-    """Memory and decoder of one run; k shards."""
+    """The memory and the decoder of an owner in one run."""
 
     def __init__(
         self,
@@ -62,7 +70,15 @@ class Owner:
         seed: int = 0,
         mirrors: int = 2,
     ) -> None:
-        """`bounds` [T + 1]: of the tiles; `mirrors` per settled step, drawn by seed."""
+        """Begin without memory.
+
+        Args:
+            shards: k.
+            bounds: [T + 1], where the tiles begin and end.
+            decoder: the decoder that is taught.
+            seed: seed of the mirrors.
+            mirrors: number of mirrors in every step that settles.
+        """
         self._mirrors = mirrors
         self.memory = Memory(shards, bounds)
         self.decoder = decoder
@@ -70,7 +86,7 @@ class Owner:
         self._waiting: dict[int, _Waiting] = {}
 
     def look(self, rows: Array, fraction: Array) -> Look:
-        """Decode what has arrived; changes nothing."""
+        """Decode what has arrived; the owner stays as it is."""
         arrivals = Arrivals.of(rows, fraction)
         if arrivals.missing <= 1e-12:
             return Look(arrivals, np.asarray(arrivals.total()), 0.0, 0.0)
@@ -79,14 +95,7 @@ class Owner:
         predicted, bound = self.decoder.predictor.predict(
             inner, c, *self.decoder.mixing()
         )
-        gradient = apply(
-            arrivals.total(),
-            vectors(arrivals, self.memory),
-            weights,
-            c,
-            inner.rho,
-            self.memory,
-        )
+        gradient = apply(arrivals, self.memory, weights, c, rho=inner.rho)
         return Look(arrivals, np.asarray(gradient), predicted, bound, inner)
 
     def take(
@@ -95,12 +104,12 @@ class Owner:
         look: Look,
         first: Look | None = None,
     ) -> None:
-        """The step ends with this.
+        """End the step with what was decoded.
 
         Args:
-            step: its number.
+            step: the step's number.
             look: what is decoded.
-            first: the first look, if it did not settle.
+            first: the first look, if the step did not settle then.
         """
         arrivals, memory = look.arrivals, self.memory
         complete = arrivals.fraction >= 1.0
@@ -117,13 +126,13 @@ class Owner:
         memory.result(look.gradient)
 
     def late(self, step: int, shard: int, row: Array) -> None:
-        """A late row; it may belong to an old step."""
+        """Take a late row, which may belong to an old step."""
         self.memory.shard(shard, step, row)
         if step in self._waiting:
             self._waiting[step].late[shard] = row
 
     def close(self, step: int) -> None:
-        """No more rows of this step will come."""
+        """Learn from a step of which no more rows will come."""
         known = self._waiting.pop(step, None)
         if known is None or not known.late:
             return
@@ -136,6 +145,7 @@ class Owner:
         self._teach(before, full, known.memory)
 
     def _mirror(self, arrivals: Arrivals, complete: NDArray[np.bool_]) -> None:
+        """Learn from the step as if other shards than the missing ones were missing."""
         there, gone = np.flatnonzero(complete), np.flatnonzero(~complete)
         age = self.memory.decoded - self.memory.step
         gone = gone[age[gone] <= 2.0 * np.median(age[there]) + 1.0]
@@ -151,7 +161,10 @@ class Owner:
         self._teach(mirrored, arrivals.rows, self.memory)
 
     def _teach(self, arrivals: Arrivals, full: Array, memory: Memory) -> None:
-        """`full` [k, D]: the gradient of every shard of some weight."""
+        """Learn from arrivals whose whole gradients `full` [k, D] are known.
+
+        Shards of weight 0 are left out.
+        """
         part = np.flatnonzero(arrivals.weight > 0.0)
         if len(part) < len(arrivals.weight):
             arrivals = Arrivals(
@@ -170,7 +183,7 @@ class Owner:
 
 
 def _of_shards(memory: Memory, part: NDArray[np.int64]) -> Memory:
-    """The memory of these shards alone."""
+    """Return the memory of these shards alone."""
     out = copy.copy(memory)
     for name in ("last", "mean", "seen", "step"):
         setattr(out, name, getattr(memory, name)[part])

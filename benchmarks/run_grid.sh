@@ -1,21 +1,21 @@
 #!/usr/bin/env bash
-# The straggler-free grid, the exchanges and the scaling runs, one after another.
+# Runs the straggler-free grid, the exchanges and the scaling runs, one after another.
 #
 #   bash benchmarks/run_grid.sh NAME [grid] [exchange] [scaling]     # all three
 #   python benchmarks/summary.py benchmarks/results/NAME
 #
-# Writes benchmarks/results/NAME/{step-TASK-N,exchange-N,scaling-N}.json. A file that is
-# there already is kept. In the environment:
+# It writes benchmarks/results/NAME/{step-TASK-N,exchange-N,scaling-N}.json, and keeps
+# files that exist. The settings are in the environment:
 #
 #   WORKERS           of grid and scaling                  "2 4 8"; scaling "2 4 8 16"
 #   EXCHANGE_WORKERS  of exchange                          4
 #   TASKS             "digits text gpt10m"
 #   DEVICE            cpu or cuda                          cpu
 #   RESULTS           folder                               benchmarks/results/NAME
-#   LIMIT             seconds of a run; then Horovod is    1500
-#                     taken to hang, and it is tried again, at last without Horovod
-#   START             what starts N workers, followed by N and the script
-#   TOY=1             seconds each, to see that it works
+#   LIMIT             seconds of a run, after which        1500
+#                     it is tried again, at last without Horovod, which may hang
+#   START             command that starts N workers; N and the script follow it
+#   TOY=1             runs of seconds, to see that everything works
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 # shellcheck source=launch/env.sh
@@ -35,13 +35,13 @@ toy=()
 [ -z "${TOY:-}" ] || toy=(--toy)
 failed=0
 
-if [ "$name" = --start ]; then # N SCRIPT...: on this machine
+if [ "$name" = --start ]; then # N SCRIPT...: starts N workers on this machine
   n=$1
   shift
   exec bash launch/mpirun.sh -n "$n" "$CG_PYTHON" "$@"
 fi
 
-# measure FILE N SCRIPT...: unless it is there.
+# measure FILE N SCRIPT...: runs SCRIPT with N workers, unless FILE exists.
 measure() {
   local file=$results/$1 n=$2 tries more begin=$SECONDS
   shift 2
@@ -63,7 +63,7 @@ measure() {
   failed=$((failed + 1))
 }
 
-# How long a step takes decides how often it is measured.
+# Prints how often a step is measured, which depends on how long it takes.
 effort() { # TASK N
   case $1 in
     digits) echo --rounds 12 --steps 20 ;;
@@ -78,7 +78,7 @@ grid() {
   local task n aside
   for task in ${TASKS:-digits text gpt10m}; do
     for n in ${WORKERS:-2 4 8}; do
-      # Its thread would look for work on the others' cores.
+      # Horovod's thread would look for work on the other methods' cores.
       aside=--horovod-aside
       [ "$device" = cpu ] && [ -z "${START:-}" ] || aside=
       # shellcheck disable=SC2046,SC2086

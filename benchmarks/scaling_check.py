@@ -1,8 +1,9 @@
-"""Exchange costs fitted to live files of bench_scaling, and its steps predicted."""
+"""Fits of exchange costs to the live files of bench_scaling, and predicted steps."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,15 +17,32 @@ if TYPE_CHECKING:
 
 EXCHANGES = ("codedgrad", "mpi", "gloo", "nccl", "horovod")
 _UNITS = {"B": 1.0, "KB": 1 << 10, "MB": 1 << 20}
-_STEPS = 40  # simulated; the first ones, in which patience settles, are left out
-_SETTLED = 20
+_STEPS = 40  # simulated steps
+_SETTLED = 20  # the first ones, in which the patience settles, are left out
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """One straggler scenario of one live file.
+
+    Attributes:
+        file: the live file.
+        regime: "weak" or "strong".
+        factor: how much slower the last worker is.
+        units: seconds of a pass, by the name of the way in which it is known.
+    """
+
+    file: dict[str, Any]
+    regime: str
+    factor: float
+    units: dict[str, float]
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
-    """The live files, by number of workers.
+    """Read the live files, in the order of their numbers of workers.
 
     Raises:
-        SystemExit: there are none.
+        SystemExit: there are no such files.
     """
     found = [json.loads(p.read_text()) for p in folder.glob("scaling-*.json")]
     found = [f for f in found if f.get("benchmark") == "bench_scaling"]
@@ -34,13 +52,13 @@ def read(folder: Path) -> list[dict[str, Any]]:
 
 
 def size_of(name: str) -> float:
-    """Bytes: "4 KB" -> 4096."""
+    """Return the bytes that a text means: 4096 for "4 KB"."""
     number, unit = name.split()
     return float(number) * _UNITS[unit]
 
 
 def points(files: list[dict[str, Any]], method: str) -> list[Point]:
-    """What was measured of one method's exchange."""
+    """Return the measurements of one method's exchange."""
     return [
         Point(
             file["results"]["workers"],
@@ -55,13 +73,16 @@ def points(files: list[dict[str, Any]], method: str) -> list[Point]:
 
 
 def crowd_of(file: dict[str, Any]) -> float:
-    """Workers that take turns on a core."""
-    here = file["results"]["workers_of_a_machine"]
-    return max(1.0, here / int(file["environment"]["cores"]))
+    """Return the number of workers that take turns on a core."""
+    local = file["results"]["workers_of_a_machine"]
+    return max(1.0, local / int(file["environment"]["cores"]))
 
 
 def fits(files: list[dict[str, Any]]) -> dict[str, Fit]:
-    """By method; codedgrad's exchange is linear, of others the better shape."""
+    """Fit the exchange of every method.
+
+    codedgrad's is linear in the workers; of the others the better shape is taken.
+    """
     if len({_machine(f) for f in files}) > 1:
         raise SystemExit("the live files come from different machines")
     found = {}
@@ -77,11 +98,11 @@ def _machine(file: dict[str, Any]) -> tuple[Any, Any]:
 
 
 def check(files: list[dict[str, Any]], found: dict[str, Fit]) -> list[dict[str, Any]]:
-    """Every live median beside its prediction.
+    """Return every live median beside its predictions.
 
-    `told`: the pass is that of `no_exchange` in the same file and regime, without a
-    straggler. `carried`: with fewest workers it took so long above its nominal time,
-    and that is all that is known of it.
+    They differ in the pass that they assume. `told`: the pass of `no_exchange` in the
+    same file and regime, without a straggler. `carried`: the pass is known with the
+    fewest workers only; what it took there above its nominal time is added everywhere.
     """
     rows: list[dict[str, Any]] = []
     for regime in ("weak", "strong"):
@@ -96,36 +117,33 @@ def check(files: list[dict[str, Any]], found: dict[str, Fit]) -> list[dict[str, 
                 "told": _calm(cells),
                 "carried": cells["pass_ms"] / 1e3 + extra,
             }
-            for scenario, cell in cells.items():
-                if scenario.startswith("straggler_"):
-                    rows += _rows(file, regime, scenario, cell, units, found)
+            for name, cell in cells.items():
+                if name.startswith("straggler_"):
+                    factor = float(name.removeprefix("straggler_").removesuffix("x"))
+                    scenario = Scenario(file, regime, factor, units)
+                    rows += _rows(scenario, cell, found)
     return rows
 
 
 def _rows(
-    file: dict[str, Any],
-    regime: str,
-    scenario: str,
-    cell: dict[str, Any],
-    units: dict[str, float],
-    found: dict[str, Fit],
+    scenario: Scenario, cell: dict[str, Any], found: dict[str, Fit]
 ) -> list[dict[str, Any]]:
-    results, rows = file["results"], []
+    """Return one row for every method that was measured and whose exchange is known."""
+    results, rows = scenario.file["results"], []
     n, size = results["workers"], results["gradient_bytes"]
-    factor = float(scenario.removeprefix("straggler_").removesuffix("x"))
     for method, measured in cell.items():
-        exchange = exchange_s(method, n, size, crowd_of(file), found)
+        exchange = exchange_s(method, n, size, crowd_of(scenario.file), found)
         if exchange is None:
             continue
         row = {
-            "regime": regime,
+            "regime": scenario.regime,
             "workers": n,
-            "straggler": factor,
+            "straggler": scenario.factor,
             "method": method,
             "measured_ms": measured["median_ms"],
         }
-        for name, unit in units.items():
-            step_ms = 1e3 * predict(method, n, factor, unit, exchange)
+        for name, unit in scenario.units.items():
+            step_ms = 1e3 * predict(method, n, scenario.factor, unit, exchange)
             row[f"{name}_ms"] = round(step_ms, 3)
             row[f"{name}_error"] = round(step_ms / measured["median_ms"] - 1.0, 4)
         rows.append(row)
@@ -139,7 +157,7 @@ def _calm(cells: dict[str, Any]) -> float:
 def exchange_s(
     method: str, workers: int, size: float, crowd: float, found: dict[str, Fit]
 ) -> float | None:
-    """Seconds of a method's exchange; None: it was not fitted."""
+    """Return the seconds of a method's exchange, or None if it was not fitted."""
     if method == "no_exchange":
         return 0.0
     name = {
@@ -155,7 +173,7 @@ def exchange_s(
 def predict(
     method: str, workers: int, factor: float, unit_s: float, exchange: float
 ) -> float:
-    """Seconds of a step with one worker `factor` times slow."""
+    """Return the seconds of a step in which one worker is `factor` times as slow."""
     ratios = np.ones((_STEPS, workers))
     ratios[:, -1] = factor
     times = simulate.from_ratios(ratios, median_s=unit_s)

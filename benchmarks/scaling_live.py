@@ -1,7 +1,7 @@
 """The live half of bench_scaling: one number of workers, started by mpirun.
 
-weak    every worker has a pass of 50 ms, however many there are.
-strong  the workers share 400 ms: a pass takes 400 ms / n.
+weak    Every worker has a pass of 50 ms, however many workers there are.
+strong  The workers share 400 ms, so that a pass takes 400 ms / n.
 
 A pass is a sleep beside a small real model, so that many workers fit a few cores.
 """
@@ -23,7 +23,7 @@ import codedgrad
 if TYPE_CHECKING:
     from pathlib import Path
 
-STRONG_S = 0.4  # passes of all workers together
+STRONG_S = 0.4  # seconds of the passes of all workers together
 SIZES = {
     "4 KB": 1 << 10,
     "40 KB": 10 << 10,
@@ -32,18 +32,18 @@ SIZES = {
     "40 MB": 10 << 20,
 }
 SLOW = 8.0
-WARM_UP = 20  # steps after a pass has changed: more than codedgrad remembers
+WARM_UP = 20  # steps after a change of the pass, more than codedgrad remembers
 ROUNDS = {1.0: (3, 4), SLOW: (2, 2)}  # factor: rounds, steps of a block
 
 
 def pass_s(regime: str, *, toy: bool) -> float:
-    """Seconds of a pass."""
+    """Return the seconds of a pass."""
     whole = PASS_S if regime == "weak" else STRONG_S / COMM.size
     return whole / 5 if toy else whole
 
 
 def live(args: argparse.Namespace, out: Path | None) -> None:
-    """Measure and write; `args`: toy, horovod, device, parts."""
+    """Measure and write; `args` has toy, horovod, device and parts."""
     torch.set_num_threads(1)
     codedgrad.init()
     device = device_of(args.device)
@@ -63,8 +63,8 @@ def live(args: argparse.Namespace, out: Path | None) -> None:
 
 
 def steps(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
-    """{"weak", "strong": {scenario: {method: summary}}}."""
-    how = argparse.Namespace(
+    """Return {"weak", "strong": {scenario: {method: summary}}}."""
+    settings = argparse.Namespace(
         task="sleep",
         batch_size=32,
         bucket_mb=None,
@@ -75,23 +75,23 @@ def steps(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
         device=device,
         toy=args.toy,
     )
-    made = methods(how)
-    alone = Job("sleep", how.batch_size * COMM.size, MICRO, device)
-    made["no_exchange"] = Alone(alone)
+    compared = methods(settings)
+    alone = Job("sleep", settings.batch_size * COMM.size, MICRO, device)
+    compared["no_exchange"] = Alone(alone)
     weights = sum(p.numel() for p in alone.model.parameters())
     found: dict[str, Any] = {"gradient_bytes": 4 * weights}
     for regime in ("weak", "strong"):
         seconds = pass_s(regime, toy=args.toy)
         rows: dict[str, Any] = {"pass_ms": round(1e3 * seconds, 3)}
-        for factor, (how.rounds, how.steps) in ROUNDS.items():
+        for factor, (settings.rounds, settings.steps) in ROUNDS.items():
             if factor > 1 and COMM.size == 1:
                 continue
-            for method in made.values():
+            for method in compared.values():
                 method.job.last_for(seconds)
                 method.straggle("")
                 for _ in range(2 if args.toy else WARM_UP):
                     method.step()
-            cell = scenario(made, factor, how)
+            cell = scenario(compared, factor, settings)
             rows[f"straggler_{factor:g}x"] = cell
             shown = "  ".join(f"{m} {r['median_ms']:.1f}" for m, r in cell.items())
             say(f"{COMM.size} workers, {regime}, straggler {factor:g} x, ms: {shown}")

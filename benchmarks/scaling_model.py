@@ -1,4 +1,4 @@
-"""Predicted steps for any number of workers: replayed logs and an exchange's cost."""
+"""Predicted steps for any number of workers, from logs and the cost of an exchange."""
 
 from __future__ import annotations
 
@@ -20,14 +20,9 @@ if TYPE_CHECKING:
     from codedgrad.lab.simulate import Times
 
 DEFAULT = "spread:micro=4,copies=2"
-PLANNED_AT = (
-    2,
-    4,
-    16,
-    64,
-    256,
-)  # workers; a count takes the settings of the next lower
-DROPPED = 0.05  # of the workers, at least one: `backup`
+# Numbers of workers; any number has the settings of the next lower one.
+PLANNED_AT = (2, 4, 16, 64, 256)
+DROPPED = 0.05  # share of the workers, at least one, that `backup` leaves out
 LOGS = {  # title: (published log, shipped profile)
     "AWS Lambda, CNN": ("aws_lambda_cnn_desktop4_b2048_canada", "aws_lambda"),
     "AWS Lambda, CNN, milder": ("aws_lambda_cnn_mbp2_b256_sydney", "aws_lambda_mild"),
@@ -39,26 +34,27 @@ LOGS = {  # title: (published log, shipped profile)
 
 @dataclass(frozen=True)
 class Source:
-    """Where slowness comes from: a log as far as it goes, beyond that its profile.
+    """The source of slowness: a log as far as it goes, and its profile beyond that.
 
     Attributes:
-        ratios: [steps, workers] time / median over all workers of the step; None: a
-            profile alone.
-        profile: what larger numbers of workers are drawn from; None: nobody is slow.
+        ratios: [steps, workers], time over the step's median; None if there is only a
+            profile.
+        profile: the profile that more workers are drawn from; None if no worker is
+            slow.
     """
 
     ratios: NDArray[np.float64] | None
     profile: traces.Profile | None
 
     def replays(self, workers: int) -> bool:
-        """Are there so many workers in the log?"""
+        """Return whether the log has so many workers."""
         return self.ratios is not None and workers <= self.ratios.shape[1]
 
     def times(self, workers: int, steps: int, seed: int) -> Times:
-        """Times of `steps` steps at most.
+        """Return the times of at most `steps` steps.
 
-        Seed 0 has all steps of a log, others the blocks of ten by which `codedgrad
-        plan` judges, none of those that it chooses on.
+        Seed 0 takes all steps of a log. Other seeds take the blocks of ten by which
+        `codedgrad plan` judges, and none of those that it chooses on.
         """
         if self.profile is None:
             return simulate.from_ratios(np.ones((min(steps, 3), workers)))
@@ -74,7 +70,7 @@ class Source:
 
 
 def sources(folder: Path | None) -> dict[str, Source]:
-    """Of published logs, or without their folder of the shipped profiles."""
+    """Return the published logs, or without their folder the shipped profiles."""
     found = {}
     for title, (name, profile) in LOGS.items():
         if folder is not None:
@@ -90,13 +86,13 @@ CALM = Source(None, None)
 
 @dataclass(frozen=True)
 class Job:
-    """What is trained.
+    """The job that is trained.
 
     Attributes:
-        pass_s: seconds of a median worker's pass, all of it as one micro-batch.
+        pass_s: seconds of a median worker's pass as one micro-batch.
         images: samples of a pass.
-        micro_cost: as in `codedgrad.lab.simulate.plan`.
-        total: strong scaling: passes of a step over all workers; None: weak.
+        micro_cost: cost of micro-batches, as in `codedgrad.lab.simulate.plan`.
+        total: passes of a step over all workers, for strong scaling; None for weak.
     """
 
     pass_s: float
@@ -105,20 +101,21 @@ class Job:
     total: float | None = None
 
     def share(self, workers: int) -> float:
-        """Passes of one worker in a step."""
+        """Return the passes of one worker in a step."""
         return 1.0 if self.total is None else self.total / workers
 
     def micro_factor(self, policy: str) -> float:
-        """How much longer a pass takes in the policy's micro-batches."""
+        """Return how much longer a pass takes in the policy's micro-batches."""
         name, settings = simulate.parse(policy)
         micro = int(settings.get("micro", 4 if name == "spread" else 1))
         return 1.0 + self.micro_cost * float(np.log2(micro))
 
 
 def step_s(policy: str, times: Times, job: Job, network: Network) -> float:
-    """Mean seconds of a step; `sync` and `backup` exchange by the best all-reduce.
+    """Return the mean seconds of a step.
 
-    `uncoded` waits for everybody too, but exchanges as codedgrad does.
+    `sync` and `backup` exchange by the best all-reduce. `uncoded` waits for everybody
+    too, but exchanges as codedgrad does.
     """
     workers = times.shape[1]
     text = "sync" if policy == "uncoded" else policy
@@ -131,12 +128,12 @@ def step_s(policy: str, times: Times, job: Job, network: Network) -> float:
 
 
 def bound_s(times: Times, job: Job) -> float:
-    """A perfect division of the work, with a free exchange."""
+    """Return the seconds of a perfectly divided step whose exchange costs nothing."""
     return job.pass_s * job.share(times.shape[1]) * float(times.bound().mean())
 
 
 def effort(workers: int, *, toy: bool) -> tuple[int, int]:
-    """(draws, steps of each) to average over."""
+    """Return the number of draws to average over, and of the steps of each."""
     if toy:
         return 1, 4
     draws = 8 if workers <= 16 else 4 if workers <= 64 else 2 if workers <= 512 else 1
@@ -152,9 +149,10 @@ def curves(
     *,
     toy: bool = False,
 ) -> dict[str, list[float]]:
-    """{label: seconds of a step, by number of workers}; a policy may depend on it.
+    """Return {label: seconds of a step, by number of workers}.
 
-    The first worker alone is one of the median's speed, without an exchange.
+    A policy is text, or a function that returns it for a number of workers. One worker
+    alone has the median's speed and no exchange.
     """
     found: dict[str, list[float]] = {label: [] for label in [*policies, "bound"]}
     for n in counts:
@@ -176,19 +174,19 @@ def curves(
 
 
 def backup(workers: int) -> str:
-    """Chen et al. 2016 dropped 4 of 100."""
+    """Return the policy of backup workers; Chen et al. 2016 dropped 4 of 100."""
     return f"backup:drop={dropped(workers)}"
 
 
 def dropped(workers: int) -> int:
-    """Workers that `backup` leaves out."""
+    """Return the number of workers that `backup` leaves out."""
     return max(1, round(DROPPED * workers)) if workers > 1 else 0
 
 
 def planned(
     source: Source, counts: Sequence[int], job: Job, network: Network, *, toy: bool
 ) -> dict[int, str]:
-    """{workers: settings}, chosen on steps that the curves are not drawn from."""
+    """Return {workers: settings}, chosen on steps that the curves do not use."""
     found = {}
     for at in PLANNED_AT[:1] if toy else PLANNED_AT:
         if at > max(counts):
@@ -201,15 +199,15 @@ def planned(
 
 
 def settings_for(chosen: dict[int, str], workers: int) -> str:
-    """Those of the next lower number of workers that was planned for."""
+    """Return the settings of the next lower number of workers that was planned for."""
     lower = [at for at in chosen if at <= workers] or [min(chosen)]
     return chosen[max(lower)]
 
 
 def flattens_at(counts: Sequence[int], throughput: Sequence[float]) -> int | None:
-    """The first number of workers whose doubling brings less than 1.25 times as much.
+    """Return the first number of workers whose doubling brings less than 1.25 x.
 
-    From 4 workers on; None: there is none. `counts` double.
+    Numbers below 4 do not count, and `counts` must double. None means there is none.
     """
     for n, now, then in zip(counts, throughput, throughput[1:], strict=False):
         if n >= 4 and then < 1.25 * now:
@@ -218,7 +216,7 @@ def flattens_at(counts: Sequence[int], throughput: Sequence[float]) -> int | Non
 
 
 def half_up_to(counts: Sequence[int], throughput: Sequence[float]) -> int:
-    """The most workers up to which each brings half of what the first one does."""
+    """Return up to how many workers each brings half of what the first one does."""
     good = 0
     for n, now in zip(counts, throughput, strict=True):
         if now < 0.5 * n * throughput[0]:

@@ -1,4 +1,4 @@
-"""scaling.md and its figure, from the numbers of `bench_scaling.py predict`."""
+"""The page scaling.md and its figure, from what `bench_scaling.py predict` writes."""
 
 from __future__ import annotations
 
@@ -51,25 +51,25 @@ grow with n; *most help*: `spread:micro=16,copies=16,patience=0.02`.
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Markdown."""
+    """Return a table in Markdown."""
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     return "\n".join([*lines, *("| " + " | ".join(r) + " |" for r in rows)]) + "\n"
 
 
 def page(text: dict[str, Any], numbers: Path, plot: Path | None) -> str:
-    """All of scaling.md."""
+    """Return all of scaling.md."""
     results, measured = text["results"], text["environment"]["measured"]
     mb = results["gradient_bytes"] / 1e6
     counts = text["environment"]["workers_measured"]
-    said = title = ""
+    source = title = ""
     if measured:
         workers = ", ".join(map(str, counts))
         title = f"measured with {workers} workers, "
-        said = MEASURED.format(
+        source = MEASURED.format(
             workers=workers, **{k: measured[k] for k in ("cpu", "cores", "mpi")}
         )
     out = HEAD.format(
-        title=title, numbers=numbers.name, logs=results["logs"], measured=said
+        title=title, numbers=numbers.name, logs=results["logs"], measured=source
     )
     out += IMAGES.format(
         images=128, mb=mb, network=networks_words(results["image_network"])
@@ -77,7 +77,7 @@ def page(text: dict[str, Any], numbers: Path, plot: Path | None) -> str:
     if results["pass"]:
         out += f"\n{pass_words(results['pass'])}\n"
     if plot:
-        # As seen from the page, which lies beside the folder of results.
+        # The link starts at the page, which lies beside the folder of results.
         link = plot.name if plot.parent == numbers.parent else os.fspath(plot)
         out += f"\n![speed-up against workers]({_folder(numbers)}{link})\n"
     out += image_tables(results["images"])
@@ -95,13 +95,13 @@ def _folder(numbers: Path) -> str:
 
 
 def networks_words(name: str) -> str:
-    """A stated network in words."""
+    """Describe a stated network in words."""
     alpha, beta = NETWORKS[name]
     return f"{name}: alpha {1e6 * alpha:g} us, beta 1 / ({1e-9 / beta:.3g} GB/s)"
 
 
 def pass_words(one: dict[str, Any]) -> str:
-    """The measured pass, in a sentence."""
+    """Describe the measured pass in a sentence."""
     sizes = ", ".join(f"{k}: {1e3 * t:.4g} ms" for k, t in one["micro_batch_s"].items())
     where = f"{one['threads']} thread(s) of a CPU"
     if one["device"] != "CPU":
@@ -115,7 +115,7 @@ def pass_words(one: dict[str, Any]) -> str:
 
 
 def image_tables(images: dict[str, Any]) -> str:
-    """One table per pass and log."""
+    """Return one table for every pass and log."""
     counts, out = images["workers"], ""
     for kind, logs in images.items():
         if kind == "workers":
@@ -124,10 +124,10 @@ def image_tables(images: dict[str, Any]) -> str:
         verdicts = []
         for title, cell in logs.items():
             upto = cell["replayed_up_to"]
-            how = f"replayed up to {upto} workers, then drawn from its profile"
-            how = how if upto else "drawn from its profile"
+            origin = f"replayed up to {upto} workers, then drawn from its profile"
+            origin = origin if upto else "drawn from its profile"
             settings = ", ".join(f"{k}: `{v}`" for k, v in cell["settings"].items())
-            out += f"\n**{title}** ({how}; planned for {settings}), speed-up:\n\n"
+            out += f"\n**{title}** ({origin}; planned for {settings}), speed-up:\n\n"
             labels = list(cell["speedup"])
             rows = [
                 [str(n), *(f"{cell['speedup'][k][i]:.1f}" for k in labels)]
@@ -157,7 +157,7 @@ def _flat(workers: int | None) -> str:
 
 
 def carried_tables(carried: dict[str, Any]) -> str:
-    """A table per network and regime; some numbers of workers."""
+    """Return a table for every network and regime, with some numbers of workers."""
     counts, out = carried["workers"], ""
     shown = [n for n in (2, 16, 64, 256, 1024, 4096) if n in counts]
     for name, regimes in carried.items():
@@ -176,7 +176,7 @@ def carried_tables(carried: dict[str, Any]) -> str:
 
 
 def fit_table(fits: dict[str, Any]) -> str:
-    """Coefficients and what they miss by."""
+    """Return the coefficients of the fits and their errors."""
     rows = [
         [
             method,
@@ -195,7 +195,7 @@ def fit_table(fits: dict[str, Any]) -> str:
 
 
 def check_table(rows: list[dict[str, Any]]) -> str:
-    """Every live median and its predictions."""
+    """Return the table of all live medians and their predictions."""
     out = []
     for row in rows:
         cells = [
@@ -210,17 +210,17 @@ def check_table(rows: list[dict[str, Any]]) -> str:
             cells.append(f"{row[f'{name}_ms']:.1f} ({error:+.0f} %)")
         out.append(cells)
     head = ["", "workers", "straggler", "method", "measured, ms", "told, ms"]
-    said = ", ".join(
+    errors = ", ".join(
         f"{name} {100 * statistics.median(e):.1f} % (largest {100 * max(e):.0f} %)"
         for name in ("told", "carried")
         for e in [[abs(r[f"{name}_error"]) for r in rows]]
     )
-    text = f"Median |error|: {said}; `told` and `carried` are defined in README.md.\n"
+    text = f"Median |error|: {errors}; `told` and `carried` are defined in README.md.\n"
     return text + "\n" + table([*head, "carried, ms"], out)
 
 
 def figure(results: dict[str, Any], path: Path) -> None:
-    """Speed-up against workers, a panel per log, a row per pass."""
+    """Draw the speed-up against workers, with a panel per log and a row per pass."""
     images = results["images"]
     kinds = [k for k in images if k != "workers"]
     titles = list(images[kinds[0]])

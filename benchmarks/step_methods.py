@@ -1,4 +1,4 @@
-"""What the step benchmarks compare: one class per library, and a block of steps."""
+"""The methods that the step benchmarks compare, one class for each library."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ MICRO = 4
 
 
 class Coded:
-    """codedgrad, explicit face."""
+    """The library codedgrad, by CodedGradient."""
 
-    def __init__(self, job: Job, code: codes.Code, **how: Any) -> None:
+    def __init__(self, job: Job, code: codes.Code, **settings: Any) -> None:
         self.job = job
-        self.gradient = codedgrad.CodedGradient(job.model, code, **how)
+        self.gradient = codedgrad.CodedGradient(job.model, code, **settings)
         self.steps = job.endless(code.parts)
 
     def straggle(self, faults: str) -> None:
@@ -37,14 +37,14 @@ class Coded:
         self.gradient._passes._injector = Injector(plan, COMM.rank) if plan else None
 
     def step(self) -> None:
-        """One step."""
+        """Do one step."""
         self.gradient.backward(self.job.forward, next(self.steps))
         self.job.optimizer.step()
         self.job.optimizer.zero_grad()
 
 
 class Synchronous:
-    """What Horovod and DDP have in common: local passes, then one exchange."""
+    """The common part of Horovod and DDP: local passes, then one exchange."""
 
     def __init__(self, job: Job) -> None:
         self.job = job
@@ -59,7 +59,7 @@ class Synchronous:
         self.injector = Injector(plan, COMM.rank) if plan else None
 
     def passes(self, loss: Callable[[int, Tensor, Tensor], None]) -> None:
-        """The worker's micro-batches, stretched where it is a straggler."""
+        """Do the worker's micro-batches, stretched if it is a straggler."""
         shards = next(self.steps)
         if self.injector is not None:
             self.injector.begin(self.count, self.job.pass_s)
@@ -77,7 +77,7 @@ class Synchronous:
 
 
 class Horovod(Synchronous):
-    """Horovod's DistributedOptimizer, accumulating the same micro-batches."""
+    """Horovod's DistributedOptimizer, which accumulates the same micro-batches."""
 
     def __init__(self, job: Job) -> None:
         super().__init__(job)
@@ -92,7 +92,7 @@ class Horovod(Synchronous):
         )
 
     def step(self) -> None:
-        """One step."""
+        """Do one step."""
 
         def one(_micro: int, x: Tensor, y: Tensor) -> None:
             (self.job.forward(x, y) / MICRO).backward()
@@ -103,7 +103,7 @@ class Horovod(Synchronous):
 
 
 class Ddp(Synchronous):
-    """torch's DistributedDataParallel, on Gloo or NCCL."""
+    """DistributedDataParallel of torch, on Gloo or NCCL."""
 
     def __init__(self, job: Job) -> None:
         super().__init__(job)
@@ -111,7 +111,7 @@ class Ddp(Synchronous):
         job.model = self.wrapped
 
     def step(self) -> None:
-        """One step."""
+        """Do one step."""
 
         def one(micro: int, x: Tensor, y: Tensor) -> None:
             self.wrapped.require_backward_grad_sync = micro == MICRO - 1
@@ -123,35 +123,35 @@ class Ddp(Synchronous):
 
 
 class Alone(Synchronous):
-    """The same steps of the own shard alone: what they take without an exchange."""
+    """The same steps without an exchange: every worker does its own shard alone."""
 
     def one(self, _micro: int, x: Tensor, y: Tensor) -> None:
-        """One pass."""
+        """Do one pass."""
         (self.job.forward(x, y) / MICRO).backward()
 
     def step(self) -> None:
-        """One step."""
+        """Do one step."""
         self.passes(self.one)
         self.job.optimizer.step()
         self.job.optimizer.zero_grad()
 
 
 class Lockstep(Alone):
-    """And nobody goes on before all are there: waiting without an exchange."""
+    """As Alone, but no worker goes on before all are there."""
 
     def step(self) -> None:
-        """One step."""
+        """Do one step."""
         self.passes(self.one)
-        all_here = COMM.Ibarrier()
-        while not all_here.Test():
+        barrier = COMM.Ibarrier()
+        while not barrier.Test():
             time.sleep(1e-4)  # MPI's own waiting would take the others' cores
         self.job.optimizer.step()
         self.job.optimizer.zero_grad()
 
 
 def block(method: Any, steps: int) -> float:
-    """Seconds per step of `steps` steps, the slowest worker's."""
-    if hasattr(method, "block"):  # in a job of its own
+    """Return the slowest worker's seconds per step over `steps` steps."""
+    if hasattr(method, "block"):  # the method runs in a job of its own
         return float(method.block(steps))
     method.step()  # the first one finds caches cold
     synchronize(next(method.job.model.parameters()).device)

@@ -2,7 +2,7 @@
 
     python benchmarks/summary.py benchmarks/results/MACHINE [--out FILE.md]
 
-Reads step-TASK-N.json and exchange-N.json, as benchmarks/run_grid.sh writes them.
+It reads step-TASK-N.json and exchange-N.json, which benchmarks/run_grid.sh writes.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ EXCHANGES = ("4 KB", "160 KB", "4 MB", "40 MB")
 MEAN_TARGET, WORST_TARGET = 0.95, 1.02
 PEERS = {"Horovod": ("horovod",), "DDP": ("ddp_gloo", "ddp_nccl", "gloo", "nccl")}
 
-Cell = dict[str, float]  # peer: ratio; "ms": codedgrad's median, "spread": see README
+# Ratios by peer; "ms" is codedgrad's median, and README.md defines "spread".
+Cell = dict[str, float]
 
 
 def read(path: Path, keys: list[str]) -> Cell:
-    """One cell of the grid; empty where nothing was measured."""
+    """Read one cell of the grid; it is empty where nothing was measured."""
     if not path.is_file():
         return {}
     rows: Any = json.loads(path.read_text())["results"]
@@ -46,7 +47,7 @@ def read(path: Path, keys: list[str]) -> Cell:
 def grids(
     folder: Path, workers: list[int], exchange_workers: int
 ) -> dict[str, dict[str, Cell]]:
-    """{"steps", "exchange": {cell's name: cell}}."""
+    """Return {"steps", "exchange": {cell's name: cell}}."""
     steps = {
         f"{task}, {n} workers": read(folder / f"step-{task}-{n}.json", ["straggler_1x"])
         for task in TASKS
@@ -61,7 +62,7 @@ def grids(
 
 
 def verdict(cells: dict[str, Cell], peer: str) -> str:
-    """Means, the worst cell, and whether the targets are met."""
+    """Return the means, the worst cell, and whether the targets are met."""
     ratios = {name: cell[peer] for name, cell in cells.items() if peer in cell}
     if not ratios:
         return "nothing measured"
@@ -82,7 +83,7 @@ def verdict(cells: dict[str, Cell], peer: str) -> str:
 
 
 def page(folder: Path, workers: list[int], exchange_workers: int) -> str:
-    """Markdown."""
+    """Return the table and the verdicts as Markdown."""
     found = grids(folder, workers, exchange_workers)
     lines = ["| | codedgrad, ms | quartiles | over Horovod | over DDP or torch |"]
     lines += ["|---" * 5 + "|"]
@@ -102,7 +103,7 @@ def page(folder: Path, workers: list[int], exchange_workers: int) -> str:
 
 
 def main() -> None:
-    """Print it, and write it if told so."""
+    """Print the page, and write it if --out is given."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,9 +1,10 @@
-"""Does the simulator predict live runs? Replayed logs, 8 workers, sleeping passes.
+"""The simulator against live runs: replayed logs, 8 workers, sleeping passes.
 
     mpirun -n 8 python benchmarks/validate_simulator.py --traces FOLDER --out FILE.json
 
-For every log and policy: the mean and 95th percentile of the step, measured and
-predicted. The simulator is told the pass and the exchange of a calm run, nothing else.
+For every log and policy it compares the measured mean and 95th percentile of the step
+with the predicted ones. The simulator knows only the pass and the exchange of a calm
+run.
 """
 
 from __future__ import annotations
@@ -31,14 +32,17 @@ LOGS = (
 
 
 def own_log(steps: int) -> np.ndarray:
-    """A small log for machines without the published ones: roaming stragglers."""
+    """Return a small log of roaming stragglers, for machines without published ones."""
     random = np.random.default_rng(0)
     slow = random.random((steps, COMM.size)) < 0.1
     return np.where(slow, random.uniform(2.0, 8.0, slow.shape), 1.0)
 
 
 def ratios_of(folder: Path | None, name: str, steps: int) -> np.ndarray:
-    """[steps, workers] that can be injected: nobody can be made faster than it is."""
+    """Return ratios [steps, workers] that can be injected.
+
+    None is below 1, because no worker can be made faster than it is.
+    """
     if folder is None:
         return own_log(steps)
     log = traces.read(folder / f"{name}.npz").take(COMM.size, seed=1)
@@ -46,10 +50,10 @@ def ratios_of(folder: Path | None, name: str, steps: int) -> np.ndarray:
 
 
 def live(coded: Coded, ratios: np.ndarray) -> list[float]:
-    """Seconds of every step, on worker 0, under the replayed ratios."""
+    """Replay the ratios and return worker 0's seconds of every step."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "log.npz"
-        # The log's row is the step's number modulo the rows.
+        # A step replays the row of its number modulo the number of rows.
         begin = coded.gradient.step % len(ratios)
         np.savez(path, compute=np.roll(ratios, begin, axis=0))
         coded.straggle(f"replay:file={path},model=rate")
@@ -62,7 +66,7 @@ def live(coded: Coded, ratios: np.ndarray) -> list[float]:
 
 
 def main() -> None:
-    """Calibrate, then every log under every policy."""
+    """Calibrate, then replay every log under every policy."""
     parser = arguments(str(__doc__))
     parser.add_argument("--traces", type=Path, help="folder of the published logs")
     parser.add_argument("--steps", type=int, default=60)
@@ -76,13 +80,15 @@ def main() -> None:
         f"spread:micro={MICRO},copies=2": codes.spread(n, micro=MICRO, copies=2),
         "fractional:copies=2": codes.fractional(n, copies=2, micro=MICRO),
     }
-    made = {k: Coded(Job("sleep", 32 * n, MICRO), code) for k, code in policies.items()}
+    compared = {
+        k: Coded(Job("sleep", 32 * n, MICRO), code) for k, code in policies.items()
+    }
     results: dict[str, Any] = {}
     for name in LOGS if args.traces else ("own",):
         ratios = ratios_of(args.traces, name, steps)
-        # As injected: over the step's median once more, and nobody is made faster.
+        # The injector divides by the step's median once more, and makes none faster.
         felt = np.maximum(1.0, ratios / np.median(ratios, axis=1, keepdims=True))
-        for policy, coded in made.items():
+        for policy, coded in compared.items():
             for _ in range(4 if args.toy else 12):
                 coded.step()
             calm = coded.gradient.record.reports[-8:]

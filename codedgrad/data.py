@@ -1,7 +1,7 @@
 """Which samples belong to which micro-batch of which step.
 
-Everything follows from (seed, epoch, step, part): any worker can compute any part,
-and the parts are the same whatever the number of workers they are divided among.
+Everything follows from (seed, epoch, step, part). Any worker can therefore compute any
+part, and the parts are the same whatever number of workers they are divided among.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ class ShardSampler:
     """Divides each epoch into steps and each step into parts.
 
     With partition="fixed" the data are cut once, from the seed alone, into k parts, one
-    per shard, whose sizes differ by one at most; shard j takes from part j in every
-    step and epoch, each time batch_size / k samples, in an order from (seed, epoch, j).
-    An epoch has every sample once: its last step has what is left, of some shards one
-    sample less than of others, maybe none; `drop_last` leaves that step out (less than
-    batch_size + k samples, others in every epoch).
+    per shard, whose sizes differ by at most one. In every step shard j takes
+    batch_size / k samples from its part, in an order from (seed, epoch, j). An epoch
+    has every sample once. Its last step has what is left, which may be one sample less
+    of some shards than of others, or none. `drop_last` leaves that step out; it loses
+    less than batch_size + k samples, which are others in every epoch.
     """
 
     def __init__(
@@ -50,20 +50,23 @@ class ShardSampler:
         """Sample `dataset` in steps of `batch_size`.
 
         Args:
-            dataset: map-style; or a TensorDataset or tuple of tensors (indexed fast).
+            dataset: a map-style dataset, or a TensorDataset or a tuple of tensors,
+                which are indexed fast.
             batch_size: samples of one step, over all workers together.
-            seed: of the permutations.
-            shuffle: a new permutation every epoch, from (seed, epoch).
-            drop_last: leave out the last step of an epoch if it is smaller.
-            collate_fn: list of samples -> batch; torch's default if None.
-            partition: "shuffle", any shard gets any sample; or "fixed", shard j always
-                those of its own part of the data (see the class).
-            by: for "fixed": a label or source of every sample, in whose order the parts
-                are cut (stable, so shuffled within a label): every shard sees few.
+            seed: seed of the permutations.
+            shuffle: True for a new permutation in every epoch, from (seed, epoch).
+            drop_last: True to leave out the last step of an epoch if it is smaller.
+            collate_fn: makes a batch from a list of samples; None is torch's default.
+            partition: "shuffle" gives any shard any sample; "fixed" gives shard j only
+                samples of its own part of the data (see the class).
+            by: with "fixed", a label or source of every sample, in whose order the
+                parts are cut. Samples stay shuffled within a label, and every shard
+                sees few labels.
 
         Raises:
-            ConfigError: no length, fewer samples than one step takes, no such
-                partition, or `by` of another length or without "fixed".
+            ConfigError: the dataset has no length or fewer samples than one step takes,
+                there is no such partition, or `by` has another length or is given
+                without "fixed".
         """
         self._size = dataset_size(dataset, batch_size)
         if partition not in PARTITIONS:
@@ -85,24 +88,25 @@ class ShardSampler:
         self.epoch = epoch
 
     def __len__(self) -> int:
-        """Steps per epoch."""
+        """Return the number of steps per epoch."""
         full, rest = divmod(self._size, self.batch_size)
         return full + (1 if rest and not self._drop_last else 0)
 
     def order(self) -> NDArray[np.int64]:
-        """The epoch's permutation of the samples."""
+        """Return the epoch's permutation of the samples."""
         return permutation(self._size, self._seed, self.epoch, shuffle=self._shuffle)
 
     def steps(self, parts: int, shards: int | None = None) -> Iterator[StepShards]:
-        """One epoch, each step cut into `parts` micro-batches.
+        """Yield the steps of one epoch, each cut into `parts` micro-batches.
 
         Args:
-            parts: micro-batches of a step; shard j has parts / shards of them in a row.
-            shards: k, of the code, for a fixed partition; None: each part is a shard.
+            parts: micro-batches of a step; each shard has parts / shards neighbours.
+            shards: k, the code's number of shards, for a fixed partition; None makes
+                each part a shard.
 
         Raises:
-            ConfigError: a step has fewer samples than parts; with a fixed partition
-                also: shards do not divide the parts or the batch size.
+            ConfigError: a step has fewer samples than parts; or the partition is fixed
+                and the shards do not divide the parts or the batch size.
         """
         if self.batch_size < parts:
             raise ConfigError(
@@ -120,7 +124,7 @@ class ShardSampler:
             yield StepShards(self, epoch, index, samples, even(len(samples), parts))
 
     def shard_samples(self, shards: int) -> list[NDArray[np.int64]]:
-        """The fixed part of each of `shards` shards, the same in every epoch."""
+        """Return the fixed part of each of `shards` shards, the same in every epoch."""
         order = permutation(self._size, self._seed, 0, shuffle=self._shuffle)
         if self._by is not None:
             order = order[np.argsort(self._by[order], kind="stable")]
@@ -146,12 +150,12 @@ class ShardSampler:
             yield StepShards(self, epoch, index, np.concatenate(taken), sizes)
 
     def fetch(self, samples: NDArray[np.int64]) -> tuple[Any, ...]:
-        """The collated batch of these samples, as positional arguments."""
+        """Return the collated batch of these samples, as positional arguments."""
         data = self._dataset
         tensors = data.tensors if isinstance(data, TensorDataset) else data
         if isinstance(tensors, tuple) and self._collate is default_collate:
-            which = torch.from_numpy(samples)
-            return tuple(t[which] for t in tensors)
+            index = torch.from_numpy(samples)
+            return tuple(t[index] for t in tensors)
         if hasattr(data, "__getitems__"):
             items = data.__getitems__(samples.tolist())
         else:
@@ -164,11 +168,11 @@ class StepShards:
     """One step's data, part by part.
 
     Attributes:
-        epoch: of the sampler.
-        index: of the step within the epoch.
+        epoch: the sampler's epoch.
+        index: number of the step within the epoch.
         parts: number of micro-batches.
-        sizes: samples of each part; of a shard's parts as even as possible, larger
-            ones first.
+        sizes: samples of each part. A shard's parts are as even as possible, and
+            larger ones come first.
         total: samples of the step.
     """
 
@@ -191,28 +195,32 @@ class StepShards:
         self._starts = [0, *np.cumsum(self.sizes).tolist()]
 
     def indices(self, part: int) -> NDArray[np.int64]:
-        """The samples of `part`, as indices into the dataset."""
+        """Return the samples of `part`, as indices into the dataset."""
         return self._samples[self._starts[part] : self._starts[part + 1]]
 
     def weight(self, part: int) -> float:
-        """Share of the step's samples: the weight of the part's mean gradient."""
+        """Return the part's share of the step's samples.
+
+        It is the weight of the part's mean gradient in the step's.
+        """
         return self.sizes[part] / self.total
 
     def fetch(self, part: int) -> tuple[Any, ...]:
-        """The part's batch: what the loss function is called with."""
+        """Return the part's batch, with which the loss function is called."""
         return self._sampler.fetch(self.indices(part))
 
 
 class ShardBatchSampler:
-    """For the drop-in face: a torch `batch_sampler` of this worker's own shards.
+    """A torch `batch_sampler` of this worker's own shards, for DistributedOptimizer.
 
-    Each step is one list of indices: the shards that the code requires of the worker,
-    merged. Shards have equal sizes; the last step is filled up from the beginning of
-    the epoch, as torch's DistributedSampler does, or left out.
+    Each step is one list of indices, in which the shards that the code requires of the
+    worker are merged. Shards have equal sizes. The last step is filled up from the
+    beginning of the epoch, as torch's DistributedSampler does it, or left out.
 
     Attributes:
-        skip: asked with the number of steps yielded so far; where it says True, one
-            index is yielded instead of all (the step is decoded without this worker).
+        skip: called with the number of steps yielded so far. Where it returns True the
+            step is decoded without this worker, and one index is yielded instead of
+            all.
     """
 
     def __init__(
@@ -226,11 +234,20 @@ class ShardBatchSampler:
         shuffle: bool = True,
         drop_last: bool = False,
     ) -> None:
-        """`batch_size` is that of a step over all workers together.
+        """Sample `dataset` in steps of `batch_size`, over all workers together.
+
+        Args:
+            dataset: a map-style dataset or a tuple of tensors.
+            batch_size: samples of one step, over all workers together.
+            code: the code whose shards are sampled.
+            worker: number of this worker.
+            seed: seed of the permutations.
+            shuffle: True for a new permutation in every epoch, from (seed, epoch).
+            drop_last: True to leave out the last step of an epoch if it is smaller.
 
         Raises:
-            ConfigError: no length, too few samples, or a batch size that is no
-                multiple of the number of shards.
+            ConfigError: the dataset has no length or too few samples, or the batch size
+                is not a multiple of the number of shards.
         """
         self._size = dataset_size(dataset, batch_size)
         if batch_size % code.shards:
@@ -255,26 +272,29 @@ class ShardBatchSampler:
         self.epoch = epoch
 
     def __len__(self) -> int:
-        """Steps per epoch."""
+        """Return the number of steps per epoch."""
         full, rest = divmod(self._size, self.batch_size)
         return full + (1 if rest and not self._drop_last else 0)
 
     def __iter__(self) -> Iterator[list[int]]:
-        """One epoch."""
+        """Yield the indices of each step of one epoch."""
         order = permutation(self._size, self._seed, self.epoch, shuffle=self._shuffle)
         order = np.concatenate([order, order[: self.batch_size]])
         for index in range(len(self)):
             begin = index * self.batch_size
-            mine = order[begin + self._begin : begin + self._end].tolist()
+            own = order[begin + self._begin : begin + self._end].tolist()
             needless = self.skip is not None and self.skip(self._yielded)
             self._yielded += 1
-            yield mine[:1] if needless else mine
+            yield own[:1] if needless else own
 
 
 def permutation(
     size: int, seed: int, epoch: int, *shard: int, shuffle: bool
 ) -> NDArray[np.int64]:
-    """The order of an epoch's samples (of a shard), from (seed, epoch, shard) alone."""
+    """Return the order of an epoch's samples, or of a shard's in the epoch.
+
+    It follows from (seed, epoch, shard) alone.
+    """
     if not shuffle:
         return np.arange(size)
     generator = np.random.Generator(
@@ -284,13 +304,16 @@ def permutation(
 
 
 def even(total: int, parts: int) -> list[int]:
-    """Sizes of `parts` parts of `total`, as even as possible, larger ones first."""
+    """Return the sizes of `parts` parts of `total`.
+
+    They are as even as possible, and larger ones come first.
+    """
     each, extra = divmod(total, parts)
     return [each + (part < extra) for part in range(parts)]
 
 
 def _labels(by: Any, size: int, partition: str) -> NDArray[np.int64] | None:
-    """`by` as numbers in its order."""
+    """Return the labels `by` as numbers in the order of the labels."""
     if by is None:
         return None
     if partition != "fixed":
@@ -304,10 +327,10 @@ def _labels(by: Any, size: int, partition: str) -> NDArray[np.int64] | None:
 
 
 def dataset_size(dataset: Any, batch_size: int) -> int:
-    """Number of samples.
+    """Return the number of samples.
 
     Raises:
-        ConfigError: no length, or fewer samples than one step takes.
+        ConfigError: the dataset has no length, or fewer samples than one step takes.
     """
     if batch_size < 1:
         raise ConfigError(f"batch_size must be at least 1, got {batch_size}")

@@ -1,8 +1,9 @@
-"""Slowness on purpose, for experiments and tests. Never active by default.
+"""Slowness on purpose, for experiments and tests. No fault is ever active by default.
 
-Two kinds. *slow*: a worker takes `factor` times as long, spread over the pass, so
-that it can be abandoned at module boundaries as on a slow device. *stall*: one wait
-of `seconds` that nothing can interrupt. A plan is text, items separated by ";":
+There are two kinds of slowness. *slow*: a worker takes `factor` times as long, spread
+over the pass, so that the pass can be abandoned at module boundaries as on a slow
+device. *stall*: one wait of `seconds` that nothing can interrupt. A plan is text whose
+items are separated by ";":
 
     slow:worker=3,factor=8                     every step
     slow:worker=3,factor=8,steps=10-50         steps 10 .. 49
@@ -12,8 +13,10 @@ of `seconds` that nothing can interrupt. A plan is text, items separated by ";":
     replay:file=LOG.npz,model=rate             a log: time / the step's median
     replay:file=LOG.npz,model=stall
 
-given as `CodedGradient(..., faults=...)` or in the variable CODEDGRAD_FAULTS. With
-`local_group` a worker is a group, all of whose processes are slowed.
+It is given as `CodedGradient(..., faults=...)` or in the variable CODEDGRAD_FAULTS.
+With `local_group` a worker is a group, and all of its processes are slowed.
+
+A new kind is one entry of KINDS, at the end of this file.
 """
 
 from __future__ import annotations
@@ -22,10 +25,11 @@ import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from codedgrad.codes import options
 from codedgrad.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -33,98 +37,64 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-_SLICE_S = 1e-3  # longest sleep between two looks whether the pass is still needed
-_KINDS = {
-    "slow": ({"worker", "factor"}, {"step", "steps", "every"}),
-    "stall": ({"worker", "seconds"}, {"step", "steps", "every"}),
-    "random": ({"probability"}, {"factor", "seconds", "seed"}),
-    "replay": ({"file"}, {"model"}),
-}
+_SLICE_S = 1e-3  # longest sleep between two checks whether the pass is still needed
 
 
-@dataclass(frozen=True)
-class _Item:
-    """One fault: its slowness for a (worker, step)."""
+class Fault(Protocol):
+    """One item of a plan: the slowness that it brings, by worker and step."""
 
-    text: str
-    worker: int | None = None
-    first: int = 0
-    stop: float = math.inf
-    every: int = 1
-    factor: float = 1.0
-    seconds: float = 0.0
-    probability: float = 1.0
-    seed: int = 0
-    ratios: NDArray[np.float64] | None = None  # [steps, workers], for replay
-    stalls: bool = False
+    def factor(self, worker: int, step: int) -> float:
+        """Return how many times as long a pass takes, >= 1."""
 
-    def strikes(self, worker: int, step: int) -> bool:
-        if self.worker is not None and worker != self.worker:
-            return False
-        if not self.first <= step < self.stop or (step - self.first) % self.every:
-            return False
-        if self.probability >= 1.0:
-            return True
-        words = np.random.SeedSequence([self.seed, worker, step]).generate_state(1)
-        return float(words[0]) / 2**32 < self.probability
+    def stall_s(self, worker: int, step: int, pass_s: float) -> float:
+        """Return the seconds that the worker stands still before its pass.
 
-    def ratio(self, worker: int, step: int) -> float:
-        if self.ratios is None:
-            return 1.0
-        return float(self.ratios[step % len(self.ratios), worker])
+        `pass_s` is how long a pass usually takes, in seconds.
+        """
 
 
 class Faults:
     """A frozen plan of slowness by (worker, step)."""
 
-    def __init__(self, items: tuple[_Item, ...]) -> None:
-        """Use `parse`."""
-        self._items = items
+    def __init__(self, items: tuple[tuple[str, Fault], ...]) -> None:
+        """Take the faults, each with the text that it was read from; see `parse`."""
+        self._texts = tuple(text for text, _ in items)
+        self._faults = tuple(fault for _, fault in items)
 
     @classmethod
     def parse(cls, text: str, workers: int) -> Faults:
-        """Read a plan for `workers` workers; see the module's description.
+        """Read a plan for `workers` workers; the module describes the syntax.
 
         Raises:
-            ConfigError: an unknown word, a value out of range, an unfit log.
+            ConfigError: a word is unknown, a value is out of range, or a log does not
+                fit.
         """
         words = [w.strip() for w in text.split(";") if w.strip()]
-        return cls(tuple(_parse_item(word, workers) for word in words))
+        return cls(tuple((word, _read(word, workers)) for word in words))
 
     def __bool__(self) -> bool:
-        """True when there is any fault."""
-        return bool(self._items)
+        """Return True when there is any fault."""
+        return bool(self._faults)
 
     def factor(self, worker: int, step: int) -> float:
-        """How many times as long a pass takes, >= 1."""
-        factor = 1.0
-        for item in self._items:
-            if item.strikes(worker, step):
-                factor *= item.factor
-                if not item.stalls:
-                    factor *= max(1.0, item.ratio(worker, step))
-        return factor
+        """Return how many times as long a pass takes, >= 1."""
+        return math.prod(fault.factor(worker, step) for fault in self._faults)
 
     def stall_s(self, worker: int, step: int, pass_s: float) -> float:
-        """Seconds of the stall before the pass; `pass_s`: a pass's usual seconds."""
-        seconds = 0.0
-        for item in self._items:
-            if item.strikes(worker, step):
-                seconds += item.seconds
-                if item.stalls:
-                    seconds += max(0.0, item.ratio(worker, step) - 1.0) * pass_s
-        return seconds
+        """Return the seconds of the stall before a pass that usually takes `pass_s`."""
+        stalls = (fault.stall_s(worker, step, pass_s) for fault in self._faults)
+        return sum(stalls, 0.0)
 
     def describe(self) -> str:
-        """The plan as text, for reports."""
-        return "; ".join(item.text for item in self._items) or "none"
+        """Return the plan as text, for reports."""
+        return "; ".join(self._texts) or "none"
 
 
 class Injector:
     """Makes one worker as slow as a plan says, inside its passes."""
 
     def __init__(self, faults: Faults, worker: int) -> None:
-        """For this worker."""
+        """Take the plan and the number of this worker."""
         self._faults = faults
         self._worker = worker
         self._factor = 1.0
@@ -132,7 +102,7 @@ class Injector:
         self.slowed_s = 0.0
 
     def begin(self, step: int, pass_s: float) -> None:
-        """Start of a step's passes: the stall, if one is due."""
+        """Begin a step's passes; sleep first if a stall is due."""
         self._factor = self._faults.factor(self._worker, step)
         stall_s = self._faults.stall_s(self._worker, step, pass_s)
         if stall_s > 0.0:
@@ -141,11 +111,15 @@ class Injector:
         self.resume()
 
     def resume(self) -> None:
-        """Start of a pass: what came before it is not slowed."""
+        """Begin a pass; the time before it is not stretched."""
         self._last = time.monotonic()
 
     def boundary(self, check: Callable[[], None]) -> None:
-        """Stretch the time since the last boundary; `check` may raise in between."""
+        """Stretch the time since the last boundary.
+
+        `check` is called again and again meanwhile. What it raises ends the stretching,
+        so that a pass which nobody needs any more is left at once.
+        """
         if self._factor > 1.0:
             now = time.monotonic()
             end = now + (self._factor - 1.0) * (now - self._last)
@@ -158,65 +132,101 @@ class Injector:
         self._last = time.monotonic()
 
 
-def _parse_item(text: str, workers: int) -> _Item:
-    kind, _, settings = text.partition(":")
-    if kind not in _KINDS:
-        raise ConfigError(f"no fault {kind!r} in {text!r}; there are {list(_KINDS)}")
-    needed, optional = _KINDS[kind]
-    values: dict[str, str] = {}
-    for word in filter(None, settings.split(",")):
-        key, equals, value = word.strip().partition("=")
-        if not equals or key not in needed | optional:
-            raise ConfigError(
-                f"{word!r} in {text!r}: {kind} takes {sorted(needed | optional)}"
-            )
-        values[key] = value
-    if missing := sorted(needed - set(values)):
+@dataclass(frozen=True)
+class _Timed:
+    """The kinds slow, stall and random: who is struck, when, and by how much."""
+
+    worker: int | None = None
+    first: int = 0
+    stop: float = math.inf
+    every: int = 1
+    slowdown: float = 1.0
+    seconds: float = 0.0
+    probability: float = 1.0
+    seed: int = 0
+
+    def factor(self, worker: int, step: int) -> float:
+        return self.slowdown if self._strikes(worker, step) else 1.0
+
+    def stall_s(self, worker: int, step: int, pass_s: float) -> float:  # noqa: ARG002
+        return self.seconds if self._strikes(worker, step) else 0.0
+
+    def _strikes(self, worker: int, step: int) -> bool:
+        if self.worker is not None and worker != self.worker:
+            return False
+        if not self.first <= step < self.stop or (step - self.first) % self.every:
+            return False
+        if self.probability >= 1.0:
+            return True
+        words = np.random.SeedSequence([self.seed, worker, step]).generate_state(1)
+        return float(words[0]) / 2**32 < self.probability
+
+
+@dataclass(frozen=True)
+class _Replay:
+    """The kind replay: a log's times, divided by the median of their step.
+
+    Attributes:
+        ratios: float64 [steps, workers]; the log begins again after its last step.
+        stalls: True for model=stall, where what exceeds 1 is one wait.
+    """
+
+    ratios: NDArray[np.float64]
+    stalls: bool
+
+    def factor(self, worker: int, step: int) -> float:
+        return 1.0 if self.stalls else max(1.0, self._ratio(worker, step))
+
+    def stall_s(self, worker: int, step: int, pass_s: float) -> float:
+        if not self.stalls:
+            return 0.0
+        return max(0.0, self._ratio(worker, step) - 1.0) * pass_s
+
+    def _ratio(self, worker: int, step: int) -> float:
+        return float(self.ratios[step % len(self.ratios), worker])
+
+
+def _read(text: str, workers: int) -> Fault:
+    """Read one item of a plan."""
+
+    def kind_of(name: str) -> Kind:
+        if name not in KINDS:
+            raise ConfigError(f"no fault {name!r} in {text!r}; there are {list(KINDS)}")
+        return KINDS[name]
+
+    def refusal(name: str, word: str) -> str:
+        return f"{word!r} in {text!r}: {name} takes {sorted(kind_of(name).keys)}"
+
+    name, values = options.parse(text, lambda name: kind_of(name).keys, refusal)
+    if missing := sorted(kind_of(name).needed - set(values)):
         raise ConfigError(f"{text!r} lacks {missing}")
-    if kind == "replay":
-        return _replay(text, values, workers)
-    if kind == "random" and not {"factor", "seconds"} & set(values):
-        raise ConfigError(f"{text!r} lacks factor=... or seconds=...")
+    return kind_of(name).read(text, values, workers)
+
+
+def _read_timed(text: str, values: dict[str, str], workers: int) -> Fault:
     first, stop = _steps(text, values)
     worker = None
     if "worker" in values:
         worker = int(_number(text, values["worker"], 0, workers - 1))
-    return _Item(
-        text=text,
+    return _Timed(
         worker=worker,
         first=first,
         stop=stop,
         every=int(_number(text, values.get("every", "1"), 1)),
-        factor=_number(text, values.get("factor", "1"), 1),
+        slowdown=_number(text, values.get("factor", "1"), 1),
         seconds=_number(text, values.get("seconds", "0"), 0),
         probability=_number(text, values.get("probability", "1"), 0, 1),
         seed=int(_number(text, values.get("seed", "0"), 0)),
     )
 
 
-def _steps(text: str, values: dict[str, str]) -> tuple[int, float]:
-    if "step" in values:
-        step = int(_number(text, values["step"], 0))
-        return step, step + 1
-    if "steps" not in values:
-        return 0, math.inf
-    first, dash, stop = values["steps"].partition("-")
-    if not dash:
-        raise ConfigError(f"steps={first} in {text!r}: write steps=FIRST-STOP")
-    return int(_number(text, first, 0)), _number(text, stop, 1)
+def _read_random(text: str, values: dict[str, str], workers: int) -> Fault:
+    if not {"factor", "seconds"} & set(values):
+        raise ConfigError(f"{text!r} lacks factor=... or seconds=...")
+    return _read_timed(text, values, workers)
 
 
-def _number(text: str, value: str, low: float, high: float = math.inf) -> float:
-    try:
-        number = float(value)
-    except ValueError:
-        number = math.nan
-    if not low <= number <= high or number == math.inf:
-        raise ConfigError(f"{value!r} in {text!r} must be a number in [{low}, {high}]")
-    return number
-
-
-def _replay(text: str, values: dict[str, str], workers: int) -> _Item:
+def _read_replay(text: str, values: dict[str, str], workers: int) -> Fault:
     model = values.get("model", "rate")
     if model not in ("rate", "stall"):
         raise ConfigError(f"model={model} in {text!r}: write model=rate or model=stall")
@@ -237,4 +247,62 @@ def _replay(text: str, values: dict[str, str], workers: int) -> _Item:
     with np.errstate(all="ignore"):
         ratios = times / np.nanmedian(times, axis=1, keepdims=True)
     ratios = np.where(np.isfinite(ratios), ratios, 1.0)[:, :workers]
-    return _Item(text=text, ratios=ratios, stalls=model == "stall")
+    return _Replay(ratios, stalls=model == "stall")
+
+
+def _steps(text: str, values: dict[str, str]) -> tuple[int, float]:
+    """Return the first step that is struck, and the one past the last."""
+    if "step" in values:
+        step = int(_number(text, values["step"], 0))
+        return step, step + 1
+    if "steps" not in values:
+        return 0, math.inf
+    first, dash, stop = values["steps"].partition("-")
+    if not dash:
+        raise ConfigError(f"steps={first} in {text!r}: write steps=FIRST-STOP")
+    return int(_number(text, first, 0)), _number(text, stop, 1)
+
+
+def _number(text: str, value: str, low: float, high: float = math.inf) -> float:
+    """Return `value` as a finite number in [low, high]; `text` is for the message."""
+    try:
+        number = float(value)
+    except ValueError:
+        number = math.nan
+    if not low <= number <= high or number == math.inf:
+        raise ConfigError(f"{value!r} in {text!r} must be a number in [{low}, {high}]")
+    return number
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How one kind of fault is written.
+
+    Attributes:
+        needed: keys that must be there.
+        optional: keys that may be there.
+        read: makes the fault from its text (for messages), its values by key, and the
+            number of workers.
+    """
+
+    needed: frozenset[str]
+    optional: frozenset[str]
+    read: Callable[[str, dict[str, str], int], Fault]
+
+    @property
+    def keys(self) -> frozenset[str]:
+        """All keys that the kind takes."""
+        return self.needed | self.optional
+
+
+_WHEN = frozenset({"step", "steps", "every"})
+KINDS: dict[str, Kind] = {
+    "slow": Kind(frozenset({"worker", "factor"}), _WHEN, _read_timed),
+    "stall": Kind(frozenset({"worker", "seconds"}), _WHEN, _read_timed),
+    "random": Kind(
+        frozenset({"probability"}),
+        frozenset({"factor", "seconds", "seed"}),
+        _read_random,
+    ),
+    "replay": Kind(frozenset({"file"}), frozenset({"model"}), _read_replay),
+}

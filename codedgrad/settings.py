@@ -251,13 +251,3 @@ def resolve(policy: str | Approximate) -> Approximate | None:
 def finite_or(value: float) -> float:
     """Returns a number that the engine can compare with: the largest double for Inf."""
     return value if math.isfinite(value) else 1.7e308
-
-
-@dataclass(frozen=True)
-class ExchangeSettings:
-    """What is exchanged, and how."""
-
-    wire: str = "float32"
-    bucket_mb: float | None = None
-    overlap: bool = True
-    window: int = 16

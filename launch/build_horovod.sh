@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Build Horovod 0.28.1 for the torch and MPI of the active environment, once, and
-# install it. The wheel is kept in a cache folder and used again from there.
+# Builds Horovod 0.28.1 once for the torch and MPI of the active environment, and
+# installs it. The wheel is kept in a cache folder and used again from there.
 #
 #   bash launch/build_horovod.sh            # uses .venv, or the active environment
 #
 # Horovod asks for C++14, which torch >= 2.1 refuses; the standard is raised in the
-# unpacked source. About 6 minutes on 2 cores the first time, seconds from the cache.
+# unpacked source. This takes about 6 minutes on 2 cores, or seconds from the cache.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 py=${PYTHON:-$root/.venv/bin/python}
@@ -28,7 +28,7 @@ runtime=(cloudpickle psutil pyyaml packaging cffi)
 "$py" -m pip install -q "${runtime[@]}"
 if ! ls "$wheels"/horovod-*.whl >/dev/null 2>&1; then
   work=$(mktemp -d); trap 'rm -rf "$work"' EXIT
-  # --no-build-isolation: an isolated build would fetch another torch.
+  # Without --no-build-isolation the build would fetch another torch.
   "$py" -m pip install -q "setuptools<81" wheel "cmake<4"
   "$py" - "$work" <<'PY'
 import subprocess, sys

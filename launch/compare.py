@@ -1,4 +1,4 @@
-"""Compare two runs of launch/train.py: a table, and a JSON file.
+"""Compare two runs of launch/train.py in a table and a JSON file.
 
 python launch/compare.py RUN_WITHOUT_CODE RUN_CODED --slow-factor 8 --out FILE.json
 """
@@ -12,7 +12,7 @@ from typing import Any
 
 
 def main() -> None:
-    """Read the two summaries, print and write the comparison."""
+    """Read the two summaries; print and write the comparison."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("sync", type=Path)
     parser.add_argument("coded", type=Path)

@@ -1,7 +1,8 @@
 # shellcheck shell=bash
-# Sourced by the other scripts: finds Python and MPI, and knows what each MPI wants.
+# The other scripts source this file. It finds Python and MPI, and knows what arguments
+# each MPI wants.
 #
-#   CG_ROOT, CG_PYTHON     the repository, the Python to use
+#   CG_ROOT, CG_PYTHON     the repository, and the Python to use
 #   CG_MPI                 openmpi4, openmpi5, mpich, unknown or none (cg_find_mpi)
 #   CG_MPIRUN_ARGS         arguments for this MPI's mpirun (cg_mpirun_args "$@")
 #
@@ -16,9 +17,10 @@ fi
 # The environment's own mpirun, mpicc and horovodrun come before the system's.
 PATH=$(dirname "$CG_PYTHON"):$PATH
 export PATH
-# Several workers per machine: each one's tensor operations on one core, unless told.
+# A machine has several workers, so each one's tensor operations use one core, unless
+# the user says otherwise.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-if [ "$(id -u)" = 0 ]; then # in containers; Open MPI refuses root otherwise
+if [ "$(id -u)" = 0 ]; then # as in containers; Open MPI refuses root otherwise
   export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
   export PRTE_ALLOW_RUN_AS_ROOT=1 PRTE_ALLOW_RUN_AS_ROOT_CONFIRM=1
 fi
@@ -43,7 +45,7 @@ cg_need_mpi() {
   exit 1
 }
 
-# The arguments before the program: what follows is none of mpirun's business.
+# Sets CG_PART to the arguments before the program, which are those of mpirun itself.
 cg_launcher_part() {
   CG_PART=
   local word
@@ -54,7 +56,7 @@ cg_launcher_part() {
   CG_PART+=" "
 }
 
-# Does the job stay on this machine? Not under a scheduler, nor where hosts are named.
+# Succeeds if the job stays on this machine: no scheduler is there, no host is named.
 cg_one_machine() {
   [ -z "${SLURM_JOB_ID:-}${PBS_NODEFILE:-}${LSB_HOSTS:-}${PE_HOSTFILE:-}" ] || return 1
   cg_launcher_part "$@"
@@ -64,8 +66,8 @@ cg_one_machine() {
   esac
 }
 
-# On one machine Open MPI otherwise looks for fast networks first, which takes a second
-# per start, and prints warnings where there is none.
+# Tells Open MPI that the job stays on one machine. It would otherwise look for fast
+# networks first, which takes a second per start, and warn where there is none.
 cg_quiet_network() {
   cg_one_machine "$@" || return 0
   case $CG_MPI in
@@ -78,7 +80,7 @@ cg_quiet_network() {
     *) return 0 ;;
   esac
   export OMPI_MCA_pml=${OMPI_MCA_pml:-ob1}
-  # With more workers than cores a waiting one must not keep a core busy.
+  # With more workers than cores a waiting worker must not keep a core busy.
   export OMPI_MCA_mpi_yield_when_idle=${OMPI_MCA_mpi_yield_when_idle:-1}
 }
 
@@ -88,7 +90,7 @@ cg_mpirun_args() {
   cg_quiet_network "$@"
   CG_MPIRUN_ARGS=()
   case $CG_MPI in openmpi4 | openmpi5) ;; *) return 0 ;; esac
-  # A worker has two threads, its Python and its engine: not both on one core.
+  # A worker has two threads, its Python and its engine, which need two cores.
   cg_launcher_part "$@"
   case $CG_PART in
     *bind-to*) ;;
@@ -100,7 +102,7 @@ cg_mpirun_args() {
       openmpi5*) CG_MPIRUN_ARGS+=(--map-by :OVERSUBSCRIBE) ;;
       openmpi4*) CG_MPIRUN_ARGS+=(--oversubscribe) ;;
     esac
-  else # other machines get the variables only if told to
+  else # mpirun passes variables to other machines only if it is told to
     local name
     for name in PATH LD_LIBRARY_PATH PYTHONPATH OMP_NUM_THREADS CODEDGRAD_FAULTS; do
       [ -z "${!name:-}" ] || CG_MPIRUN_ARGS+=(-x "$name")

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# horovodrun over MPI with the arguments that this machine's MPI wants.
+# Runs horovodrun over MPI with the arguments that this machine's MPI wants.
 #
 #   bash launch/horovodrun.sh -np 4 python launch/train.py --task digits
 #   bash launch/horovodrun.sh -np 8 -H node1:4,node2:4 python launch/train.py --task text
 #
-# `horovodrun --mpi` only calls mpirun; launch/build_horovod.sh brings it.
+# `horovodrun --mpi` only calls mpirun; launch/build_horovod.sh installs horovodrun.
 # CG_DRY_RUN=1 prints the command instead of running it.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/env.sh"
@@ -19,7 +19,7 @@ fi
 cg_need_mpi
 cg_quiet_network "$@"
 arguments=(--mpi)
-# A worker has two threads; and Open MPI 5 refuses Horovod's own binding arguments.
+# A worker has two threads, and Open MPI 5 refuses Horovod's own binding arguments.
 case $CG_MPI in
   openmpi5) arguments+=("--binding-args=--bind-to none --map-by slot:OVERSUBSCRIBE") ;;
   openmpi4) arguments+=("--binding-args=--bind-to none --map-by slot --oversubscribe") ;;

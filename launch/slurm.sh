@@ -4,18 +4,18 @@
 #SBATCH --ntasks-per-node=4
 #SBATCH --cpus-per-task=2
 #SBATCH --time=01:00:00
-# A Slurm job; change the lines above, or give them to sbatch.
+# This is a Slurm job; change the lines above, or give them to sbatch.
 #
 #   sbatch launch/slurm.sh launch/train.py --task text
 #   sbatch --nodes=8 launch/slurm.sh my_script.py
 #
-# Two cores per worker: one for its Python, one for its engine and torch's threads.
-# Where Slurm was built with PMIx (`srun --mpi=list`) srun starts the workers, else
-# mpirun does, inside the allocation. MPI must be the cluster's own, and the engine
+# A worker has two cores: one for its Python, one for its engine and torch's threads.
+# Where Slurm was built with PMIx (`srun --mpi=list`) srun starts the workers; elsewhere
+# mpirun does it, inside the allocation. MPI must be the cluster's own, and the engine
 # built against it: module load openmpi; PYTHON=... bash launch/install.sh
 set -euo pipefail
 cd "${SLURM_SUBMIT_DIR:-.}"
-# Slurm copies this script elsewhere, so it is not found beside itself.
+# Slurm copies this script elsewhere, so env.sh is not found beside it.
 . launch/env.sh
 if [ $# = 0 ]; then
   sed -n '8,17s/^# \{0,1\}//p' launch/slurm.sh >&2

@@ -1,4 +1,4 @@
-"""What launch/train.py trains: data from packages or a local folder, no download."""
+"""What launch/train.py trains. Data come from packages or a local folder."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Task:
 
     @torch.no_grad()
     def accuracy(self) -> float:
-        """Share of right predictions on the test data."""
+        """Return the share of right predictions on the test data."""
         right = total = 0
         self.model.eval()
         device = next(self.model.parameters()).device
@@ -51,10 +51,10 @@ class Task:
 
 
 def make(name: str, data: Path | None = None, seed: int = 0) -> Task:
-    """Build a task; the same on every worker.
+    """Build a task, the same one on every worker.
 
     Raises:
-        SystemExit: no such task, or its data are not where they should be.
+        SystemExit: there is no such task, or its data are not where they should be.
     """
     torch.manual_seed(seed)
     if name == "digits":
@@ -67,7 +67,7 @@ def make(name: str, data: Path | None = None, seed: int = 0) -> Task:
 
 
 def _digits() -> Task:
-    """1,797 handwritten digits, which come with scikit-learn."""
+    """Make a task of 1,797 handwritten digits, which come with scikit-learn."""
     try:
         from sklearn.datasets import load_digits
     except ImportError:
@@ -85,7 +85,10 @@ def _digits() -> Task:
 
 
 def _text() -> Task:
-    """The sources of Python's standard library, byte by byte; every tenth for test."""
+    """Make a task of the sources of Python's standard library, byte by byte.
+
+    Every tenth sample is for the test.
+    """
     folder = Path(sysconfig.get_paths()["stdlib"])
     text = b"\n".join(f.read_bytes() for f in sorted(folder.glob("*.py")))[:_TEXT_BYTES]
     if len(text) < 100 * _CONTEXT:
@@ -110,7 +113,7 @@ def _text() -> Task:
 
 
 def _cifar10(data: Path | None) -> Task:
-    """The "python version" of CIFAR-10, as its authors or torchvision unpack it."""
+    """Make a task of CIFAR-10's "python version", as torchvision or tar unpacks it."""
     if data is None:
         raise SystemExit("--task cifar10 needs --data DIR, see launch/README.md")
     folder = data / "cifar-10-batches-py"
@@ -142,7 +145,7 @@ def _cifar_batch(path: Path) -> tuple[Tensor, Tensor]:
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """A pickle may run anything; these files need numpy arrays only."""
+    """Reads numpy arrays only, because another pickle might run anything."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module.split(".")[0], name) in {
@@ -156,7 +159,7 @@ class _ArraysOnly(pickle.Unpickler):
 
 
 def _flip_and_shift(x: Tensor) -> Tensor:
-    """One flip and one shift of up to 4 pixels per micro-batch, from torch's RNG."""
+    """Flip and shift a micro-batch by up to 4 pixels, as torch's RNG says."""
     if torch.rand(()) < 0.5:
         x = x.flip(-1)
     dy, dx = torch.randint(0, 9, (2,)).tolist()

@@ -1,4 +1,4 @@
-"""A full training script, as small as it gets.
+"""A full training script, kept as small as possible.
 
     bash launch/mpirun.sh -n 4 python launch/train.py --task digits
     bash launch/mpirun.sh -n 4 python launch/train.py --task text --steps 200
@@ -6,7 +6,7 @@
     bash launch/mpirun.sh -n 4 python launch/train.py --local-group 2
     bash launch/horovodrun.sh -np 4 python launch/train.py --task digits
 
-Writes OUT/summary.json, OUT/arrivals.png and TensorBoard files.
+It writes OUT/summary.json, OUT/arrivals.png and TensorBoard files.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PARTITIONS = ("shuffle", "fixed", "classes")
 
 
 def arguments() -> argparse.Namespace:
-    """The command line."""
+    """Read the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -77,11 +77,10 @@ def main() -> None:
     args = arguments()
     codedgrad.init()
     task = tasks.make(args.task, args.data, args.seed)
-    model, rank = task.model, codedgrad.rank()
     if args.device == "cuda":
         torch.cuda.set_device(codedgrad.local_rank() % torch.cuda.device_count())
-    model.to(args.device)
-    codedgrad.broadcast_parameters(model.state_dict())
+    task.model.to(args.device)
+    codedgrad.broadcast_parameters(task.model.state_dict())
     sampler = codedgrad.ShardSampler(
         task.train,
         args.batch_size or task.batch_size,
@@ -91,7 +90,7 @@ def main() -> None:
         by=labels(task) if args.partition == "classes" else None,
     )
     coded = codedgrad.CodedGradient(
-        model,
+        task.model,
         codedgrad.codes.parse(args.code, workers(args)) if args.code else None,
         patience=args.patience,
         policy=policy(args),
@@ -100,8 +99,26 @@ def main() -> None:
         log=args.log,
         local_group=args.local_group,
     )
-    epochs = args.epochs or task.epochs
-    steps = args.steps or epochs * len(sampler)
+    seconds = train(args, task, coded, sampler)
+    same = same_everywhere(checksum(task.model))
+    if codedgrad.rank() == 0:
+        finish(args, task, coded, seconds, same_on_all_workers=same)
+    if args.log is not None and coded.record.estimates:
+        path = args.log / f"decoder-{codedgrad.rank()}.csv"
+        coded.record.save_estimates(path)
+    coded.close()
+    codedgrad.shutdown()
+
+
+def train(
+    args: argparse.Namespace,
+    task: tasks.Task,
+    coded: codedgrad.CodedGradient,
+    sampler: codedgrad.ShardSampler,
+) -> float:
+    """Run the training loop and return its seconds; worker 0 shows its progress."""
+    model, rank = task.model, codedgrad.rank()
+    steps = args.steps or (args.epochs or task.epochs) * len(sampler)
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr or task.lr)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, max_lr=args.lr or task.lr, total_steps=steps + 1
@@ -132,45 +149,40 @@ def main() -> None:
         epoch += 1
     seconds = time.perf_counter() - begin
     bar.close()
-    same = same_everywhere(checksum(model))
-    if rank == 0 and board is not None:
+    if board is not None:
         board.picture(coded.record, coded.code.workers)
         board.close()
-        finish(args, task, coded, seconds, same_on_all_workers=same)
-    if args.log is not None and coded.record.estimates:
-        coded.record.save_estimates(args.log / f"decoder-{rank}.csv")
-    coded.close()
-    codedgrad.shutdown()
+    return seconds
 
 
 def workers(args: argparse.Namespace) -> int:
-    """Number of workers of the code: processes, or local groups of them."""
+    """Return the code's number of workers: of processes, or of local groups."""
     if args.local_group == "node":
         return codedgrad.cross_size()
     return max(1, codedgrad.size() // (args.local_group or 1))
 
 
 def policy(args: argparse.Namespace) -> Any:
-    """When a step may end."""
+    """Return the policy: when a step may end."""
     if args.max_error == 0.0:
         return "exact"
     return codedgrad.approximate(args.max_error, patience=args.patience, late=args.late)
 
 
 def labels(task: tasks.Task) -> Tensor:
-    """One of every training sample.
+    """Return the label of every training sample.
 
     Raises:
-        SystemExit: they have many.
+        SystemExit: samples have several labels.
     """
-    found = task.train.tensors[1]
-    if found.ndim != 1:
+    y = task.train.tensors[1]
+    if y.ndim != 1:
         raise SystemExit("--partition classes needs a task with one label per sample")
-    return found
+    return y
 
 
 def checksum(model: nn.Module) -> str:
-    """SHA-256 of every bit of the parameters and buffers."""
+    """Return the SHA-256 of every bit of the parameters and buffers."""
     h = hashlib.sha256()
     for name, tensor in model.state_dict().items():
         h.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
@@ -178,7 +190,7 @@ def checksum(model: nn.Module) -> str:
 
 
 def same_everywhere(value: str) -> bool:
-    """Whether all workers have this value."""
+    """Return whether all workers have this value."""
     try:
         codedgrad.job.agreement.check_agreement("parameters", [("checksum", value)])
     except codedgrad.MismatchError:
@@ -193,7 +205,7 @@ def finish(
     seconds: float,
     **more: Any,
 ) -> None:
-    """Write and print what came of it."""
+    """Write the summary and the arrivals, and print a line on them."""
     summary = {
         "task": args.task,
         "code": coded.code.describe(),
@@ -225,7 +237,7 @@ def finish(
 
 
 def decoder(figures: dict[str, Any]) -> str:
-    """A line on the estimates of worker 0's slices."""
+    """Return a line on the estimates of worker 0's slices."""
     line = f"{figures['settled']} slices estimated"
     if figures["settled"]:
         line += f", expected error {figures['predicted']:.3g}"

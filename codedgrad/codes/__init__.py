@@ -1,4 +1,4 @@
-"""Gradient codes: numpy only; they know no torch, no MPI, no gradients."""
+"""Gradient codes. They need numpy only and know no torch, no MPI and no gradients."""
 
 from __future__ import annotations
 

@@ -20,13 +20,19 @@ if TYPE_CHECKING:
 
     from codedgrad.codes.tree import SumTree
 
-_CACHED = 1024  # arrival sets remembered by decode
+_CACHED = 1024  # arrival sets that decode remembers
 _DENSE_LIMIT = 50_000_000  # entries of matrix()
 _TOLERANCE = 1e-8  # |1 - a^T B_S| below this is a cover
 
 
 class Row(NamedTuple):
-    """One coded message, m = sum_i coefficients[i] * value(work[items[i]])."""
+    """One coded message, m = sum_i coefficients[i] * value(work[items[i]]).
+
+    Attributes:
+        after: the item of the worker's list after which the message is sent.
+        items: the finished items that it combines.
+        coefficients: one for each of the items.
+    """
 
     after: int
     items: tuple[int, ...]
@@ -38,7 +44,7 @@ class Decoding:
     """How the batch's sum is formed from arrivals.
 
     Attributes:
-        weights: float64 [rows], 0 for rows that are not used.
+        weights: a, float64 [rows]; 0 for rows that are not used.
         deficit: float64 [parts], 1 - a^T B_S; 0 where the arrivals cover.
     """
 
@@ -56,18 +62,21 @@ class Code:
     """Assignment and rows of a gradient code, frozen and hashable by content.
 
     Attributes:
-        name: family.
-        parameters: (name, value) pairs that made it.
-        workers: n.
-        shards: k.
-        micro: m, micro-batches of a shard; part g = shard * m + micro-batch.
+        name: name of the family.
+        parameters: (name, value) pairs that the family was called with.
+        workers: n, number of workers.
+        shards: k, number of shards.
+        micro: m, micro-batches of a shard; part g is shard * m + micro-batch.
         tree: the order of summation over the k * m parts.
-        work: per worker, tree nodes in the order in which it may compute them.
-        required: per worker, how many leading entries of `work` it computes without
-            waiting; the rest only past its patience, if they have not arrived.
-        rows: per worker, the messages.
-        linear: False when each row is one node with coefficient 1, so that decoding
-            is selection and bit-exact; True for general coefficients.
+        work: for each worker, tree nodes in the order in which it may compute them.
+        required: for each worker, how many leading entries of `work` it computes
+            without waiting; it computes the rest only past its patience and only if
+            they have not arrived.
+        rows: for each worker, its messages.
+        linear: False if each row is one node with coefficient 1, so that decoding is
+            selection and exact to the bit; True for general coefficients.
+        stragglers: s, workers whose loss still leaves a cover; None if `tolerance` can
+            count it from the rows.
     """
 
     name: str
@@ -86,25 +95,25 @@ class Code:
     )
 
     def __post_init__(self) -> None:
-        """Check everything."""
+        """Check all fields; see `validate`."""
         self.validate()
 
     @property
     def parts(self) -> int:
-        """Micro-batches of a step, k * m."""
+        """Number of micro-batches of a step, k * m."""
         return self.shards * self.micro
 
     @property
     def row_count(self) -> int:
-        """Rows of all workers."""
+        """Number of rows of all workers together."""
         return int(self._row_starts[-1])
 
     def row_index(self, worker: int, row: int) -> int:
-        """Number of a worker's row, counted worker by worker."""
+        """Return the number of a worker's row, counted worker by worker."""
         return int(self._row_starts[worker]) + row
 
     def row_owner(self, row_id: int) -> tuple[int, int]:
-        """(worker, row) of a row's number."""
+        """Return the (worker, row) that a row's number stands for."""
         if not 0 <= row_id < self.row_count:
             raise ConfigError(f"the code has {self.row_count} rows, no row {row_id}")
         worker = int(np.searchsorted(self._row_starts, row_id, side="right")) - 1
@@ -116,16 +125,16 @@ class Code:
 
     @cached_property
     def _row_nodes(self) -> NDArray[np.int64]:
-        """The tree node of every row of a selection code."""
+        """The tree node of every row of a selection code, by the row's number."""
         owners = [(w, r) for w, rows in enumerate(self.rows) for r in range(len(rows))]
         return np.array([self.row_node(w, r) for w, r in owners], np.int64)
 
     def row_node(self, worker: int, row: int) -> int:
-        """The tree node that a row of a selection code carries."""
+        """Return the tree node that a row of a selection code carries."""
         return self.work[worker][self.rows[worker][row].items[0]]
 
     def matrix(self) -> NDArray[np.float64]:
-        """B, float64 [rows, parts]: the parts' coefficients in every row."""
+        """Return B, float64 [rows, parts]: the parts' coefficients in every row."""
         if self.row_count * self.parts > _DENSE_LIMIT:
             raise ConfigError(
                 f"the matrix of {self.describe()} would have "
@@ -142,7 +151,7 @@ class Code:
         return b
 
     def tolerance(self) -> int:
-        """Largest s such that the loss of any s workers still leaves a cover."""
+        """Return the largest s such that the loss of any s workers leaves a cover."""
         if self.stragglers is not None:
             return self.stragglers
         holders: list[set[int]] = [set() for _ in range(self.parts)]
@@ -154,7 +163,7 @@ class Code:
         return min(len(h) for h in holders) - 1
 
     def decode(self, arrived: NDArray[np.bool_] | Iterable[int]) -> Decoding:
-        """Weights and deficit for an arrival set, cached.
+        """Return weights and deficit for an arrival set; results are cached.
 
         Args:
             arrived: bool [rows], or the numbers of the rows that have arrived.
@@ -171,7 +180,7 @@ class Code:
         return decoding
 
     def decode_reference(self, arrived: NDArray[np.bool_] | Iterable[int]) -> Decoding:
-        """As `decode`, by least squares on the dense matrix; slow."""
+        """Decode as `decode` does, slowly, by least squares on the dense matrix."""
         mask = self._mask(arrived)
         b = self.matrix()[mask]
         weights = np.zeros(self.row_count)
@@ -191,39 +200,43 @@ class Code:
         return mask
 
     def _solve(self, mask: NDArray[np.bool_]) -> Decoding:
-        few = 2 * np.count_nonzero(mask) < len(mask)  # a small system as it is
+        few = 2 * np.count_nonzero(mask) < len(mask)  # then least squares is small
         found = None if few else self.dual.decode(mask)
         return self.decode_reference(mask) if found is None else Decoding(*found)
 
     @cached_property
     def dual(self) -> Dual:
-        """What depends on the code alone in decoding general coefficients."""
+        """The part of decoding general coefficients that depends on the code alone."""
         return Dual(self.matrix())
 
     @cached_property
     def _rows_by_span(self) -> list[tuple[int, NDArray[np.int64], NDArray[np.int64]]]:
-        """(span, rows, their first parts), the largest span first."""
+        """Tuples (span, rows, first parts of the rows), the largest span first."""
         start = self.tree.start[self._row_nodes].astype(np.int64)
         span = self.tree.stop[self._row_nodes] - start
         groups = ((int(x), np.flatnonzero(span == x)) for x in np.unique(span)[::-1])
         return [(size, rows, start[rows]) for size, rows in groups]
 
     def _select(self, mask: NDArray[np.bool_]) -> Decoding:
-        """Largest arrived nodes first; each part is taken once, from the first row."""
+        """Take each part once, from the largest node that has arrived with it.
+
+        Among several rows with the same node the first one is taken.
+        """
         weights = np.zeros(self.row_count)
         deficit = np.ones(self.parts)
         taken_from = np.empty(self.parts, np.int64)
         for span, rows, start in self._rows_by_span:
-            # Nodes are nested or apart: of a part not taken, nothing of the span is.
+            # Nodes are nested or apart. Where the first part of a node is not taken
+            # yet, none of its parts is.
             usable = np.flatnonzero(mask[rows] & (deficit[start] != 0.0))[::-1]
             first = start[usable]
-            taken_from[first] = rows[usable]  # of several the last one written stays
+            taken_from[first] = rows[usable]  # among equal nodes the last write stays
             weights[taken_from[first]] = 1.0
             deficit[(first[:, None] + np.arange(span)).ravel()] = 0.0
         return Decoding(weights, deficit)
 
     def fingerprint(self) -> str:
-        """SHA-256 of all that the code is."""
+        """Return the SHA-256 of all that the code consists of."""
         h = hashlib.sha256()
         head = (
             self.name,
@@ -245,22 +258,22 @@ class Code:
         return h.hexdigest()
 
     def __hash__(self) -> int:
-        """By content."""
+        """Hash the content."""
         return int(self.fingerprint()[:15], 16)
 
     def __eq__(self, other: object) -> bool:
-        """By content."""
+        """Compare by content."""
         return isinstance(other, Code) and self.fingerprint() == other.fingerprint()
 
     def describe(self) -> str:
-        """One line."""
+        """Return the family and its settings in one line."""
         settings = ", ".join(f"{k}={v}" for k, v in self.parameters)
         return (
             f"{self.name}(workers={self.workers}{', ' if settings else ''}{settings})"
         )
 
     def validate(self) -> None:
-        """Raise ConfigError where the fields do not fit each other."""
+        """Raise ConfigError if the fields do not fit each other."""
         n = self.workers
         if n < 1 or not len(self.work) == len(self.required) == len(self.rows) == n:
             raise ConfigError(

@@ -1,4 +1,4 @@
-"""Cyclic repetition: one coded message for s + 1 shards, any n - s of them decode.
+"""Cyclic repetition: a worker sends one message for s + 1 shards; any n - s decode.
 
 R. Tandon, Q. Lei, A. Dimakis, N. Karampatziakis, "Gradient Coding: Avoiding
 Stragglers in Distributed Learning", ICML 2017, Algorithm 2.
@@ -15,16 +15,17 @@ from codedgrad.errors import ConfigError
 
 
 def cyclic(workers: int, stragglers: int = 1, seed: int = 0) -> Code:
-    """Worker j computes shards j .. j + s (mod n) and sends sum_i B[j, i] g_i.
+    """Build the cyclic code: worker j sends sum_i B[j, i] g_i over s + 1 shards.
 
-    B has that support and rows in the null space of a random H [s, n] whose columns
-    sum to zero; the all-ones vector lies in the span of any n - s rows. Decoding is
-    exact to rounding, not to the bit, and worse conditioned for larger s.
+    Worker j computes shards j .. j + s (mod n), the support of its row of B. The rows
+    lie in the null space of a random H [s, n] whose columns sum to zero, so that the
+    all-ones vector lies in the span of any n - s rows. Decoding is exact to rounding,
+    not to the bit, and is conditioned worse for larger s.
 
     Args:
         workers: n, also the number of shards.
-        stragglers: s, tolerated; below n.
-        seed: of H.
+        stragglers: s, the number of lost workers that it tolerates; below n.
+        seed: seed of H.
     """
     positive(workers=workers)
     if isinstance(stragglers, bool) or not 0 <= stragglers < workers:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import TYPE_CHECKING
 
+from codedgrad.codes import options
 from codedgrad.codes.cyclic import cyclic
 from codedgrad.codes.fractional import fractional
 from codedgrad.codes.scheduled import scheduled
@@ -27,22 +28,26 @@ FAMILIES: dict[str, Callable[..., Code]] = {
 
 
 def parse(text: str, workers: int) -> Code:
-    """Code from text such as "spread:micro=4,copies=2".
+    """Build a code for `workers` workers from text such as "spread:micro=4,copies=2".
 
     Raises:
-        ConfigError: naming the families or the parameters that there are.
+        ConfigError: there is no such family or parameter (the message lists those that
+            there are), or the family refuses a value.
     """
-    name, _, settings = text.strip().partition(":")
+    name, values = options.parse(text, _keys_of, _refusal)
+    return FAMILIES[name](workers, **{k: _value(v) for k, v in values.items()})
+
+
+def _keys_of(name: str) -> list[str]:
     if name not in FAMILIES:
         raise ConfigError(f"no code {name!r}; there are {', '.join(FAMILIES)}")
-    known = list(inspect.signature(FAMILIES[name]).parameters)[1:]
-    arguments: dict[str, int | str] = {}
-    for word in filter(None, settings.split(",")):
-        key, equals, value = word.strip().partition("=")
-        if not equals or key not in known:
-            raise ConfigError(
-                f"{word!r} is no setting of {name}; write {name}:"
-                + ",".join(f"{k}=..." for k in known)
-            )
-        arguments[key] = int(value) if value.lstrip("-").isdigit() else value
-    return FAMILIES[name](workers, **arguments)
+    return list(inspect.signature(FAMILIES[name]).parameters)[1:]  # without `workers`
+
+
+def _refusal(name: str, word: str) -> str:
+    known = ",".join(f"{key}=..." for key in _keys_of(name))
+    return f"{word!r} is no setting of {name}; write {name}:{known}"
+
+
+def _value(text: str) -> int | str:
+    return int(text) if text.lstrip("-").isdigit() else text

@@ -1,4 +1,4 @@
-"""Fractional repetition: groups of workers that all compute the same.
+"""Fractional repetition: the workers of a group all compute the same shards.
 
 R. Tandon, Q. Lei, A. Dimakis, N. Karampatziakis, "Gradient Coding: Avoiding
 Stragglers in Distributed Learning", ICML 2017, Algorithm 1.
@@ -13,15 +13,16 @@ from codedgrad.errors import ConfigError
 
 
 def fractional(workers: int, copies: int = 2, micro: int = 1) -> Code:
-    """Group q, of `copies` workers, computes shards q * copies .. and sends their sum.
+    """Build fractional repetition over groups of `copies` workers.
 
-    One row of any worker of each group decodes, so any copies - 1 stragglers are
-    tolerated; the price is `copies` passes by every worker in every step.
+    Every worker of group q computes shards q * copies .. (q + 1) * copies - 1 and sends
+    their sum. One row from each group decodes, so any copies - 1 stragglers are
+    tolerated. The price is `copies` passes by every worker in every step.
 
     Args:
         workers: n, also the number of shards.
         copies: d = s + 1, size of a group; divides n.
-        micro: micro-batches of a shard (memory; they are sent as one row).
+        micro: micro-batches of a shard; more need less memory, and are sent as one row.
     """
     positive(workers=workers, copies=copies, micro=micro)
     if workers % copies:

@@ -1,4 +1,4 @@
-"""Small helpers shared by the families."""
+"""Small functions that the families share."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def own_rows(work: Sequence[Sequence[int]]) -> tuple[tuple[Row, ...], ...]:
-    """One row for every item, sent as soon as it is done, uncoded."""
+    """Return one uncoded row for every item, sent as soon as the item is done."""
     return tuple(
         tuple(Row(i, (i,), (1.0,)) for i in range(len(items))) for items in work
     )

@@ -1,4 +1,4 @@
-"""Scheduled repetition: whole shards, in an order that differs by worker.
+"""Scheduled repetition: workers compute whole shards, each in an order of its own.
 
 M. Mohammadi Amiri and D. Gunduz, "Computation Scheduling for Distributed Machine
 Learning with Straggling Workers", IEEE Trans. Signal Processing, 2019.
@@ -17,17 +17,18 @@ ORDERS = ("cyclic", "staircase")
 def scheduled(
     workers: int, copies: int = 2, order: str = "cyclic", micro: int = 1
 ) -> Code:
-    """Worker j may compute `copies` shards, beginning with its own.
+    """Build scheduled repetition: a worker may compute `copies` shards, its own first.
 
-    cyclic: j, j + 1, j + 2, ...; staircase: even workers j, j + 1, ..., odd workers
-    j, j - 1, ... (mod n), so that neighbours help each other first. Each finished
-    shard is a row of its own. Here only the first is computed without waiting.
+    In the cyclic order worker j computes j, j + 1, j + 2, ... (mod n). In the staircase
+    order even workers do that and odd workers compute j, j - 1, ..., so that neighbours
+    help each other first. Each finished shard is a row of its own. Unlike in the paper,
+    only the first shard is computed without waiting.
 
     Args:
         workers: n, also the number of shards.
         copies: r, workers that may compute a shard, its own included; at most n.
         order: "cyclic" or "staircase".
-        micro: micro-batches of a shard (memory; they are sent as one row).
+        micro: micro-batches of a shard; more need less memory, and are sent as one row.
     """
     positive(workers=workers, copies=copies, micro=micro)
     if order not in ORDERS:

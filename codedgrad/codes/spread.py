@@ -1,4 +1,4 @@
-"""Spread repetition, the default: many helpers, a micro-batch each."""
+"""Spread repetition, the default: many workers help, with one micro-batch each."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from codedgrad.codes.tree import SumTree
 
 
 def spread(workers: int, micro: int = 4, copies: int = 2) -> Code:
-    """Worker j computes shard j; each of its micro-batches has `copies` back-ups.
+    """Build spread repetition: each micro-batch of a shard has `copies` back-ups.
 
-    The back-up of copy c of micro-batch i is worker (j + 1 + (c * micro + i) mod
-    (n - 1)) mod n: the micro * copies back-ups of a shard are different workers while
-    there are that many others, and two neighbours share few. All first copies stand
-    before the second ones in a worker's list, so a late shard is finished by `micro`
-    helpers in 1/micro of a pass.
+    Worker j computes shard j. The back-up for copy c of its micro-batch i is worker
+    (j + 1 + (c * micro + i) mod (n - 1)) mod n. The micro * copies back-ups of a shard
+    are different workers as long as there are that many others, and two neighbours
+    share few. In a worker's list all first copies stand before the second ones, so
+    `micro` helpers finish a late shard in 1/micro of a pass.
 
     Args:
         workers: n, also the number of shards.
         micro: m, micro-batches of a shard.
-        copies: r, back-ups of each micro-batch (at most n - 1 are used).
+        copies: r, back-ups of each micro-batch; at most n - 1 are used.
     """
     positive(workers=workers, micro=micro, copies=copies)
     copies = min(copies, workers - 1)
@@ -31,7 +31,7 @@ def spread(workers: int, micro: int = 4, copies: int = 2) -> Code:
     for c in range(copies):
         for i in range(micro):
             offset = 1 + (c * micro + i) % (workers - 1)
-            # Copies of one micro-batch must not meet in one worker.
+            # No worker may be the back-up of one micro-batch twice.
             while offset in taken[i]:
                 offset = 1 + offset % (workers - 1)
             taken[i].add(offset)

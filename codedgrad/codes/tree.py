@@ -1,7 +1,7 @@
 """The summation tree: the one order in which a step's micro-batches are added.
 
-A row is a node of the tree, so a node that arrives stands for its whole subtree with
-the same bits, and the decoded sum does not depend on which nodes arrived.
+A row is a node of the tree. A node that arrives therefore stands for its whole subtree
+with the same bits, and the decoded sum does not depend on which nodes arrived.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ if TYPE_CHECKING:
 
 
 class SumTree:
-    """Binary tree over parts 0 .. parts-1; nodes 0 .. parts-1 are its leaves.
+    """A binary tree over parts 0 .. parts-1; nodes 0 .. parts-1 are its leaves.
 
     Attributes:
-        left: int32 [nodes], left child or -1.
-        right: int32 [nodes], right child or -1.
-        parent: int32 [nodes], -1 for the root.
-        start: int32 [nodes], first part covered.
-        stop: int32 [nodes], one past the last part covered.
+        left: int32 [nodes], the left child or -1.
+        right: int32 [nodes], the right child or -1.
+        parent: int32 [nodes], the parent; -1 for the root.
+        start: int32 [nodes], the first part that the node covers.
+        stop: int32 [nodes], one past the last part that it covers.
         root: the node that covers all parts.
     """
 
     def __init__(self, left: list[int], right: list[int], parts: int) -> None:
-        """Children by node, leaves first. Use `of_levels`."""
+        """Take the children of every node, leaves first; `of_levels` makes them."""
         self.parts = parts
         self.left = np.asarray(left, np.int32)
         self.right = np.asarray(right, np.int32)
@@ -50,12 +50,12 @@ class SumTree:
 
     @classmethod
     def of_levels(cls, levels: tuple[int, ...]) -> SumTree:
-        """Tree of nested groups, innermost level first, e.g. (micro, shards).
+        """Build a tree of nested groups, innermost level first, e.g. (micro, shards).
 
         At each level, runs of `level` neighbours are joined by
-        join(lo, hi) = join(lo, mid) + join(mid, hi), mid - lo the largest power of
-        two below hi - lo. If all levels are powers of two, the tree depends on their
-        product alone.
+        join(lo, hi) = join(lo, mid) + join(mid, hi), where mid - lo is the largest
+        power of two below hi - lo. If all levels are powers of two, the tree depends on
+        their product alone.
 
         Raises:
             ConfigError: a level is below 1.
@@ -80,14 +80,14 @@ class SumTree:
         return cls(left, right, parts)
 
     def __len__(self) -> int:
-        """Number of nodes."""
+        """Return the number of nodes."""
         return len(self.left)
 
     def node(self, start: int, stop: int) -> int:
-        """The node that covers exactly parts [start, stop).
+        """Return the node that covers exactly the parts [start, stop).
 
         Raises:
-            ConfigError: there is none.
+            ConfigError: there is no such node.
         """
         try:
             return self._nodes[start, stop]
@@ -97,7 +97,7 @@ class SumTree:
             ) from None
 
     def satisfied(self, arrived: Iterable[int]) -> NDArray[np.bool_]:
-        """Bool [nodes]: arrived, or both children satisfied."""
+        """Return bool [nodes]: the node has arrived, or both its children are true."""
         known = np.zeros(len(self), bool)
         known[list(arrived)] = True
         for node in range(self.parts, len(self)):
@@ -106,7 +106,7 @@ class SumTree:
         return known
 
     def sum(self, values: NDArray[np.floating]) -> NDArray[np.floating]:
-        """Sum of `values` [parts, ...] in the tree's order; the slow reference."""
+        """Sum `values` [parts, ...] in the tree's order; this is the slow reference."""
         partial = list(values)
         for node in range(self.parts, len(self)):
             partial.append(partial[self.left[node]] + partial[self.right[node]])

@@ -1,4 +1,4 @@
-"""No redundancy: every worker is waited for. The synchronous baseline."""
+"""The synchronous baseline: no redundancy, so that every worker is waited for."""
 
 from __future__ import annotations
 
@@ -8,7 +8,12 @@ from codedgrad.codes.tree import SumTree
 
 
 def uncoded(workers: int, micro: int = 1) -> Code:
-    """Worker j computes shard j, as `micro` micro-batches, and sends one row."""
+    """Build the code in which worker j computes shard j and sends it as one row.
+
+    Args:
+        workers: n, also the number of shards.
+        micro: micro-batches of a shard; more need less memory, and are sent as one row.
+    """
     positive(workers=workers, micro=micro)
     tree = SumTree.of_levels((micro, workers))
     work = tuple((tree.node(j * micro, (j + 1) * micro),) for j in range(workers))

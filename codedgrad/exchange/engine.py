@@ -4,23 +4,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
-from codedgrad.errors import ConfigError, EnvironmentSetupError, WorkerError
-from codedgrad.job import environment
-from codedgrad.job.runtime import Runtime
+from codedgrad.errors import ConfigError
+from codedgrad.exchange.base import Arrival, RowBuffer, Settled
+from codedgrad.exchange.memory import memory_of
+from codedgrad.exchange.plan import check_wire, plan_of, required_rows, row_number
+from codedgrad.exchange.settle import engine_settings
 from codedgrad.job.waiting import Waiting
-from codedgrad.row import devices
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from codedgrad.codes import Code
-    from codedgrad.row.layout import Layout
+    from torch import Tensor
 
     from codedgrad.codes import Code
-    from codedgrad.row.layout import Payload as Layout
+    from codedgrad.job.runtime import Runtime
+    from codedgrad.row.layout import Layout
     from codedgrad.settings import Approximate, ExchangeSettings
 
 _ALL = -1  # all buckets
@@ -46,7 +44,8 @@ class EngineExchange:
         self,
         runtime: Runtime,
         code: Code,
-        payload: Layout,
+        layout: Layout,
+        settings: ExchangeSettings,
         *,
         first_step: int = 0,
         approximate: Approximate | None = None,
@@ -101,35 +100,7 @@ class EngineExchange:
             raise ConfigError(str(error)) from None
         self._memory.opened(self._core)
 
-    def _bind_device(self, payload: Layout, *, sums: bool) -> None:
-        """Where rows lie. `sums`: the device's kernels can decode them."""
-        self._memory, self._device_sums = "host", False
-        self._staging: devices.Staging | None = None
-        self._device = devices.runtime_of(payload.device)
-        if self._device is None:
-            return
-        calls, wanted = self._device.engine_calls(), environment.gpu_decode()
-        bound = self._runtime.engine.bind_device(**calls)
-        self._device_sums = bool(sums and calls["start_sum"]) and wanted != "0"
-        same = bound == calls["device"]  # as of the first model on a device
-        self._memory = devices.rows_memory(
-            self._device, calls, sums=sums and same, wanted=wanted
-        )
-        self._staging = devices.Staging(
-            self._device, payload.device, payload.count, payload.dtype
-        )
-
-    def _use_device_sums(self) -> None:
-        """Let the device sum where that is faster, or wanted; check that it can."""
-        rank, always = self._runtime.rank, environment.gpu_decode() == "1"
-        try:
-            why = self._call(self._core.use_device_sums, always)
-        except RuntimeError as error:
-            if isinstance(error, WorkerError):
-                raise
-            raise EnvironmentSetupError(f"worker {rank}: {error}") from None
-        if why:
-            log.warning("worker %d decodes on the CPU: %s", rank, why)
+    # ---- a step, in order ----
 
     def row_of(self, worker: int, row: int) -> int:
         """See `base.Exchange`."""

@@ -49,7 +49,7 @@ def measure(runtime: Runtime) -> Link:
     return runtime.link
 
 
-def cut(runtime: Runtime, layout: Payload) -> None:
+def cut(runtime: Runtime, layout: Layout) -> None:
     """Cuts rows into buckets by what a message costs here, if that matters. Collective.
 
     The workers have compared their layouts before. With local groups the cost is
@@ -62,10 +62,11 @@ def cut(runtime: Runtime, layout: Payload) -> None:
 def _seconds(runtime: Runtime, count: int) -> float:
     """Returns the shortest of a few exchanges of `count` elements, in seconds."""
     vector = torch.nn.Parameter(torch.zeros(count))
-    settings = ExchangeSettings(bucket_mb=1024.0)
-    payload = Layout([("vector", vector)], workers=here.size, settings=settings)
-    exchange = Exchange(here, codes.uncoded(here.size), payload, window=2 * ROUNDS)
-    row = exchange.row_of(here.rank, 0)
+    settings = ExchangeSettings(window=2 * ROUNDS, bucket_mb=1024.0)
+    layout = Layout([("vector", vector)], workers=runtime.size, settings=settings)
+    code = codes.uncoded(runtime.size)
+    exchange = EngineExchange(runtime, code, layout, settings)
+    row = exchange.row_of(runtime.rank, 0)
     times = []
     runtime.gather(b"", "to measure the network")
     for step in range(ROUNDS):
@@ -81,13 +82,3 @@ def _seconds(runtime: Runtime, count: int) -> float:
     # In the first round memory is untouched. Whoever had the last result first begins
     # the next round, so its time includes the others' lag.
     return min(times[1:])
-
-
-def cut(here: Runtime, payload: Layout) -> None:
-    """Cut a payload into buckets by what a message costs here, if that matters.
-
-    Collective, over workers that have compared their payloads. With local groups it is
-    measured over all processes, though only leaders will exchange.
-    """
-    if here.size > 1 and payload.worth_measuring():
-        payload.cut(measure(here).latency_mb)

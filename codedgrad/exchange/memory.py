@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from codedgrad.job.runtime import Runtime
-    from codedgrad.row.layout import Payload as Layout
+    from codedgrad.row.layout import Layout
 
 log = logging.getLogger("codedgrad")
 

@@ -1,14 +1,15 @@
 # shellcheck shell=bash
-# Sourced by the others here: runs the benchmarks for several numbers of machines.
+# The scripts beside source this file. It runs the benchmarks for several numbers of
+# machines.
 #
 #   NODES      numbers of machines                                        "1"
 #   PER_NODE   workers of a machine, one per GPU          its GPUs, or with none 2
 #   DEVICE     cuda or cpu                                cuda where there is a GPU
-#   HOSTFILE   one host a line, what follows the name is ignored      this machine
+#   HOSTFILE   one host a line; the rest of a line is ignored         this machine
 #
-# More in benchmarks/run_grid.sh.
+# benchmarks/run_grid.sh has more.
 
-cg_gpus() { # of this machine
+cg_gpus() { # prints the number of GPUs of this machine
   { nvidia-smi -L 2>/dev/null || true; } | grep -c '^GPU' || true
 }
 
@@ -22,7 +23,7 @@ if [ -z "${DEVICE:-}" ]; then
 fi
 export PER_NODE DEVICE
 
-# HOST:WORKERS,... for N workers; empty without a host file.
+# Prints HOST:WORKERS,... for N workers, or nothing without a host file.
 cg_hosts() {
   local workers=$1 found=() host
   [ -n "${HOSTFILE:-}" ] || return 0
@@ -38,7 +39,8 @@ cg_hosts() {
   (IFS=, && echo "${found[*]}")
 }
 
-# cg_begin SCRIPT "$@": all of it; or, where that starts N workers, CG_N and CG_HOSTS.
+# cg_begin SCRIPT "$@": runs everything and exits; or, if the arguments ask SCRIPT to
+# start N workers, sets CG_N and CG_HOSTS.
 cg_begin() {
   local script=$1
   shift
@@ -50,7 +52,7 @@ cg_begin() {
   CG_HOSTS=$(cg_hosts "$CG_N")
 }
 
-# cg_suite SCRIPT NAME [PART...]: SCRIPT starts the workers.
+# cg_suite SCRIPT NAME [PART...]: runs the parts; SCRIPT starts the workers.
 cg_suite() {
   local script=$1 k workers=
   shift

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# The benchmarks on several machines, started by mpirun (Open MPI or MPICH).
+# Runs the benchmarks on several machines; mpirun (Open MPI or MPICH) starts the workers.
 #
 #   HOSTFILE=hosts NODES="1 2 4" PER_NODE=4 bash launch/cluster/mpirun.sh NAME
 #   NODES=1 PER_NODE=2 DEVICE=cpu TOY=1 bash launch/cluster/mpirun.sh NAME scaling
 #
-# Writes benchmarks/results/NAME/*.json; see hosts.sh and benchmarks/run_grid.sh for
-# the settings. The same path on every machine, as on a shared file system.
+# It writes benchmarks/results/NAME/*.json; hosts.sh and benchmarks/run_grid.sh list the
+# settings. The repository has the same path on every machine.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 . launch/env.sh

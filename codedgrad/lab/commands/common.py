@@ -1,4 +1,4 @@
-"""What the commands about logs share."""
+"""What the commands that read a log share."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def parser(
     summary: str,
     examples: str,
 ) -> argparse.ArgumentParser:
-    """A command whose help ends with examples."""
+    """Add a command whose help ends with examples."""
     return commands.add_parser(
         name,
         help=summary,
@@ -28,7 +28,7 @@ def parser(
 
 
 def add_log_options(command: argparse.ArgumentParser) -> None:
-    """LOG and what of it is used."""
+    """Add the argument LOG, and the options that choose a part of it."""
     add = command.add_argument
     add(
         "log", metavar="LOG", help=".npz, .csv, .parquet, .json, folder or profile:NAME"
@@ -45,10 +45,10 @@ def add_log_options(command: argparse.ArgumentParser) -> None:
 
 
 def load(args: argparse.Namespace) -> tuple[traces.Log, Times, Comm]:
-    """The log that the options name, its times, the network.
+    """Return the log that the options name, its times, and the network.
 
     Raises:
-        ConfigError: see `traces.read`; or fewer workers than asked for.
+        ConfigError: the log cannot be read, or has fewer workers than asked for.
     """
     for name in ("workers", "steps"):
         value = getattr(args, name)
@@ -71,5 +71,5 @@ def load(args: argparse.Namespace) -> tuple[traces.Log, Times, Comm]:
 
 
 def show_json(data: dict[str, Any]) -> None:
-    """Print for programs."""
+    """Print JSON, for programs."""
     print(json.dumps(data, indent=1))

@@ -40,7 +40,7 @@ _COLUMNS = (
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the command and its two parts."""
+    """Add `decoder` and its two parts to the command line."""
     command = common.parser(
         commands, "decoder", "gradients of a run, and how well late ones are estimated",
         _EXAMPLES,
@@ -78,28 +78,19 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 
 
 def _record(args: argparse.Namespace) -> int:
-    from codedgrad.lab.decoders import record
+    from codedgrad.lab.decoders import record, tasks
 
     if args.lr is not None and not args.lr > 0.0:
         raise ConfigError(f"--lr must be above 0, got {args.lr}")
     if not args.out.parent.is_dir():
         raise ConfigError(f"there is no folder {args.out.parent}; make it first")
-    if ":" in args.task:
-        made = record.task_of(args.task, args.seed)
-    else:
-        made = record.task(args.task, args.seed)
-    arrays = record.record(
-        made,
-        args.partition,
-        shards=args.shards,
-        steps=args.steps,
-        batch=args.batch,
-        micro=args.micro,
-        seed=args.seed,
-        adam=args.adam,
-        lr=args.lr,
-        population=args.population,
+    make = tasks.task_of if ":" in args.task else tasks.task
+    task = make(args.task, args.seed)
+    fields = ("partition", "shards", "steps", "batch", "micro", "seed", "adam", "lr")
+    run = record.Run(
+        **{name: getattr(args, name) for name in fields}, population=args.population
     )
+    arrays = record.record(task, run)
     if args.dtype == "float16":
         arrays = record.halve(arrays)
     with args.out.open("wb") as file:  # np.savez would append .npz to other names
@@ -118,7 +109,7 @@ def _eval(args: argparse.Namespace) -> int:
     recording = replay.load(args.file)
     steps, shards, micro, count = recording.grads.shape
     arrived = replay.erasures(steps, shards, args.missing, args.pattern, args.seed)
-    found = evaluate.summary(evaluate.errors(recording, arrived, args.delay))
+    figures = evaluate.summary(evaluate.errors(recording, arrived, args.delay))
     about: dict[str, Any] = {
         "file": str(args.file),
         "steps": steps,
@@ -135,21 +126,26 @@ def _eval(args: argparse.Namespace) -> int:
         batch = evaluate.population_of_batch(recording)[skip:]
         about["batch_population"] = float(batch.mean())
     if args.json:
-        common.show_json({"decoders": found, **about})
-        return 0
+        common.show_json({"decoders": figures, **about})
+    else:
+        _print_table(figures, about)
+    return 0
+
+
+def _print_table(figures: dict[str, dict[str, Any]], about: dict[str, Any]) -> None:
     print(
-        f"{args.file}: {steps} steps, {args.missing} of {shards} shards late "
-        f"({args.pattern}), {args.delay} step(s) long; {count} elements"
+        f"{about['file']}: {about['steps']} steps, {about['missing']} of "
+        f"{about['shards']} shards late ({about['pattern']}), {about['delay']} step(s) "
+        f"long; {about['elements']} elements"
     )
     print("relative squared error of the batch's gradient, first 10 % left out\n")
-    columns = [(k, t) for k, t in _COLUMNS if any(k in f for f in found.values())]
+    columns = [(k, t) for k, t in _COLUMNS if any(k in f for f in figures.values())]
     print(" " * 10 + "".join(f"{title:>14}" for _, title in columns))
-    for name, figures in sorted(found.items(), key=lambda item: item[1]["mean"]):
-        cells = [f"{figures[k]:.4g}" if k in figures else "-" for k, _ in columns]
+    for name, row in sorted(figures.items(), key=lambda item: item[1]["mean"]):
+        cells = [f"{row[k]:.4g}" if k in row else "-" for k, _ in columns]
         print(f"{name:<10}" + "".join(f"{cell:>14}" for cell in cells))
     if "batch_population" in about:
         print(
             "\npopulation: against the gradient of a held-out batch; the batch's own "
             f"gradient has {about['batch_population']:.4g}"
         )
-    return 0

@@ -19,7 +19,7 @@ _EXAMPLES = """\
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the command."""
+    """Add `plan` to the command line."""
     command = common.parser(
         commands, "plan", "which code for this job, and what it would gain", _EXAMPLES
     )
@@ -34,7 +34,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Plan and print."""
+    """Plan and print the recommendation."""
     log, times, comm = common.load(args)
     result = plan(times, comm, micro_cost=args.micro_cost, seed=args.seed)
     if args.json:
@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _call(policy: str) -> str:
-    """The Python that makes the code of a policy."""
+    """Return the Python arguments that make a policy's code and patience."""
     name, _, settings = policy.partition(":")
     words = [w for w in settings.split(",") if w]
     patience = [w for w in words if w.startswith("patience=")]

@@ -30,7 +30,7 @@ _ROWS = (
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the command."""
+    """Add `simulate` to the command line."""
     command = common.parser(
         commands, "simulate", "step times of a log under a policy", _EXAMPLES
     )
@@ -42,7 +42,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Simulate and print."""
+    """Simulate every policy and print its figures."""
     log, times, comm = common.load(args)
     names = args.policy or ["sync", "spread"]
     results = [evaluate(name, times, comm) for name in names]

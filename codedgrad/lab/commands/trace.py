@@ -20,7 +20,7 @@ _EXAMPLES = """\
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the command."""
+    """Add `trace` to the command line."""
     command = common.parser(
         commands, "trace", "look at a log of per-worker step times", _EXAMPLES
     )
@@ -34,7 +34,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Do it."""
+    """Print, draw, fit or convert the log."""
     log = traces.read(args.log)
     stem = Path(args.log).name.split(".")[0]
     if args.what == "info":

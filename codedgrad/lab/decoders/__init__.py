@@ -1,19 +1,20 @@
-"""Estimates of the batch's gradient from whoever has arrived. numpy only.
+"""Estimates of the batch's gradient from what has arrived, in numpy.
 
     arrivals = Arrivals.of(rows, fraction)          # [shards, D], [shards]
     estimate = Learned(tiles).estimate(arrivals, memory)
     estimate.gradient, estimate.predicted, estimate.bound
 
-Every decoder is a choice of coefficients c of
+Every decoder is a choice of the coefficients c of
 
     g^ = R + rho sum_i c_i v_i
 
-with R what arrived, rho the missing share, v the span of `gram.SPAN` (the mean of the
-arrived, recent results, what is remembered of the missing). Its `predicted` is the
-expected |g^ - g|^2 / |g|^2, taught by rows that come late. A recorded run (`load`) is
-played back with shards late by `replay.play` and judged by `evaluate.errors`.
+where R is what arrived, rho is the missing share, and v is the span of `gram.SPAN` (the
+mean of the arrived, recent results, what is remembered of the missing). An estimate's
+`predicted` is the expected |g^ - g|^2 / |g|^2; rows that come late teach it.
+`replay.play` plays a recorded run (`load`) back with some shards late, and
+`evaluate.errors` judges the decoders on it.
 
-`codedgrad.lab.decoders.record`, which makes recordings, imports torch; nothing else here
+`record` and `tasks`, which make recordings, import torch; nothing else in this folder
 does.
 """
 

@@ -1,7 +1,7 @@
-"""What an owner has when it decodes: what arrived, and what it remembers.
+"""What an owner has when it decodes: what has arrived, and what it remembers.
 
-All vectors are mean gradients over a shard (not weighted sums), of D elements cut into
-tiles. numpy only: nothing here communicates.
+All vectors are mean gradients over a shard, not weighted sums. Their D elements are cut
+into tiles. This module needs numpy only; nothing in it communicates.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     Vector = NDArray[np.floating[Any]]
 
-AVERAGE_KEEP = 0.9  # of the average of decoded gradients, per step
-MEAN_GAIN = 0.2  # of a shard's new gradient in its running mean
+AVERAGE_KEEP = 0.9  # what each step keeps of the average of decoded gradients
+MEAN_GAIN = 0.2  # the least weight of a shard's new gradient in its running mean
 
 
 @dataclass(frozen=True)
@@ -28,10 +28,10 @@ class Arrivals:
     """The arrivals of one step.
 
     Attributes:
-        rows: [k, D], of shard j the mean gradient over the part of it that arrived;
-            ignored where fraction is 0.
-        fraction: [k], alpha_j, arrived share of shard j, 0 to 1.
-        weight: [k], w_j, shard j's share of the batch; sums to 1.
+        rows: [k, D], the mean gradient of each shard over the part of it that arrived;
+            ignored where the fraction is 0.
+        fraction: alpha [k], the arrived share of each shard, 0 to 1.
+        weight: w [k], each shard's share of the batch; sums to 1.
     """
 
     rows: Vector
@@ -42,9 +42,9 @@ class Arrivals:
     def of(
         cls, rows: Vector, fraction: Any, weight: NDArray[np.float64] | None = None
     ) -> Arrivals:
-        """Check and complete.
+        """Check the arrivals; shards weigh the same if no weight is given.
 
-        A row with NaN or Inf is refused: its fraction becomes 0.
+        A row with NaN or Inf is refused, so that its fraction becomes 0.
 
         Raises:
             ConfigError: shapes do not fit, a fraction is outside [0, 1], or the weights
@@ -72,11 +72,11 @@ class Arrivals:
 
     @property
     def missing(self) -> float:
-        """Rho = sum_j w_j (1 - alpha_j), the batch's missing share."""
+        """The batch's missing share, rho = sum_j w_j (1 - alpha_j)."""
         return float(self.weight @ (1.0 - self.fraction))
 
     def total(self) -> Vector:
-        """R = sum_j w_j alpha_j rows_j, what arrived of the batch's mean."""
+        """Return R = sum_j w_j alpha_j rows_j, what arrived of the batch's mean."""
         total: Vector = (self.weight * self.fraction) @ np.where(
             (self.fraction > 0.0)[:, None], self.rows, 0.0
         )
@@ -84,26 +84,26 @@ class Arrivals:
 
 
 class Memory:
-    """What is remembered between steps: 2 k + 2 vectors of D elements.
+    """What an owner remembers between steps: 2 k + 2 vectors of D elements.
 
     Attributes:
-        last: [k, D], h_j, shard j's last known gradient.
-        mean: [k, D], e_j, its running mean: e_j += gain (g_j - e_j), with
+        last: h [k, D], each shard's last known gradient.
+        mean: e [k, D], each shard's running mean, e_j += gain (g_j - e_j) with
             gain = max(1 / number of gradients seen, 0.2).
-        seen: [k], gradients known of shard j so far.
-        step: [k], the step of h_j; -1: none.
+        seen: [k], number of gradients known of each shard.
+        step: [k], the step of h_j; -1 if there is none.
         previous: [D], the last decoded gradient.
         average: [D], average = 0.9 average + 0.1 decoded.
-        decoded: steps decoded; the number of the present step.
-        bounds: [T + 1], of the tiles.
+        decoded: number of steps decoded, which is the number of the present step.
+        bounds: [T + 1], where the tiles begin and end.
     """
 
     def __init__(self, shards: int, bounds: NDArray[np.int64]) -> None:
-        """Nothing is known: zeros.
+        """Begin with zeros, since nothing is known.
 
         Args:
             shards: k.
-            bounds: [T + 1], where the tiles begin and end, 0 first, D last.
+            bounds: [T + 1], where the tiles begin and end; 0 is first and D last.
         """
         self.bounds = np.asarray(bounds, np.int64)
         count = int(self.bounds[-1])
@@ -116,14 +116,14 @@ class Memory:
         self.decoded = 0
 
     def tiles(self) -> list[tuple[int, int]]:
-        """(begin, end) of every tile."""
+        """Return (begin, end) of every tile."""
         edges = self.bounds.tolist()
         return list(itertools.pairwise(edges))
 
     def shard(self, j: int, step: int, gradient: Vector) -> None:
-        """Shard j's gradient of `step`, in time or late; an older one changes nothing.
+        """Remember shard j's gradient of `step`, whether it came in time or late.
 
-        A gradient with NaN or Inf is not remembered.
+        One that is older than what is remembered, or has NaN or Inf, changes nothing.
         """
         if step <= self.step[j] or not np.isfinite(gradient).all():
             return
@@ -133,7 +133,7 @@ class Memory:
         self.mean[j] += max(1.0 / self.seen[j], MEAN_GAIN) * (gradient - self.mean[j])
 
     def result(self, gradient: Vector) -> None:
-        """The step's decoded gradient, exact or estimated."""
+        """Remember the step's decoded gradient, exact or estimated."""
         self.previous[:] = gradient
         keep = AVERAGE_KEEP if self.decoded else 0.0
         self.average *= keep
@@ -141,9 +141,9 @@ class Memory:
         self.decoded += 1
 
     def corrected(self, difference: Vector, age: int) -> None:
-        """What late rows say: the result of `age` steps ago was off by this.
+        """Correct the result of `age` steps ago, which late rows show to be off.
 
-        `age` 0: the last one.
+        Age 0 is the last result; `difference` is added to it.
         """
         if age == 0:
             self.previous += difference
@@ -152,11 +152,11 @@ class Memory:
 
 
 def tiles_of(sizes: Any, least: int = 256) -> NDArray[np.int64]:
-    """Boundaries [tiles + 1] of tiles: tensors, small ones joined to the next.
+    """Return the boundaries [T + 1] of tiles: tensors, small ones joined to the next.
 
     Args:
         sizes: elements of each tensor.
-        least: elements of a tile; the last tensors join the tile before.
+        least: least elements of a tile; the last tensors join the tile before them.
     """
     bounds = [0]
     end = 0

@@ -1,11 +1,12 @@
-"""Coefficients to choose from: the named decoders', and least squares of many kinds.
+"""The learned decoder's candidates: fixed coefficients, and many least squares.
 
 Online least squares minimises, per tile,
 
-    sum over past labels of |x - sum_i c_i v_i|^2 / s      (s: the step's energy)
+    sum over past labels of |x - sum_i c_i v_i|^2 / s,
 
-with older labels forgotten geometrically. A step's left-out problems (each arrived
-shard predicted from the others) are labels too, known at once.
+where s is the step's energy, and forgets older labels geometrically. The left-out
+problems of a step, in which each arrived shard is predicted from the others, are labels
+too, and are known at once.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def coefficients(**values: float) -> Array:
-    """C [P] from values by the span's names."""
+    """Return c [P] from values by the span's names; the others are 0."""
     return np.array([values.get(name, 0.0) for name in SPAN])
 
 
@@ -52,25 +53,25 @@ FITTED = (
 )
 NAMES = (*FIXED, *FITTED)
 K = len(NAMES)
-_SLOW, _FAST, _LEFT = 0.98, 0.9, 0.9  # kept of older labels, per label
-_TINY, _SMALL = 1e-6, 1e-2  # ridge, relative to the normalised Gram matrix
+_SLOW, _FAST, _LEFT = 0.98, 0.9, 0.9  # what each label keeps of the older ones
+_TINY, _SMALL = 1e-6, 1e-2  # ridges, relative to the normalised Gram matrix
 
 
 def energy(problem: Problem) -> float:
-    """S >= 0: squared length of what arrived and of the running average."""
+    """Return s >= 0, the squared lengths of the arrived and the running average."""
     return float(np.sum(problem.gram[:, 0, 0] + problem.gram[:, 2, 2]))
 
 
 def solve(gram: Array, target: Array, ridge: float) -> Array:
-    """argmin_c c^T G c - 2 c^T b + ridge |D c|^2, D^2 the diagonal of G.
+    """Return argmin_c c^T G c - 2 c^T b + ridge |D c|^2, with D^2 the diagonal of G.
 
     Args:
-        gram: [..., P, P], symmetric, not negative.
-        target: [..., P].
-        ridge: > 0.
+        gram: G [..., P, P], symmetric and positive semidefinite.
+        target: b [..., P].
+        ridge: a positive number.
 
     Returns:
-        c [..., P]; 0 for vectors of length 0.
+        c [..., P]; it is 0 for vectors of length 0.
     """
     d = np.sqrt(np.einsum("...ii->...i", gram))
     inverse = np.where(d > 1e-150, 1.0 / np.maximum(d, 1e-150), 0.0)
@@ -81,17 +82,17 @@ def solve(gram: Array, target: Array, ridge: float) -> Array:
 
 
 class LeastSquares:
-    """Normal equations over past labels, per tile: three memories of them."""
+    """The normal equations of past labels, per tile, in three geometric averages."""
 
     def __init__(self, tiles: int) -> None:
-        """Nothing is known."""
+        """Begin without labels."""
         self.gram = np.zeros((3, tiles, P, P))  # slow, fast, left-out
         self.target = np.zeros((3, tiles, P))
         self.labels = 0
         self.replays = 0
 
     def learn(self, problem: Problem, label: Label) -> None:
-        """One label; a step without energy teaches nothing."""
+        """Add one label; a step without energy teaches nothing."""
         s = energy(problem)
         if s <= 0.0:
             return
@@ -101,7 +102,7 @@ class LeastSquares:
         self.labels += 1
 
     def replay(self, problem: Problem) -> None:
-        """A step's left-out problems; call after the step."""
+        """Add a step's left-out problems; this is called after the step."""
         s = energy(problem)
         if problem.left_count and s > 0.0:
             scale = 1.0 / s
@@ -113,13 +114,13 @@ class LeastSquares:
         self.target[i] = keep * self.target[i] + scale * target
 
     def online(self, problem: Problem) -> Array:
-        """C [T, P] of "online_ls" alone."""
+        """Return c [T, P] of "online_ls" alone."""
         if not self.labels:
             return np.broadcast_to(FIXED["rescale"], problem.left_target.shape)
         return solve(self.gram[0], self.target[0], _TINY)
 
     def candidates(self, problem: Problem) -> Array:
-        """C [T, K, P] in the order of NAMES, for a step before its label."""
+        """Return c [T, K, P] in the order of NAMES, for a step before its label."""
         tiles = len(problem.gram)
         out = np.empty((tiles, K, P))
         out[:, : len(FIXED)] = np.array(list(FIXED.values()))

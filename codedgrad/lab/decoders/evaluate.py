@@ -1,4 +1,4 @@
-"""Every decoder on a recording: online, trained on the past of the run only."""
+"""All decoders on a recording, online: each learns from the past of the run only."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 
 from codedgrad.errors import ConfigError
 from codedgrad.lab.decoders import gram
+from codedgrad.lab.decoders.base import Decoder, FixedDecoder
 from codedgrad.lab.decoders.gram import Array, Label, Problem, squared_error
 from codedgrad.lab.decoders.learned import Learned
 from codedgrad.lab.decoders.least_squares import OnlineLeastSquares
@@ -25,17 +26,17 @@ from codedgrad.lab.decoders.zero import Zero
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from codedgrad.lab.decoders.base import Decoder
     from codedgrad.lab.decoders.network import Network
 
-SIMPLE = (Zero, Rescale, Shrink, Momentum, Stale, Saga)
-FIXED_NAMES = ("zero", "rescale", "momentum", "stale", "saga")
-SKIPPED = 0.1  # of the steps, at the start, left out of every figure
-FIRST = 50  # steps of the figures of a run's beginning
+# The decoders that learn nothing but their error; a new one is one name more.
+SIMPLE: tuple[type[Decoder], ...] = (Zero, Rescale, Shrink, Momentum, Stale, Saga)
+FIXED_NAMES = tuple(kind.name for kind in SIMPLE if issubclass(kind, FixedDecoder))
+SKIPPED = 0.1  # this share of the steps, at the start, is left out of every figure
+FIRST = 50  # the figures of a run's beginning are over so many steps
 
 
 def decoders(tiles: int, network: Network | None = None) -> list[Decoder]:
-    """A fresh one of each, the oracle aside."""
+    """Return a new decoder of each kind, without the oracle."""
     simple: list[Decoder] = [kind(tiles) for kind in SIMPLE]
     return [*simple, OnlineLeastSquares(tiles), Learned(tiles, network)]
 
@@ -46,13 +47,20 @@ def errors(
     delay: int = 1,
     network: Network | None = None,
 ) -> dict[str, dict[str, Array]]:
-    """By decoder: relative squared errors of every step.
+    """Play a recording, and return the relative squared errors of every decoder.
+
+    Args:
+        recording: gradients of a run.
+        arrived: bool [steps, k] or [steps, k, m], what comes in time.
+        delay: steps until late rows arrive.
+        network: the learned decoder's network; None is the pretrained one.
 
     Returns:
-        "true" and "predicted", "bound" [steps] against the batch's gradient, and
-        "population" [steps] where the recording has it; no prediction for the oracle.
+        For each decoder "true", "predicted" and "bound" [steps] against the batch's
+        gradient, and "population" [steps] if the recording has it. The oracle
+        predicts nothing.
     """
-    made = decoders(len(recording.bounds) - 1, network)
+    compared = decoders(len(recording.bounds) - 1, network)
     steps = len(recording.grads)
     out: dict[str, dict[str, Array]] = defaultdict(
         lambda: defaultdict(lambda: np.zeros(steps))
@@ -64,39 +72,37 @@ def errors(
                 decoder.learn(inner, c, step.label)
             continue
         t, inner = step.number, step.inner
-        mine = chosen[t] = []
+        choices = chosen[t] = []
         population = _population(recording, step)
-        for decoder in made:
+        for decoder in compared:
             c = decoder.coefficients(inner)
             predicted, bound = decoder.predictor.predict(inner, c, *decoder.mixing())
-            mine.append((decoder, c, inner))
+            choices.append((decoder, c, inner))
             row = out[decoder.name]
             row["true"][t] = true_error(inner, c, step.label)
             row["predicted"][t], row["bound"][t] = predicted, bound
-            _judge(inner, c, population, row, t)
+            if population is not None:
+                row["population"][t] = _distance(inner, c, *population)
             if isinstance(decoder, Learned):
                 decoder.replay(inner)
         best = oracle(inner, step.label)
         out["oracle"]["true"][t] = true_error(inner, best, step.label)
-        _judge(inner, best, population, out["oracle"], t)
+        if population is not None:
+            out["oracle"]["population"][t] = _distance(inner, best, *population)
     return {name: dict(rows) for name, rows in out.items()}
 
 
-def _judge(
-    inner: Problem,
-    c: Array,
-    population: tuple[Label, float] | None,
-    row: dict[str, Array],
-    t: int,
-) -> None:
-    if population is not None:
-        known, whole = population
-        error = squared_error(c, inner.gram, known.target, known.norm)
-        row["population"][t] = float(error.sum()) / whole
+def _distance(inner: Problem, c: Array, label: Label, whole: float) -> float:
+    """Return the squared error against `label`, relative to `whole`."""
+    error = squared_error(c, inner.gram, label.target, label.norm)
+    return float(error.sum()) / whole
 
 
 def _population(recording: Recording, step: Step) -> tuple[Label, float] | None:
-    """(p - R) / rho as if it were the missing mean, and |p|^2 / rho^2."""
+    """Return the label of (p - R) / rho as the missing mean, and |p|^2 / rho^2.
+
+    Here p is the population's gradient.
+    """
     if recording.population is None:
         return None
     want = recording.population[step.number].astype(np.float64)
@@ -113,9 +119,9 @@ def _population(recording: Recording, step: Step) -> tuple[Label, float] | None:
 
 
 def population_of_batch(recording: Recording) -> Array:
-    """The batch's own gradient [steps], judged as an estimate of the population's.
+    """Return |g - p|^2 / |p|^2 [steps] of the batch's own gradient g.
 
-    |g - p|^2 / |p|^2: what no decoder of the batch is asked to beat.
+    No decoder of the batch is asked to be closer to the population's gradient p.
     """
     out = np.zeros(len(recording.grads))
     if recording.population is None:
@@ -127,17 +133,21 @@ def population_of_batch(recording: Recording) -> Array:
 
 
 def summary(found: dict[str, dict[str, Array]]) -> dict[str, dict[str, Any]]:
-    """By decoder the figures of `codedgrad decoder eval`, first 10 % left out.
+    """Return the figures of `codedgrad decoder eval` for each decoder.
 
-    mean, median: of |g^ - g|^2 / |g|^2. geomean_ratio: geometric mean over the steps
-    of its error over rescaling's. first_50: mean over the first 50 steps.
-    calibration: mean predicted over mean true error. exceeded: share of the steps whose
-    error is above the bound. population: the mean against the population's gradient.
+    All but first_50 leave the first 10 % of the steps out.
+
+    mean, median: of |g^ - g|^2 / |g|^2.
+    geomean_ratio: geometric mean over the steps of the error over rescaling's.
+    first_50: mean over the first 50 steps.
+    calibration: mean predicted error over mean true error.
+    exceeded: share of the steps whose error is above the bound.
+    population: mean error against the population's gradient.
 
     Raises:
         ConfigError: every step's gradient is 0.
     """
-    # Relative to a gradient of 0 an error is infinite: such steps count for nobody.
+    # Relative to a gradient of 0 an error is infinite, so such steps do not count.
     there = np.all([np.isfinite(rows["true"]) for rows in found.values()], axis=0)
     if not there.any():
         raise ConfigError("the recording has no step with a gradient")

@@ -4,10 +4,13 @@ With rho the missing share, the estimate of the batch's mean gradient is
 
     g^ = R + rho sum_i c_i v_i
 
-over the span v (SPAN). All decoders are choices of c; all that they see of the
-vectors is inner products, so nothing depends on scale, rotation or the model's size.
-Notation as in DESIGN.md, section 5; v_i are normalised so that a good estimate of the
-missing mean x (the part that has not arrived) has weights that sum to about 1.
+over the span v (SPAN). All decoders are choices of c. They see nothing of the vectors
+but inner products, so nothing depends on scale, rotation or the model's size. The v_i
+are normalised so that a good estimate of the missing mean x (the mean of what has not
+arrived) has weights that sum to about 1.
+
+Of shard j, h_j is the last known gradient, w_j the share of the batch, alpha_j the
+share that has arrived, and delta_j the share that is missing.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ SPAN = (
     "arrived",  # A = R / (1 - rho)
     "previous",  # the last decoded gradient
     "average",  # the running average of decoded gradients
-    "last_missing",  # sum_j delta_j w_j h_j / rho; no shard complete: see span_weights
+    "last_missing",  # sum_j delta_j w_j h_j / rho; see also span_weights
     "last_arrived",  # sum_j alpha_j w_j h_j / (1 - rho)
     "mean_missing",  # as the last two, of the shards' running means
     "mean_arrived",
@@ -39,23 +42,25 @@ P = len(SPAN)
 
 @dataclass(frozen=True)
 class Problem:
-    """One step in inner products. T tiles, P span vectors, L left-out shards.
+    """One step in inner products, for T tiles, P span vectors and L left-out shards.
 
     Attributes:
         gram: [T, P, P], <v_i, v_j>.
-        total: [T, P + 1], <R, v_i>, then <R, R>.
-        rho: missing share.
+        total: [T, P + 1], <R, v_i>, and <R, R> at the end.
+        rho: the missing share.
         count: number of shards of which something is missing.
         shards: k.
-        staleness: mean age in steps of the missing shards' memory, 0 if none.
+        staleness: mean age in steps of the missing shards' memory; 0 if none is
+            missing.
         known: share of the missing that is remembered.
-        whole: share of the shards of which something is missing, rho or more.
-        partial: share of the missing that belongs to shards of which a part is here.
+        whole: share of the batch of the shards of which something is missing, at least
+            rho.
+        partial: share of the missing that belongs to shards of which a part arrived.
         left_gram: [T, P, P], the mean over arrived shards j of the Gram matrix of the
             span if j alone had not arrived.
-        left_target: [T, P], of <rows_j, v_i>.
-        left_norm: [T], of <rows_j, rows_j>.
-        left_count: shards left out, L.
+        left_target: [T, P], the same mean of <rows_j, v_i>.
+        left_norm: [T], the same mean of <rows_j, rows_j>.
+        left_count: L, number of shards that are left out in turn.
     """
 
     gram: Array
@@ -75,7 +80,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Label:
-    """What the missing mean x turned out to be.
+    """Inner products of the missing mean x, once it is known.
 
     Attributes:
         target: [T, P], <x, v_i>.
@@ -89,7 +94,10 @@ class Label:
 
 
 def vectors(arrivals: Arrivals, memory: Memory) -> Array:
-    """U [3 k + 2, D]: rows (0 where nothing arrived), h, e, previous, average."""
+    """Return U [3 k + 2, D]: the rows, h, e, previous and average.
+
+    Rows of which nothing arrived are 0.
+    """
     there = (arrivals.fraction > 0.0)[:, None]
     return np.concatenate(
         [
@@ -103,12 +111,12 @@ def vectors(arrivals: Arrivals, memory: Memory) -> Array:
 
 
 def tiled(a: Array, b: Array, bounds: NDArray[np.int64]) -> Array:
-    """Inner products [T, len(a), len(b)] of the rows of a and b, tile by tile."""
+    """Return the inner products [T, len(a), len(b)] of rows of a and b, by tile."""
     return np.stack([a[:, i:j] @ b[:, i:j].T for i, j in itertools.pairwise(bounds)])
 
 
 def solid(alpha: Array) -> Array:
-    """[k]: 1 for complete shards, else 0; `alpha` itself where none is complete."""
+    """Return [k]: 1 for complete shards, else 0; if none is complete, `alpha`."""
     complete = alpha >= 1.0
     return complete.astype(np.float64) if complete.any() else alpha
 
@@ -116,22 +124,22 @@ def solid(alpha: Array) -> Array:
 def span_weights(
     alpha: Array, delta: Array, weight: Array, seen: NDArray[np.bool_]
 ) -> Array:
-    """[3 k + 2, P]: the span as combinations of U.
+    """Return the span as combinations of U, [3 k + 2, P].
 
     Args:
         alpha: [k], arrived share of each shard.
-        delta: [k], missing share; in a left-out problem they do not add up to 1.
-        weight: [k].
-        seen: [k], the shard is remembered; where it is not, A stands for its memory.
+        delta: [k], missing share; in a left-out problem the two do not add up to 1.
+        weight: [k], share of the batch.
+        seen: [k], whether the shard is remembered; where it is not, A stands for it.
 
-    Only complete shards are in the means over the arrived: what is here of the others
-    is in R, and what is missing of them is estimated like a whole missing shard, with
-    the same error but for the smaller share. With weight 1 for "partial" it is instead
-    what memory knows of the whole less what is here. Where no shard is complete the
-    parts stand for their shards.
+    Only complete shards are in the means over the arrived. What has arrived of the
+    others is in R, and what is missing of them is estimated like a whole missing shard,
+    with the same error but for the smaller share. With weight 1 for "partial" the
+    estimate is instead what memory knows of the whole less what has arrived. If no
+    shard is complete the parts stand for their shards.
     """
     k = len(alpha)
-    here = alpha * weight
+    arrived_share = alpha * weight
     alpha = solid(alpha)
     delta = np.where(alpha >= 1.0, 0.0, delta)
     v = np.zeros((3 * k + 2, P))
@@ -149,9 +157,10 @@ def span_weights(
             v[first : first + k, i + 1] = np.where(seen, a, 0.0) / known
         else:
             v[:, i + 1] = v[:, 0]
-    for j in np.flatnonzero((alpha == 0.0) & (here > 0.0) & (delta > 0.0) & seen):
-        v[k + j, 7] = here[j] / missing
-        v[j, 7] = -here[j] / missing
+    partly = (alpha == 0.0) & (arrived_share > 0.0) & (delta > 0.0)
+    for j in np.flatnonzero(partly & seen):
+        v[k + j, 7] = arrived_share[j] / missing
+        v[j, 7] = -arrived_share[j] / missing
     part = (alpha > 0.0) & (delta > 0.0)
     for j in np.flatnonzero(part & seen):
         v[k + j, 3] += a[j] / missing
@@ -163,7 +172,7 @@ def span_weights(
 
 
 def problem(arrivals: Arrivals, memory: Memory) -> tuple[Problem, Array]:
-    """The step's inner products, and the span's weights over `vectors`."""
+    """Return the step's inner products, and the span's weights over `vectors`."""
     u = vectors(arrivals, memory)
     base = tiled(u, u, memory.bounds)
     alpha, weight = arrivals.fraction, arrivals.weight
@@ -200,7 +209,13 @@ def problem(arrivals: Arrivals, memory: Memory) -> tuple[Problem, Array]:
 def _leave_one_out(
     base: Array, alpha: Array, weight: Array, seen: NDArray[np.bool_]
 ) -> tuple[Array, Array, Array, int]:
-    """As if, in turn, each arrived shard alone were missing: labels of this step."""
+    """Return the means of the problems in which one arrived shard alone is missing.
+
+    They are labels that are known in the step itself.
+
+    Returns:
+        Gram matrices [T, P, P], targets [T, P], norms [T], and the number of problems.
+    """
     k, t = len(alpha), len(base)
     gram, target, norm = np.zeros((t, P, P)), np.zeros((t, P)), np.zeros(t)
     left = 0
@@ -222,7 +237,7 @@ def _leave_one_out(
 
 
 def without(problem: Problem, keep: Array) -> Problem:
-    """The problem with the span's vectors times keep [P], 0 or 1."""
+    """Return the problem with only those vectors of the span where keep [P] is 1."""
     square = keep[:, None] * keep
     return replace(
         problem,
@@ -236,14 +251,14 @@ def without(problem: Problem, keep: Array) -> Problem:
 def label(
     u: Array, v: Array, x: Array, total: Array, bounds: NDArray[np.int64]
 ) -> Label:
-    """What late rows teach.
+    """Return the label that late rows give for a step.
 
     Args:
-        u: `vectors` of the step as they were, or views of fewer elements.
-        v: the span's weights, from `problem`.
+        u: [B, D], `vectors` of the step as they were, or views of fewer elements.
+        v: [B, P], the span's weights, from `problem`.
         x: [D], the missing mean.
-        total: [D], R.
-        bounds: of the tiles.
+        total: R [D], the total of the arrivals.
+        bounds: [T + 1], where the tiles begin and end.
     """
     xs = x[None].astype(np.float64)
     return Label(
@@ -254,7 +269,7 @@ def label(
 
 
 def squared_error(c: Any, gram: Array, target: Array, norm: Array) -> Array:
-    """|x - sum_i c_i v_i|^2 >= 0, for c [..., P] against gram [..., P, P]."""
+    """Return |x - sum_i c_i v_i|^2 >= 0 [...], for c [..., P] and gram [..., P, P]."""
     c = np.asarray(c)
     quad = (np.matmul(gram, c[..., None])[..., 0] * c).sum(-1)
     return np.asarray(np.maximum(norm - 2.0 * (c * target).sum(-1) + quad, 0.0))

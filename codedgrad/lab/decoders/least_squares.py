@@ -1,4 +1,4 @@
-"""Online least squares per tile: the strong linear baseline."""
+"""Online least squares per tile, the strong linear baseline."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ class OnlineLeastSquares(Decoder):
     name = "online_ls"
 
     def __init__(self, tiles: int) -> None:
-        """Nothing is known."""
+        """Begin without labels."""
         super().__init__(tiles)
         self._squares = LeastSquares(tiles)
 
     def coefficients(self, problem: Problem) -> Array:
-        """C [T, P]."""
+        """Return c [T, P]."""
         return self._squares.online(problem)
 
     def learn(self, problem: Problem, c: Array, label: Label) -> None:
-        """One more label."""
+        """Learn one more label."""
         super().learn(problem, c, label)
         self._squares.learn(problem, label)

@@ -1,16 +1,17 @@
 """The small network of the learned decoder: from inner products to coefficients.
 
-It sees how wrong each candidate (codedgrad.lab.decoders.candidates) was on recent labels
-and is on this step's left-out problems, and a context of the step, and chooses
+It sees how wrong each candidate (see `candidates`) was on recent labels and is on this
+step's left-out problems, and a context of the step. From these it chooses
 
     c = sum_k w_k c_k,   w = softmax_k(-sum_f a_f F_kf + b_k),   (a, b) = net(context)
 
-with a_f >= 0, |b_k| <= 2 (it fades as labels come), and the predicted squared error
+with a_f >= 0 and |b_k| <= 2 (b fades as labels come), and the predicted squared error
 
     log e = log(u) + t l_left + (1 - t) l_past + s,    (t, s) = net(context)
 
-u: see codedgrad.lab.decoders.predictor; l: log errors relative to it, of left-out
-problems and of past labels. All inputs are logarithms of ratios: no scale, no size.
+with u as in `predictor`, and l_left and l_past the log errors, relative to u, of
+left-out problems and of past labels. All inputs are logarithms of ratios, so neither
+scale nor size of the model matters.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ if TYPE_CHECKING:
 
     Array = NDArray[np.float64]
 
-FEATURES = 6  # of a candidate: slow, fast, left-out; each of the tile and pooled
-CONTEXT = 13
+FEATURES = 6  # of a candidate: slow, fast and left-out errors, by tile and pooled
+CONTEXT = 13  # inputs of the network
 HIDDEN = 16
 OUTPUTS = FEATURES + K + 2
 SHAPES = {
@@ -41,15 +42,15 @@ SHAPES = {
     "w2": (OUTPUTS, HIDDEN),
     "b2": (OUTPUTS,),
 }
-FARTHEST = 6.0  # of a log error from the best candidate's
-STRONGEST = 2.0  # prior of a candidate
+FARTHEST = 6.0  # a log error counts as at most so far from the best candidate's
+STRONGEST = 2.0  # limit of |b_k|, the prior of a candidate
 _FLOOR = 1e-12
 _UNREADABLE = (OSError, ValueError, EOFError, TypeError, AttributeError, BadZipFile)
 
 
 @dataclass(frozen=True)
 class Network:
-    """Weights; float64 arrays of SHAPES.
+    """The weights, as float64 arrays of SHAPES.
 
     Raises:
         ConfigError: a weight is missing, has another shape or is not finite.
@@ -61,7 +62,7 @@ class Network:
     b2: Array
 
     def __post_init__(self) -> None:
-        """Check."""
+        """Check the shapes."""
         for name, shape in SHAPES.items():
             value = getattr(self, name)
             if value.shape != shape or not np.isfinite(value).all():
@@ -72,7 +73,7 @@ class Network:
 
     @classmethod
     def of(cls, arrays: Any) -> Network:
-        """From a mapping of arrays, e.g. an open .npz archive."""
+        """Take the weights from a mapping of arrays, e.g. an open .npz archive."""
         try:
             return cls(**{n: np.asarray(arrays[n], np.float64) for n in SHAPES})
         except KeyError as error:
@@ -82,10 +83,10 @@ class Network:
 
     @classmethod
     def load(cls, path: str | Path) -> Network:
-        """From an .npz archive.
+        """Read the weights from an .npz archive.
 
         Raises:
-            ConfigError: no such file, or not one of these.
+            ConfigError: there is no such file, or it is not such an archive.
         """
         try:
             with Path(path).open("rb") as raw, np.load(raw) as file:
@@ -105,15 +106,15 @@ class Network:
     def __call__(
         self, features: Array, context: Array, labels: float
     ) -> tuple[Array, Array, Array]:
-        """Choose.
+        """Choose the candidates' weights and the predictor's mixing.
 
         Args:
-            features: [T, K, FEATURES], from `relative`.
+            features: F [T, K, FEATURES], from `relative`.
             context: [T, CONTEXT].
-            labels: labels learned from so far.
+            labels: number of labels that were learned so far.
 
         Returns:
-            w [T, K], t [T] in (0, 1), s [T] in (-2, 2).
+            w [T, K], t [T] in (0, 1), and s [T] in (-2, 2).
         """
         out = np.tanh(context @ self.w1.T + self.b1) @ self.w2.T + self.b2
         a = np.logaddexp(0.0, out[:, :FEATURES])
@@ -125,7 +126,7 @@ class Network:
 
 
 def relative(errors: Array) -> Array:
-    """log(e_k / min_k e), at most FARTHEST, of errors [..., K] >= 0."""
+    """Return log(e_k / min_k e), at most FARTHEST, for errors e [..., K] >= 0."""
     logs = np.log(errors + _FLOOR)
     out: Array = np.minimum(logs - logs.min(axis=-1, keepdims=True), FARTHEST)
     return out

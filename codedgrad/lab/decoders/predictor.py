@@ -1,17 +1,19 @@
-"""How wrong will an estimate be? A prediction that is kept honest by what comes late.
+"""The predicted error of an estimate, which labels that come late keep honest.
 
-Two guesses of the squared error e, both relative to u = rho W sqrt(M Q / m), with Q a
-shard's energy, m the shards of which something is missing, W their share of the batch
-and M the squared length of what is remembered of them (mean_missing; Q / m where that
-is 0): the same coefficients on this step's left-out problems (l_left, a logarithm), and
-the truth in recent steps (l_past):
+The squared error e is guessed twice, and both guesses are relative to
+u = rho W sqrt(M Q / m). Here Q is a shard's energy, m the number of shards of which
+something is missing, W their share of the batch, and M the squared length of what is
+remembered of them (mean_missing; Q / m where that is 0). One guess, l_left, is the log
+error of the same coefficients on this step's left-out problems. The other, l_past, is
+the true log error of recent steps. Then
 
     e = u exp(t l_left + (1 - t) l_past + s)
-    predicted = kappa e / (|g^|^2 + e)
+    predicted = kappa e / (|g^|^2 + e).
 
-kappa keeps the mean right: sum of recent true errors over sum of predicted ones. The
-bound is q times that, q moved so that 3 of 100 true errors are above it, as in
-I. Gibbs, E. Candes, "Adaptive Conformal Inference Under Distribution Shift", 2021.
+kappa, the sum of recent true errors over the sum of predicted ones, keeps the mean
+right. The bound is q times the prediction, and q is moved so that 3 of 100 true errors
+are above it, as in I. Gibbs, E. Candes, "Adaptive Conformal Inference Under
+Distribution Shift", 2021.
 """
 
 from __future__ import annotations
@@ -27,19 +29,19 @@ if TYPE_CHECKING:
     from codedgrad.lab.decoders.gram import Array
 
 EXCEEDED = 0.03  # share of true errors that may be above the bound
-_GAIN = 0.15  # of log q, per label
-_KEEP = 0.95  # of l_past's average, per label
-_REMEMBER = 0.95  # of kappa's sums, per label
-_PRIOR = 5.0  # labels that kappa = 1 counts for
+_GAIN = 0.15  # by how much a label moves log q
+_KEEP = 0.95  # what each label keeps of l_past's average
+_REMEMBER = 0.95  # what each label keeps of kappa's sums
+_PRIOR = 5.0  # kappa = 1 counts for so many labels
 _FIRST_Q = 2.5
 _FLOOR = 1e-12
 
 
 class Predictor:
-    """The error prediction of one decoder; one label teaches it once."""
+    """The error prediction of one decoder; every label teaches it once."""
 
     def __init__(self) -> None:
-        """Nothing is known: kappa = 1."""
+        """Begin with kappa = 1, since nothing is known."""
         self.past = 0.0
         self.weight = 0.0
         self.true = self.raw = _PRIOR
@@ -47,13 +49,13 @@ class Predictor:
 
     @property
     def kappa(self) -> float:
-        """Recent true over recent predicted, 0.1 to 10."""
+        """Recent true errors over recent predicted ones, 0.1 to 10."""
         return min(10.0, max(0.1, self.true / self.raw))
 
     def raw_error(self, problem: Problem, c: Array, t: float, s: float) -> float:
-        """E / (|g^|^2 + e), before kappa."""
+        """Return e / (|g^|^2 + e), the prediction without kappa."""
         u = unit(problem)
-        if u <= 0.0:  # nothing to measure by
+        if u <= 0.0:  # there is nothing to measure by
             nothing = problem.rho < 1.0 and _estimate_norm(problem, c) == 0.0
             return 0.0 if nothing else 1.0
         left = self._left(problem, c)
@@ -67,14 +69,14 @@ class Predictor:
     def predict(
         self, problem: Problem, c: Array, t: float = 0.5, s: float = 0.0
     ) -> tuple[float, float]:
-        """(predicted, bound), relative squared errors."""
+        """Return (predicted, bound), both relative squared errors."""
         predicted = self.kappa * self.raw_error(problem, c, t, s)
         return predicted, predicted * self.q
 
     def learn(
         self, problem: Problem, c: Array, label: Label, t: float = 0.5, s: float = 0.0
     ) -> None:
-        """What the truth was in a step with these coefficients."""
+        """Learn from the truth of a step in which these coefficients were chosen."""
         raw = self.raw_error(problem, c, t, s)
         error = true_error(problem, c, label)
         if raw > 0.0 and math.isfinite(error):
@@ -97,7 +99,7 @@ class Predictor:
 
     @staticmethod
     def _left(problem: Problem, c: Array) -> float:
-        """Log of the left-out problems' error over their energy."""
+        """Return the log of the left-out problems' error over their energy."""
         if not problem.left_count:
             return 0.0
         error = squared_error(
@@ -108,7 +110,7 @@ class Predictor:
 
 
 def unit(problem: Problem) -> float:
-    """U, the size that errors are measured by."""
+    """Return u, the size that errors are measured by."""
     energy = problem.left_norm if problem.left_count else problem.gram[:, 0, 0]
     share = problem.rho * problem.whole
     u = share * float(energy.sum()) / max(1, problem.count)
@@ -117,7 +119,7 @@ def unit(problem: Problem) -> float:
 
 
 def _estimate_norm(problem: Problem, c: Array) -> float:
-    """|R + rho V c|^2."""
+    """Return |R + rho V c|^2."""
     rho = problem.rho
     cross = (c * problem.total[:, :-1]).sum(-1)
     square = (np.matmul(problem.gram, c[..., None])[..., 0] * c).sum(-1)
@@ -126,9 +128,9 @@ def _estimate_norm(problem: Problem, c: Array) -> float:
 
 
 def true_error(problem: Problem, c: Array, label: Label) -> float:
-    """|g^ - g|^2 / |g|^2 with the missing part known.
+    """Return |g^ - g|^2 / |g|^2, now that the missing part is known.
 
-    Where g is 0: 0 for an estimate of 0, inf for another.
+    If g is 0 this is 0 for an estimate of 0 and inf for any other.
     """
     rho = problem.rho
     error = squared_error(c, problem.gram, label.target, label.norm)

@@ -1,9 +1,9 @@
 """Recorded gradients, played back with some of the shards late.
 
-A recording is an .npz archive of `grads` [steps, shards, D] (float16 or float32, each
-shard's mean gradient), `tensor_sizes` [tensors] and optionally `population`
-[steps, D] (the gradient of a large held-out batch) and `micro` (how many neighbouring
-"shards" are micro-batches of one).
+A recording is an .npz archive of `grads` [steps, shards, D] (each shard's mean
+gradient, float16 or float32) and `tensor_sizes` [tensors]. It may also have
+`population` [steps, D] (the gradient of a large held-out batch) and `micro` (how many
+neighbouring "shards" are micro-batches of one shard).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from codedgrad.lab.decoders.gram import Array, Label, Problem
 
 PATTERNS = ("random", "fixed", "bursty")
-_MOVE = 0.1  # chance that a bursty straggler hands over to another, per step
+_MOVE = 0.1  # probability that a bursty straggler hands over to another in a step
 _LEAST_TILE = 256
 _UNREADABLE = (OSError, ValueError, EOFError, TypeError, AttributeError, BadZipFile)
 _ARRAYS = ("grads", "tensor_sizes", "population", "micro")
@@ -42,9 +42,9 @@ class Recording:
     """Gradients of a run.
 
     Attributes:
-        grads: [steps, shards, micro, D].
-        sizes: [tensors], summing up to D.
-        population: [steps, D] or None.
+        grads: [steps, shards, micro, D], the mean gradient of every micro-batch.
+        sizes: [tensors], elements of each tensor; they sum up to D.
+        population: [steps, D], the gradient of a held-out batch, or None.
     """
 
     grads: NDArray[np.floating[Any]]
@@ -53,7 +53,7 @@ class Recording:
 
     @property
     def bounds(self) -> NDArray[np.int64]:
-        """Of the tiles."""
+        """Where the tiles begin and end, [T + 1]."""
         return tiles_of(self.sizes, _LEAST_TILE)
 
 
@@ -61,7 +61,7 @@ def load(path: str | Path) -> Recording:
     """Read a recording.
 
     Raises:
-        ConfigError: no such file, no such arrays, or shapes that do not fit.
+        ConfigError: there is no such file, or it lacks an array, or shapes do not fit.
     """
     try:
         with Path(path).open("rb") as raw, np.load(raw) as file:
@@ -72,10 +72,10 @@ def load(path: str | Path) -> Recording:
 
 
 def of(arrays: dict[str, Any], path: str = "recording") -> Recording:
-    """From a recording's arrays, checked.
+    """Make a recording from its arrays; `path` is for messages.
 
     Raises:
-        ConfigError: an array is missing, shapes that do not fit, NaN or Inf.
+        ConfigError: an array is missing or has NaN or Inf, or shapes do not fit.
     """
     missing = [n for n in _ARRAYS[:2] if n not in arrays]
     if missing:
@@ -113,13 +113,14 @@ def of(arrays: dict[str, Any], path: str = "recording") -> Recording:
 def erasures(
     steps: int, shards: int, missing: int, pattern: str, seed: int = 0
 ) -> NDArray[np.bool_]:
-    """Who has arrived, bool [steps, shards], with `missing` late in every step.
+    """Return who has arrived, bool [steps, shards]; `missing` are late in every step.
 
-    random: fresh draws; fixed: the same ones always; bursty: each late one hands over
-    to another with probability 0.1 per step.
+    random: the late ones are drawn anew in every step.
+    fixed: the same ones are always late.
+    bursty: each late one hands over to another with probability 0.1 in a step.
 
     Raises:
-        ConfigError: no such pattern, or not 1 <= missing < shards.
+        ConfigError: there is no such pattern, or not 1 <= missing < shards.
     """
     if pattern not in PATTERNS:
         raise ConfigError(f"no pattern {pattern!r}; there are {', '.join(PATTERNS)}")
@@ -147,11 +148,11 @@ class Step:
     """One step of a replay.
 
     Attributes:
-        number: of the step.
+        number: the step's number.
         arrivals, inner: what the decoders see.
-        label: what they will be told later.
-        vectors, weights: [B, D] and [B, P], the span (valid until the next step).
-        missing: x [D], mean of what is missing.
+        label: what they learn later.
+        vectors, weights: U [B, D] and [B, P], the span; valid until the next step.
+        missing: x [D], the mean of what is missing.
         truth: [D], the batch's gradient.
     """
 
@@ -171,16 +172,16 @@ def play(
     delay: int = 1,
     drop: Sequence[str] = (),
 ) -> Iterator[tuple[str, Step]]:
-    """Yield ("late", step) for every step whose late rows come, ("step", step) else.
+    """Yield ("step", step) for every step, and ("late", step) when its late rows come.
 
     Args:
-        recording: of k shards of m micro-batches.
+        recording: gradients of k shards of m micro-batches.
         arrived: bool [steps, k] or [steps, k, m].
-        delay: steps until late rows arrive; 1: before the next step is decoded.
+        delay: steps until late rows arrive; 1 is before the next step is decoded.
         drop: names of gram.SPAN to do without, for ablations.
 
     Raises:
-        ConfigError: `arrived` has other shapes, or delay is below 1.
+        ConfigError: `arrived` has another shape, or the delay is below 1.
     """
     grads = recording.grads
     steps, k, m, _ = grads.shape
@@ -206,7 +207,7 @@ def play(
         yield "step", step
         for j in np.flatnonzero(arrived[t].all(axis=1)).tolist():
             memory.shard(j, t, step.arrivals.rows[j])
-        # Whatever the decoders made of it: all remember the same.
+        # All decoders remember the same, whatever each of them has estimated.
         rho = step.inner.rho
         guess = step.arrivals.total() / max(1.0 - rho, 1e-9)
         memory.result(guess)
@@ -229,5 +230,13 @@ def _step(
     if inner.rho > 0.0:
         x = (truth - arrivals.total()) / inner.rho
     u = gram.vectors(arrivals, memory)
-    known = gram.label(u, weights, x, np.asarray(arrivals.total()), memory.bounds)
-    return Step(t, arrivals, inner, known, u, weights, x, truth)
+    return Step(
+        number=t,
+        arrivals=arrivals,
+        inner=inner,
+        label=gram.label(u, weights, x, np.asarray(arrivals.total()), memory.bounds),
+        vectors=u,
+        weights=weights,
+        missing=x,
+        truth=truth,
+    )

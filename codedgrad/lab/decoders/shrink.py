@@ -1,7 +1,7 @@
-"""Shrinkage: between the arrived and history, by how noisy the arrived are.
+"""Shrinkage: a mean of the arrived and of history, weighted by the arrived's noise.
 
-The positive-part rule of W. James, C. Stein, "Estimation with Quadratic Loss", 1961,
-which estimates N. Wiener's optimal gain from the data.
+This is the positive-part rule of W. James, C. Stein, "Estimation with Quadratic Loss",
+1961, which estimates N. Wiener's optimal gain from the data.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from codedgrad.lab.decoders.gram import SPAN, Array, Problem
 class Shrink(Decoder):
     """g^ = R + rho (b A + (1 - b) average).
 
-    b = max(0, 1 - (s^2 / L) / |A - average|^2), with a shard's noise from the L arrived
-    s^2 = (1 - 1/L) mean_j |rows_j - A_without_j|^2.
+    The gain is b = max(0, 1 - (s^2 / L) / |A - average|^2), with the noise of a shard
+    taken from the L arrived ones, s^2 = (1 - 1/L) mean_j |rows_j - A_without_j|^2.
     """
 
     name = "shrink"
 
     def coefficients(self, problem: Problem) -> Array:
-        """C [T, P]; rescaling where only one shard has arrived."""
+        """Return c [T, P]; where only one shard has arrived this is rescaling."""
         c = np.zeros((len(problem.gram), len(SPAN)))
         n = problem.left_count
         if n < 2:

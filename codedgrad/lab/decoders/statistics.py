@@ -1,4 +1,4 @@
-"""What a job has learned so far: normal equations, recent errors, calibration."""
+"""What the learned decoder has learned in a job: normal equations and recent errors."""
 
 from __future__ import annotations
 
@@ -15,29 +15,28 @@ if TYPE_CHECKING:
 
     Array = NDArray[np.float64]
 
-_SLOW, _FAST = 0.97, 0.8  # kept of older errors, per label
-_SOME = 1e-9
+_SLOW, _FAST = 0.97, 0.8  # what each label keeps of the older errors
 
 
 class Statistics:
-    """Recent errors of every candidate, per tile, and what they say of a step.
+    """Recent errors of every candidate, per tile, as features of a step.
 
-    Errors are |x - V c|^2 / s with s the step's energy, in two geometric averages.
+    Errors are |x - V c|^2 / s, with s the step's energy, in two geometric averages.
     """
 
     def __init__(self, tiles: int) -> None:
-        """Nothing is known."""
+        """Begin without labels."""
         self.squares = LeastSquares(tiles)
         self.errors = np.zeros((2, tiles, K))
         self.weight = np.zeros(2)
 
     @property
     def labels(self) -> int:
-        """Labels learned from."""
+        """Number of labels that were learned."""
         return self.squares.labels
 
     def learn(self, problem: Problem, candidates: Array, label: Label) -> None:
-        """The label of a step whose candidates were these [T, K, P]."""
+        """Learn the label of a step whose candidates were these [T, K, P]."""
         s = energy(problem)
         if s <= 0.0:
             return
@@ -54,7 +53,7 @@ class Statistics:
         self.squares.learn(problem, label)
 
     def features(self, problem: Problem, candidates: Array) -> tuple[Array, Array]:
-        """F [T, K, FEATURES] and the context [T, CONTEXT] of `network`."""
+        """Return F [T, K, FEATURES] and the context [T, CONTEXT] for the network."""
         left = squared_error(
             candidates,
             problem.left_gram[:, None],

@@ -1,4 +1,4 @@
-"""Step times of a log, or of a profile, under a policy."""
+"""Step times under a policy, from a log or a profile."""
 
 from __future__ import annotations
 

@@ -1,12 +1,12 @@
-"""Owners that settle: who is late is left out once the expected error allows it.
+"""Owners that settle: late workers are left out once the expected error allows it.
 
 Gradients are not simulated. The relative squared error of a mean of which the share rho
 is missing is taken to be
 
-    e(rho) = noise * rho / (1 - rho),
+    e(rho) = noise * rho / (1 - rho).
 
-the law of rescaling over fresh IID shards (DESIGN.md, section 5), with noise that of
-the whole batch's gradient: its variance / its squared length.
+This is what rescaling gives over fresh IID shards. `noise` is the variance of the whole
+batch's gradient over its squared length.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 
 from codedgrad import codes
 from codedgrad.errors import ConfigError
-from codedgrad.lab.simulate.helpers import Lists, Play, lists_of, simulate
+from codedgrad.lab.simulate.helpers import Helping, Lists, Play, lists_of, simulate
 
 if TYPE_CHECKING:
     from codedgrad.lab.simulate.lag import Lag
@@ -28,20 +28,20 @@ if TYPE_CHECKING:
 
 
 class Settle:
-    """When the owners of a step settle.
+    """Decides when the owners of a step settle.
 
-    The first moment, `patience` median passes after half of the shards are there or
-    later, at which e(rho) <= max_error.
+    They settle at the first moment at which e(rho) <= max_error, but not before
+    `patience` median passes after half of the shards are there.
 
     Attributes:
-        lost, errors: rho and e(rho) of every step; 0 where the arrivals cover.
+        lost, errors: rho and e(rho) of every step so far; 0 where the arrivals cover.
     """
 
     def __init__(self, max_error: float, patience: float, noise: float) -> None:
-        """As `approximate`.
+        """Take the settings of `approximate`.
 
         Raises:
-            ConfigError: a negative number, or noise that is not finite.
+            ConfigError: a number is negative, or the noise is not finite.
         """
         if not (max_error >= 0.0 and 0.0 <= noise < math.inf):
             raise ConfigError(
@@ -53,7 +53,7 @@ class Settle:
         self.errors: list[float] = []
 
     def __call__(self, play: Play, over: float, _: Lag) -> float:
-        """When the step is over; `over`: when it is covered."""
+        """Return when the step ends, at most at `over`, when it is covered."""
         there = np.sort(play.arrivals())
         rho = 1.0 - np.arange(1, len(there) + 1) / len(there)
         first = float(there[self.noise * rho <= self.max_error * (1.0 - rho)][0])
@@ -69,6 +69,7 @@ class Settle:
 def approximate(
     times: Times,
     comm: Comm,
+    *,
     max_error: float = 0.1,
     patience: float = 0.1,
     noise: float = 1.0,
@@ -77,10 +78,11 @@ def approximate(
     window: int = 16,
     copies: int = 0,
 ) -> Outcome:
-    """Spread repetition (copies = 0: no back-ups) whose owners settle.
+    """Play spread repetition whose owners settle; without back-ups if copies = 0.
 
-    With partial = 1 a late worker's finished micro-batches count. max_error = 0 is the
-    exact policy: `spread` of as many copies. The patience is also the helpers'.
+    With partial = 1 a late worker's finished micro-batches count. With max_error = 0
+    the policy is exact, and is `spread` with as many copies. Helpers have the same
+    patience as the owners.
     """
     if micro < 1 or copies < 0 or partial not in (0, 1) or window < 1:
         raise ConfigError(
@@ -94,7 +96,7 @@ def approximate(
         lists = lists_of(codes.spread(n, micro=micro, copies=copies))
     if max_error > 0.0 and partial:
         lists = replace(lists, streams=True)
-    out = simulate(times, comm, lists, patience, window, settle)
+    out = simulate(times, comm, lists, Helping(patience, window), settle)
     lost = np.asarray(settle.lost)
     return replace(
         out,

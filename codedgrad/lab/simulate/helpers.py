@@ -1,11 +1,11 @@
 """Policies in which idle workers help past their patience, event by event.
 
-The engine's rules (codedgrad/gradient.py): a worker computes its own shard and sends
-one row; then, each time after its patience, it takes the first item of its list that
-has not arrived, and leaves it when somebody else's copy arrives. The step is over when
-every shard is there, as its own row or as all of its pieces. After a step
-in which all its help proved useless a worker's patience doubles, up to a pass; it
-shrinks when any proved useful.
+The rules are those of codedgrad's own steps (codedgrad/step). A worker computes its own
+shard and sends one row. Then, each time after its patience, it takes the first item of
+its list that has not arrived, and leaves it when somebody else's copy arrives. The step
+is over when every shard is there, as its own row or as all of its pieces. A worker's
+patience doubles, up to a pass, after a step in which all its help proved useless; it
+shrinks after one in which any of it proved useful.
 """
 
 from __future__ import annotations
@@ -28,22 +28,41 @@ if TYPE_CHECKING:
 
     from codedgrad.lab.simulate.times import Times
 
-    # (play, when it is covered, the lag at its begin) -> when it is over
+    # From a play, when its step is covered, and the lag at its begin: when it is over.
     Settle = Callable[["Play", float, Lag], float]
 
-_LONGEST = 1.0  # passes; this and the next as in codedgrad/patience.py
+_LONGEST = 1.0  # passes; this and the next are those of codedgrad/step/patience.py
 _FORGET = 0.97
-_REMEMBERED = 16  # passes that a worker's usual time is the median of
+_REMEMBERED = 16  # a worker's usual time is the median of so many passes
+
+
+@dataclass(frozen=True)
+class Helping:
+    """When an idle worker helps, and how far a late one may fall behind.
+
+    Attributes:
+        patience: median passes that a worker waits before it helps, 0 to 100.
+        window: steps that a worker may be behind before the others wait for it.
+    """
+
+    patience: float = 0.1
+    window: int = 16
+
+    def __post_init__(self) -> None:
+        """Check the patience."""
+        if not 0.0 <= self.patience <= 100.0:
+            raise ConfigError(f"patience is 0 to 100 passes, got {self.patience}")
 
 
 @dataclass(frozen=True)
 class Lists:
-    """Who may help with what.
+    """Which pieces of whose shards every worker may help with.
 
     Attributes:
-        pieces: of a shard; piece u belongs to shard u // pieces.
-        backups: per worker, the pieces it may compute for others, in order.
-        streams: own pieces arrive one by one, not as one row at the end.
+        pieces: number of pieces of a shard; piece u belongs to shard u // pieces.
+        backups: for each worker, the pieces that it may compute for others, in order.
+        streams: True if a worker's own pieces arrive one by one, False if they arrive
+            as one row at the end of its pass.
     """
 
     pieces: int
@@ -52,7 +71,7 @@ class Lists:
 
 
 def lists_of(code: codes.Code) -> Lists:
-    """The lists of a code whose rows are single nodes (spread, scheduled)."""
+    """Return the lists of a code whose rows are single nodes (spread, scheduled)."""
     tree, micro = code.tree, code.micro
     whole = all(
         tree.stop[item] - tree.start[item] == micro
@@ -71,41 +90,45 @@ def lists_of(code: codes.Code) -> Lists:
 def spread(
     times: Times,
     comm: Comm,
+    *,
     micro: int = 4,
     copies: int = 2,
     patience: float = 0.1,
     window: int = 16,
 ) -> Outcome:
-    """Spread repetition, the default code."""
+    """Play spread repetition, the default code."""
     code = codes.spread(times.shape[1], micro=micro, copies=copies)
-    return simulate(times, comm, lists_of(code), patience, window)
+    return simulate(times, comm, lists_of(code), Helping(patience, window))
 
 
 def scheduled(
     times: Times,
     comm: Comm,
+    *,
     copies: int = 2,
     order: str = "cyclic",
     patience: float = 0.1,
     window: int = 16,
 ) -> Outcome:
-    """Scheduled repetition: whole shards of neighbours."""
+    """Play scheduled repetition: workers help with whole shards of their neighbours."""
     code = codes.scheduled(times.shape[1], copies=copies, order=order)
-    return simulate(times, comm, lists_of(code), patience, window)
+    return simulate(times, comm, lists_of(code), Helping(patience, window))
 
 
 def partial(
     times: Times,
     comm: Comm,
+    *,
     micro: int = 8,
     copies: int = 2,
     patience: float = 0.1,
     window: int = 16,
 ) -> Outcome:
-    """Finished pieces count: back-ups walk a shard from its other end, halves meet.
+    """Play a code in which a late worker's finished pieces count.
 
-    After A. Ramamoorthy, R. Meng, V. Girimaji, "Leveraging partial stragglers within
-    gradient coding", 2024.
+    Back-ups walk a shard from its other end, so that the two meet in the middle. The
+    idea is that of A. Ramamoorthy, R. Meng, V. Girimaji, "Leveraging partial stragglers
+    within gradient coding", 2024.
     """
     n = times.shape[1]
     copies = min(copies, n - 1)
@@ -119,23 +142,22 @@ def partial(
         )
         for w in range(n)
     )
-    return simulate(times, comm, Lists(micro, backups, True), patience, window)
+    lists = Lists(micro, backups, streams=True)
+    return simulate(times, comm, lists, Helping(patience, window))
 
 
 def simulate(
     times: Times,
     comm: Comm,
     lists: Lists,
-    patience: float,
-    window: int,
+    helping: Helping,
     settle: Settle | None = None,
 ) -> Outcome:
-    """Play every step; with `settle`, its owners may leave late ones out."""
-    if not 0.0 <= patience <= 100.0:
-        raise ConfigError(f"patience is 0 to 100 passes, got {patience}")
+    """Play every step; with `settle`, the owners may leave late workers out."""
     steps, n = times.shape
+    patience = helping.patience
     hop = comm.hop_s(n) / times.median_s
-    lag = Lag(n, window) if settle is None else Late(n, window)
+    lag = (Lag if settle is None else Late)(n, helping.window)
     now = np.full(n, patience)
     longest = max(patience, _LONGEST)
     history = np.full((_REMEMBERED, n), np.nan)
@@ -158,7 +180,7 @@ def simulate(
                 now[worker] = max(patience, 0.7 * now[worker])
             else:
                 now[worker] = min(longest, max(2.0 * now[worker], 0.05))
-        # A pass that was cut short says nothing about how long one takes.
+        # A pass that was cut short does not show how long a whole one takes.
         done = start + times.pace[s] <= over
         history[s % _REMEMBERED] = np.where(done, start + times.pace[s], np.nan)
         if s < _REMEMBERED or s % 8 == 0:
@@ -171,17 +193,27 @@ def simulate(
 
 @dataclass
 class _Help:
-    """One piece computed for somebody else."""
+    """One piece that a worker computes for somebody else.
+
+    Attributes:
+        worker, piece: who computes what.
+        began: when the worker began.
+        left: when it is free again, because it is done or is not needed any more.
+        whole: when the piece is done, or would have been.
+    """
 
     worker: int
     piece: int
     began: float
-    left: float  # when the worker is free again: done, or not needed any more
-    whole: float  # when it is, or would have been, done
+    left: float
+    whole: float
 
 
 class Play:
-    """One step's events; times from its begin. Lists are by worker or by piece."""
+    """The events of one step, with times counted from its begin.
+
+    Lists are indexed by worker or by piece.
+    """
 
     def __init__(
         self,
@@ -198,7 +230,7 @@ class Play:
         finish = start + pace
         self._first = finish + patience
         self._own: list[float] = (finish + hop).tolist()
-        self._shard = finish + hop  # when each shard is at the owners
+        self._shard = finish + hop  # the moment at which each shard is at the owners
         if lists.streams:  # piece p is done after (p + 1) / m of the pass
             parts = start[:, None] + pace[:, None] * (np.arange(m) + 1.0) / m + hop
             self._piece: list[float] = parts.reshape(-1).tolist()
@@ -211,14 +243,14 @@ class Play:
         self._place: dict[int, int] = {}
 
     def run(self) -> float:
-        """When every shard is at its owners."""
+        """Play the step; return when every shard is at the owners."""
         over = float(self._shard.max())
         for w in np.flatnonzero(self._first < over).tolist():
             self._push(w, float(self._first[w]))
         while self._events and self._events[0][0] < over:
             t, w, version = heapq.heappop(self._events)
             if version != self._version[w]:
-                continue  # it was free earlier than planned
+                continue  # the worker was free earlier than planned
             piece = self._next(w, t)
             if piece >= 0:
                 self._start(w, piece, t)
@@ -226,28 +258,34 @@ class Play:
         return over
 
     def arrivals(self) -> NDArray[np.float64]:
-        """[shards * pieces]: when each piece is at the owners, alone or in a row."""
+        """Return when each piece [shards * pieces] is at the owners.
+
+        It arrives alone or as a part of its shard's row.
+        """
         own = np.repeat(self._own, self._lists.pieces)
         return np.asarray(np.minimum(self._piece, own))
 
     def half(self) -> float:
-        """When half of the shards are there."""
+        """Return when half of the shards are there."""
         count = (len(self._shard) + 1) // 2
         return float(np.partition(self._shard, count - 1)[count - 1])
 
     def work(self, over: float) -> float:
-        """Passes done for others until the step is over."""
+        """Return the passes that are done for others until the step is over."""
         return sum(
             max(0.0, min(h.left, over) - h.began) / self._pace[h.worker]
             for h in self._helps
         )
 
     def rows(self, over: float) -> int:
-        """Rows sent for others."""
+        """Return the number of rows that are sent for others."""
         return sum(h.whole <= min(h.left, over) for h in self._helps)
 
     def verdicts(self, over: float) -> dict[int, bool]:
-        """By worker: was any of its help for a shard whose own row came too late?"""
+        """Return for each worker that helped whether any of its help was useful.
+
+        Help is useful if the own row of its shard came too late.
+        """
         m = self._lists.pieces
         useful: dict[int, bool] = {}
         for h in self._helps:
@@ -260,7 +298,7 @@ class Play:
         heapq.heappush(self._events, (t, w, self._version[w]))
 
     def _next(self, w: int, t: float) -> int:
-        """The first piece of the worker's list that has not arrived, or -1."""
+        """Return the first piece of the worker's list that has not arrived, or -1."""
         todo, m = self._lists.backups[w], self._lists.pieces
         i = self._place.get(w, 0)
         while i < len(todo) and min(self._piece[todo[i]], self._own[todo[i] // m]) <= t:
@@ -273,7 +311,7 @@ class Play:
         shard = piece // m
         whole = t + self._pace[w] / m
         left = min(whole, self._piece[piece], self._own[shard])
-        mine = _Help(w, piece, t, left, whole)
+        own = _Help(w, piece, t, left, whole)
         self._push(w, left + self._patience[w])
         arrival = whole + self._hop
         if arrival < self._piece[piece]:
@@ -284,5 +322,5 @@ class Play:
                     self._push(other.worker, arrival + self._patience[other.worker])
             last = max(self._piece[shard * m : (shard + 1) * m])
             self._shard[shard] = min(self._own[shard], last)
-        self._at.setdefault(piece, []).append(mine)
-        self._helps.append(mine)
+        self._at.setdefault(piece, []).append(own)
+        self._helps.append(own)

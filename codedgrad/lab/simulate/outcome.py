@@ -1,4 +1,4 @@
-"""What a policy did with the times, and the figures drawn from it."""
+"""What a policy makes of the times, and the figures that describe it."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 class Comm:
     """The network: a message of b bytes takes alpha + beta * b (Hockney 1994).
 
-    A row goes to n owners in slices, a result from each owner to all:
-    (n - 1) * alpha + (n - 1) / n * gradient_bytes * beta for each of the two.
+    A row goes in slices to n owners, and a result goes from each owner to all. Each of
+    these two hops takes (n - 1) * alpha + (n - 1) / n * gradient_bytes * beta.
 
     Attributes:
         alpha_s: seconds per message.
         beta_s: seconds per byte.
-        gradient_bytes: D, of one full gradient.
+        gradient_bytes: bytes of one full gradient.
     """
 
     alpha_s: float = 0.0
@@ -38,7 +38,7 @@ class Comm:
             raise ConfigError(f"times and bytes must not be negative, got {self}")
 
     def hop_s(self, workers: int) -> float:
-        """Seconds of one row to its owners, or of one result to all."""
+        """Return the seconds that a row takes to its owners, or a result to all."""
         others = workers - 1
         return others * self.alpha_s + others / workers * self.beta_s * (
             self.gradient_bytes
@@ -47,13 +47,14 @@ class Comm:
 
 @dataclass(frozen=True)
 class Outcome:
-    """One policy on one set of times, in units of the step's median pass.
+    """What one policy makes of one set of times, in units of the step's median pass.
 
     Attributes:
-        step: [steps] time of each step, exchange included.
-        redundant: [steps] work done beyond the n passes, / n.
-        rows: rows sent by each worker in a step, on average.
-        lost: share of the work whose gradient is left out of its step; 0 is exact.
+        step: [steps], time of each step, the exchange included.
+        redundant: [steps], work done beyond the n passes, over n.
+        rows: rows that a worker sends in a step, on average.
+        lost: share of the work whose gradient is left out of its step; 0 if exact.
+        notes: further figures of this policy alone.
     """
 
     step: NDArray[np.float64]
@@ -66,7 +67,7 @@ class Outcome:
 def figures(
     policy: str, times: Times, outcome: Outcome, sync: Outcome, comm: Comm
 ) -> dict[str, Any]:
-    """The figures of one policy; see benchmarks/README.md for every definition."""
+    """Return the figures of one policy; benchmarks/README.md defines each of them."""
     n = times.shape[1]
     unit = times.median_s
     bound = times.bound() + 2.0 * comm.hop_s(n) / unit

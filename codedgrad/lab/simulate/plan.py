@@ -1,4 +1,4 @@
-"""Which code for this job? Chosen on one part of its log, judged on the rest."""
+"""Which code suits a job? It is chosen on one part of a log and judged on the rest."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ if TYPE_CHECKING:
 
     from codedgrad.lab.simulate.times import Times
 
-# A smaller expected speed-up is not worth a change: micro-batches of an eighth of the
-# size may cost as much again.
+# A smaller expected speed-up is not worth a change, because smaller micro-batches may
+# cost as much as it gains.
 _WORTH_IT = 1.10
-_DRAWS = 1000
-_MOST_TIMES, _FEWEST_STEPS = 20_000, 40  # the search looks at; all are judged by
-_MORE_WORK = 0.02  # redundant passes / n that the best may cost beside the frugal
+_DRAWS = 1000  # of the bootstrap
+# The search looks at so many times and steps; the verdict looks at all of its part.
+_MOST_TIMES, _FEWEST_STEPS = 20_000, 40
+_MORE_WORK = 0.02  # a frugal candidate does so many more passes / n than the least
 
 
 @dataclass(frozen=True)
@@ -30,13 +31,14 @@ class Plan:
 
     Attributes:
         recommend: a policy, as `codedgrad simulate --policy` takes it, or "off".
-        speedup, speedup_low, speedup_high: over waiting for everybody, with a 95 %
-            interval of a moving-block bootstrap (Kunsch 1989) over the steps that the
-            choice was not made on.
-        bound_speedup: of a perfect division of the work.
-        redundant_work: done beyond the n passes, / n.
-        reason: why, and what limits it, in a sentence.
-        table: the figures of every candidate on the steps it was chosen on.
+        speedup, speedup_low, speedup_high: speed-up over waiting for everybody, with a
+            95 % interval of a moving-block bootstrap (Kunsch 1989) over the steps that
+            the choice was not made on.
+        bound_speedup: speed-up of a perfect division of the work.
+        redundant_work: work done beyond the n passes, over n.
+        reason: a sentence that says why, and what limits the speed-up.
+        table: the figures of the best candidates on the steps they were chosen on.
+        notes: what makes the recommendation less certain.
     """
 
     recommend: str
@@ -50,12 +52,21 @@ class Plan:
     notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """For programs."""
+        """Return the fields as a dictionary for JSON."""
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class _Job:
+    """What every candidate is judged with; see `plan`."""
+
+    comm: Comm
+    micro_cost: float
+    seed: int
+
+
 def candidates(workers: int) -> list[str]:
-    """Exact policies that codedgrad can run, with the settings that are tried."""
+    """Return the exact policies that codedgrad can run, with the settings to try."""
     out = [
         f"spread:micro={m},copies={c},patience={p:g}"
         for m in (4, 8, 16)
@@ -77,19 +88,19 @@ def candidates(workers: int) -> list[str]:
 def plan(
     times: Times, comm: Comm | None = None, *, micro_cost: float = 0.0, seed: int = 0
 ) -> Plan:
-    """Search the codes for this job's times.
+    """Search the codes for the one that suits a job's times.
 
     Args:
-        times: of the job.
-        comm: its network; free if None.
+        times: the job's times.
+        comm: the job's network; None is one that costs nothing.
         micro_cost: how much longer a pass takes per doubling of its micro-batches,
-            e.g. 0.02; measure it with `benchmarks/bench_step.py`.
-        seed: of the bootstrap.
+            e.g. 0.02; `benchmarks/bench_step.py` measures it.
+        seed: seed of the bootstrap.
 
     Raises:
-        ConfigError: a single worker.
+        ConfigError: the job has a single worker.
     """
-    comm = comm or Comm()
+    job = _Job(comm or Comm(), micro_cost, seed)
     steps, n = times.shape
     if n < 2:
         raise ConfigError(
@@ -98,38 +109,30 @@ def plan(
         )
     search, judge = _halves(steps, n)
     some = times.rows(search)
-    sync = float(simple.sync(some, comm).step.mean())
-    names = candidates(n)
+    sync = float(simple.sync(some, job.comm).step.mean())
     table: list[dict[str, Any]] = []
-    for name in names:
-        outcome = policies.run(name, some, comm)
+    for name in candidates(n):
+        outcome = policies.run(name, some, job.comm)
         step = float(outcome.step.mean()) * _micro_factor(name, micro_cost)
         redundant = float(outcome.redundant.mean())
         table.append({"policy": name, "speedup": sync / step, "redundant": redundant})
     table.sort(key=lambda row: -row["speedup"])
-    # Of those within half a percent of the best, one that works little beside; of
-    # these the one that could help most, for what the log has not shown yet.
+    # Among those within half a percent of the best, prefer the frugal ones, and among
+    # these the one that could help most with what the log has not shown yet.
     near = [row for row in table if row["speedup"] >= 0.995 * table[0]["speedup"]]
     least = min(row["redundant"] for row in near)
     frugal = [row for row in near if row["redundant"] <= least + _MORE_WORK]
     chosen = max(frugal, key=lambda row: _helpers(row["policy"]))["policy"]
-    return _verdict(times.rows(judge), comm, chosen, micro_cost, seed, table)
+    return _verdict(times.rows(judge), chosen, table, job)
 
 
-def _verdict(
-    times: Times,
-    comm: Comm,
-    chosen: str,
-    micro_cost: float,
-    seed: int,
-    table: list[dict[str, Any]],
-) -> Plan:
-    sync = simple.sync(times, comm).step
-    outcome = policies.run(chosen, times, comm)
-    step = outcome.step * _micro_factor(chosen, micro_cost)
-    low, high = _interval(sync, step, seed)
+def _verdict(times: Times, chosen: str, table: list[dict[str, Any]], job: _Job) -> Plan:
+    sync = simple.sync(times, job.comm).step
+    outcome = policies.run(chosen, times, job.comm)
+    step = outcome.step * _micro_factor(chosen, job.micro_cost)
+    low, high = _interval(sync, step, job.seed)
     speedup = float(sync.mean() / step.mean())
-    bound = times.bound() + 2.0 * comm.hop_s(times.shape[1]) / times.median_s
+    bound = times.bound() + 2.0 * job.comm.hop_s(times.shape[1]) / times.median_s
     ceiling = float(sync.mean() / bound.mean())
     off = speedup < _WORTH_IT or low < 1.0
     notes = []
@@ -182,9 +185,10 @@ def _reason(
 
 
 def _halves(steps: int, workers: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Steps to choose on and steps to judge by; the same where there are few.
+    """Return the steps to choose on and those to judge by; the same if there are few.
 
-    Every other block of ten: a log often has several regimes, one after another.
+    Blocks of ten steps alternate, because a log often has several regimes, one after
+    another.
     """
     everything = np.arange(steps)
     if steps < 40:
@@ -195,7 +199,7 @@ def _halves(steps: int, workers: int) -> tuple[NDArray[np.int64], NDArray[np.int
 
 
 def _helpers(name: str) -> int:
-    """How many others may work for one late worker."""
+    """Return how many others may work for one late worker."""
     family, settings = policies.parse(name)
     copies = int(settings.get("copies", settings.get("stragglers", 1)))
     return copies * int(settings.get("micro", 1)) if family == "spread" else copies
@@ -210,7 +214,7 @@ def _micro_factor(name: str, micro_cost: float) -> float:
 def _interval(
     sync: NDArray[np.float64], step: NDArray[np.float64], seed: int
 ) -> tuple[float, float]:
-    """95 % of the ratio of means, over resampled blocks of neighbouring steps."""
+    """Return a 95 % interval of the ratio of means, by a moving-block bootstrap."""
     count = len(sync)
     if count < 2:
         ratio = float(sync.mean() / step.mean())

@@ -1,10 +1,11 @@
-"""Policies by name, with their settings from text."""
+"""The policies by name, with their settings from text."""
 
 from __future__ import annotations
 
 import inspect
 from typing import TYPE_CHECKING, Any
 
+from codedgrad.codes import options
 from codedgrad.errors import ConfigError
 from codedgrad.lab.simulate import helpers, sequential, simple
 from codedgrad.lab.simulate.approximate import approximate
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
     from codedgrad.lab.simulate.times import Times
 
+# A policy takes the times, the network, and its settings as keywords with defaults.
 POLICIES: dict[str, Callable[..., Outcome]] = {
     "sync": simple.sync,
     "backup": simple.backup,
@@ -33,29 +35,37 @@ POLICIES: dict[str, Callable[..., Outcome]] = {
 
 
 def parse(text: str) -> tuple[str, dict[str, Any]]:
-    """("spread", {"micro": 8}) from "spread:micro=8".
+    """Return ("spread", {"micro": 8}) for "spread:micro=8".
+
+    A value gets the type of the setting's default.
 
     Raises:
-        ConfigError: naming the policies or the settings that there are.
+        ConfigError: there is no such policy or setting (the message lists those that
+            there are), or a value is of another type.
     """
-    name, _, settings = text.strip().partition(":")
-    if name not in POLICIES:
-        raise ConfigError(f"no policy {name!r}; there are {', '.join(POLICIES)}")
-    known = list(inspect.signature(POLICIES[name]).parameters.values())[2:]
-    kinds = {p.name: type(p.default) for p in known}
+    name, words = options.parse(text, _types_of, _refusal)
+    types = _types_of(name)
     values: dict[str, Any] = {}
-    for word in filter(None, settings.split(",")):
-        key, equals, value = (part.strip() for part in word.partition("="))
-        if not equals or key not in kinds:
-            shown = ",".join(f"{k}=..." for k in kinds) or "nothing"
-            raise ConfigError(f"{word!r} is no setting of {name}; it takes {shown}")
+    for key, word in words.items():
         try:
-            values[key] = kinds[key](value)
+            values[key] = types[key](word)
         except ValueError:
             raise ConfigError(
-                f"{key}={value} of {name}: wanted {kinds[key].__name__}"
+                f"{key}={word} of {name}: wanted {types[key].__name__}"
             ) from None
     return name, values
+
+
+def _types_of(name: str) -> dict[str, type]:
+    if name not in POLICIES:
+        raise ConfigError(f"no policy {name!r}; there are {', '.join(POLICIES)}")
+    settings = inspect.signature(POLICIES[name]).parameters.values()
+    return {p.name: type(p.default) for p in settings if p.kind is p.KEYWORD_ONLY}
+
+
+def _refusal(name: str, word: str) -> str:
+    known = ",".join(f"{key}=..." for key in _types_of(name)) or "nothing"
+    return f"{word!r} is no setting of {name}; it takes {known}"
 
 
 def run(text: str, times: Times, comm: Comm | None = None) -> Outcome:
@@ -65,6 +75,6 @@ def run(text: str, times: Times, comm: Comm | None = None) -> Outcome:
 
 
 def evaluate(text: str, times: Times, comm: Comm | None = None) -> dict[str, Any]:
-    """The figures of a policy on `times`; see `codedgrad.lab.simulate.outcome.figures`."""
+    """Return a policy's figures; see `codedgrad.lab.simulate.outcome.figures`."""
     comm = comm or Comm()
     return figures(text, times, run(text, times, comm), simple.sync(times, comm), comm)

@@ -1,4 +1,4 @@
-"""Policies that use earlier steps: SR-SGC, M-SGC, DSAG.
+"""Policies that carry work from step to step: SR-SGC, M-SGC, DSAG.
 
 M. N. Krishnan, M. Ebrahimi, A. Khisti, "Sequential Gradient Coding for Straggler
 Mitigation", ICLR 2023 (SR-SGC, M-SGC); A. Severinson, E. Rosnes, S. El Rouayheb,
@@ -9,7 +9,8 @@ straggler-resilient learning", 2023.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -25,72 +26,106 @@ if TYPE_CHECKING:
     from codedgrad.lab.simulate.times import Times
 
 
+@dataclass(frozen=True)
+class Design:
+    """What a sequential code is designed for: bursts of slowness, in the paper's words.
+
+    Attributes:
+        burst: B, steps that a worker may be late in a row.
+        span: W, steps of the sliding window over which stragglers are counted.
+        stragglers: lambda, workers that may be late within a window.
+        slack: mu; who takes longer than (1 + slack) times the first worker is late.
+    """
+
+    burst: int
+    span: int
+    stragglers: int
+    slack: float
+
+    def check(self, workers: int) -> Design:
+        """Return this design.
+
+        Raises:
+            ConfigError: a number is out of range for so many workers.
+        """
+        b, w, lam, slack = self.burst, self.span, self.stragglers, self.slack
+        if b < 1 or w <= b or not 0 <= lam < workers or slack < 0.0:
+            raise ConfigError(
+                f"wanted 1 <= burst < span, 0 <= stragglers < {workers}, slack >= 0; "
+                f"got burst={b}, span={w}, stragglers={lam}, slack={slack}"
+            )
+        return self
+
+
 def sr_sgc(
     times: Times,
     comm: Comm,
+    *,
     burst: int = 1,
     span: int = 2,
     stragglers: int = 2,
     slack: float = 1.0,
 ) -> Outcome:
-    """Selective repetition: a gradient code whose failed tasks are done again later.
+    """Play selective repetition: failed tasks of a gradient code are done again later.
 
-    For bursts of at most `burst` steps (B) of at most `stragglers` workers (lambda)
-    in any `span` steps (W; B divides W - 1) a code for s = ceil(B lambda / (W - 1 + B))
-    is enough: load s + 1 passes. A worker whose task of step t - B is missing there
-    does it again instead of the current one. Gradients come up to B steps late.
+    The settings are those of `Design`; B must divide W - 1. A code for
+    s = ceil(B lambda / (W - 1 + B)) stragglers is then enough, whose load is s + 1
+    passes. A worker whose result of step t - B is missing computes it again instead of
+    the current one, so gradients come up to B steps late.
 
-    A step ends (1 + slack) times after the first worker, or when all but s results of
-    the step B ago are there, whichever is later.
+    A step ends at (1 + slack) times the first worker's time, or when all but s results
+    of the step B ago are there, whichever is later.
     """
     n = times.shape[1]
-    _check(burst, span, stragglers, slack, n)
+    design = Design(burst, span, stragglers, slack).check(n)
     if (span - 1) % burst:
         raise ConfigError(
             f"sr_sgc: burst={burst} must divide span - 1 = {span - 1} (the paper's "
             f"W = x B + 1)"
         )
-    s = math.ceil(burst * stragglers / (span - 1 + burst))
+    s = math.ceil(burst * design.stragglers / (span - 1 + burst))
     load = s + 1.0
     missing: list[NDArray[np.bool_]] = []
 
-    def one(finish: NDArray[np.float64]) -> float:
+    def end_of(finish: NDArray[np.float64]) -> float:
         step = (1.0 + slack) * float(finish.min())
         again = np.zeros(n, bool)
         if len(missing) >= burst:
             before = np.flatnonzero(missing[-burst])
             again[before[: max(0, len(before) - s)]] = True
-        if again.any():  # their results are needed now, whatever they take
+        if again.any():  # these results are needed now, however long they take
             step = max(step, float(finish[again].max()))
         step = min(step, float(finish.max()))
         missing.append((finish > step) | again)
         return step
 
-    return _walk(times, comm, load, one, {"delay_steps": burst})
+    return _walk(times, comm, load, end_of, notes={"delay_steps": burst})
 
 
 def m_sgc(
     times: Times,
     comm: Comm,
+    *,
     burst: int = 1,
     span: int = 2,
     stragglers: int = 2,
     slack: float = 1.0,
 ) -> Outcome:
-    """Multiplexed: tasks of several steps coded across time, at a smaller load.
+    """Play the multiplexed code: tasks of several steps are coded across time.
 
-    Load (lambda + 1)(W - 1 + B) / (B + (W - 1)(lambda + 1)) passes. The step waits for
-    a late worker unless, with it late, all the late ones fit the design: in any W
-    steps at most lambda workers late, each within B steps. Gradients come up to
-    W - 2 + B steps late.
+    The settings are those of `Design`. The load is
+    (lambda + 1)(W - 1 + B) / (B + (W - 1)(lambda + 1)) passes, less than that of
+    selective repetition. A step waits for a late worker unless the design covers it:
+    in any W steps at most lambda workers are late, each within B steps. Gradients come
+    up to W - 2 + B steps late.
     """
     n = times.shape[1]
-    _check(burst, span, stragglers, slack, n)
+    Design(burst, span, stragglers, slack).check(n)
     b, w, lam = burst, span, stragglers
     load = (lam + 1) * (w - 1 + b) / (b + (w - 1) * (lam + 1))
-    late = np.zeros((w, n), bool)  # the last W steps, the present one last
+    late = np.zeros((w, n), bool)  # in the last W steps, the present one last
 
-    def one(finish: NDArray[np.float64]) -> float:
+    def end_of(finish: NDArray[np.float64]) -> float:
         late[:-1] = late[1:]
         late[-1] = False
         limit = (1.0 + slack) * float(finish.min())
@@ -105,20 +140,21 @@ def m_sgc(
                 return float(finish[worker])
         return float(finish[~late[-1]].max())
 
-    return _walk(times, comm, load, one, {"delay_steps": w - 2 + b})
+    return _walk(times, comm, load, end_of, notes={"delay_steps": w - 2 + b})
 
 
-def dsag(times: Times, comm: Comm, wait: float = 0.9) -> Outcome:
-    """The fastest `wait` share of fresh gradients; the rest keep their last one.
+def dsag(times: Times, comm: Comm, *, wait: float = 0.9) -> Outcome:
+    """Play DSAG: a step waits for a share of fresh gradients and reuses the rest.
 
-    A worker that is late goes on with its task into the next steps, and its gradient
-    counts, stale, from then on. T = the ceil(wait n)-th of the fresh ones.
+    A step ends with the ceil(wait n)-th fresh gradient. A late worker goes on with its
+    task into the next steps; until it is done its last gradient counts, and from then
+    on the new one does, which is stale.
     """
     steps, n = times.shape
     if not 0.0 < wait <= 1.0:
         raise ConfigError(f"dsag: wait must be in (0, 1], got {wait}")
     need = max(1, math.ceil(wait * n))
-    free = np.zeros(n)  # when the worker is done with an older task
+    free = np.zeros(n)  # the moment at which a worker is done with an older task
     out = np.empty(steps)
     stale = 0
     for s in range(steps):
@@ -141,24 +177,21 @@ def _walk(
     times: Times,
     comm: Comm,
     load: float,
-    one: Callable[[NDArray[np.float64]], float],
-    notes: dict[str, int],
+    end_of: Callable[[NDArray[np.float64]], float],
+    *,
+    notes: dict[str, Any],
 ) -> Outcome:
-    """Step by step, since each depends on those before."""
+    """Play step by step, since each depends on those before.
+
+    `end_of` returns a step's length from the times [workers] at which the workers
+    finish `load` passes.
+    """
     steps, n = times.shape
     lag = Lag(n, window=steps + 1)
     out = np.empty(steps)
     for s in range(steps):
         finish = lag.begin(times.stall[s]) + load * times.pace[s]
-        out[s] = one(finish)
+        out[s] = end_of(finish)
         lag.end(times.stall[s], out[s])
     exchange = 2.0 * comm.hop_s(n) / times.median_s
     return Outcome(out + exchange, np.full(steps, load - 1.0), 1.0, 0.0, dict(notes))
-
-
-def _check(burst: int, span: int, stragglers: int, slack: float, n: int) -> None:
-    if burst < 1 or span <= burst or not 0 <= stragglers < n or slack < 0.0:
-        raise ConfigError(
-            f"wanted 1 <= burst < span, 0 <= stragglers < {n}, slack >= 0; got "
-            f"burst={burst}, span={span}, stragglers={stragglers}, slack={slack}"
-        )

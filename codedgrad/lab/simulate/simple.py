@@ -1,13 +1,14 @@
-"""Policies that are an order statistic of the workers' times.
+"""Policies in which a step's time T is an order statistic of the workers' times t_i.
 
-sync        T = max_i t_i, one pass each (Horovod, DDP).
+sync        T = max_i t_i, and every worker does one pass (Horovod, DDP).
 backup      T = the (n - b)-th of the t_i; the last b are dropped and the rest rescaled
             (Chen et al. 2016, "Revisiting Distributed Synchronous SGD").
-fractional  T = max over groups of the min over the group, `copies` passes each
+fractional  T = the largest over the groups of the smallest in the group, and every
+            worker does `copies` passes (Tandon et al. 2017).
+cyclic      T = the (n - s)-th of the t_i, and every worker does s + 1 passes
             (Tandon et al. 2017).
-cyclic      T = the (n - s)-th of the t_i, s + 1 passes each (Tandon et al. 2017).
-deadline    T = min(d, max_i t_i): who is late is dropped.
-dropcompute T = the same, but the micro-batches that are finished count
+deadline    T = min(d, max_i t_i); late workers are dropped.
+dropcompute T is the same, but micro-batches that are finished count
             (Giladi et al. 2023, "DropCompute").
 """
 
@@ -33,7 +34,10 @@ if TYPE_CHECKING:
 
 
 def by_rule(times: Times, load: float, rule: Rule) -> NDArray[np.float64]:
-    """[steps]: `rule` of the finishing times of `load` passes by every worker."""
+    """Return a step's time [steps] by `rule`.
+
+    `rule` takes the times [steps, workers] at which the workers finish `load` passes.
+    """
     if times.model == "rate":
         return rule(load * times.pace)
     lag = Lag(times.shape[1], window=times.shape[0] + 1)
@@ -53,7 +57,7 @@ def _outcome(
 
 
 def sync(times: Times, comm: Comm) -> Outcome:
-    """Wait for everybody."""
+    """Play steps that wait for everybody."""
     return _outcome(times, comm, times.alone().max(axis=1), 1.0)
 
 
@@ -61,8 +65,8 @@ def _smallest(count: int) -> Rule:
     return lambda t: np.partition(t, count - 1, axis=1)[:, count - 1]
 
 
-def backup(times: Times, comm: Comm, drop: int = 1) -> Outcome:
-    """Go on without the last `drop` workers."""
+def backup(times: Times, comm: Comm, *, drop: int = 1) -> Outcome:
+    """Play steps that go on without the last `drop` workers."""
     n = times.shape[1]
     if not 0 <= drop < n:
         raise ConfigError(f"backup: drop must be 0 to {n - 1}, got {drop}")
@@ -70,8 +74,8 @@ def backup(times: Times, comm: Comm, drop: int = 1) -> Outcome:
     return _outcome(times, comm, step, 1.0, drop / n)
 
 
-def fractional(times: Times, comm: Comm, copies: int = 2) -> Outcome:
-    """The classical code: every group does everything `copies` times."""
+def fractional(times: Times, comm: Comm, *, copies: int = 2) -> Outcome:
+    """Play the classical code in which every shard is computed `copies` times."""
     n = times.shape[1]
     fractional_code(n, copies)  # raises where copies does not divide n
 
@@ -82,8 +86,8 @@ def fractional(times: Times, comm: Comm, copies: int = 2) -> Outcome:
     return _outcome(times, comm, by_rule(times, copies, rule), copies)
 
 
-def cyclic(times: Times, comm: Comm, stragglers: int = 1) -> Outcome:
-    """The classical code: any n - s of the workers decode."""
+def cyclic(times: Times, comm: Comm, *, stragglers: int = 1) -> Outcome:
+    """Play the classical code that any n - s of the workers decode."""
     n = times.shape[1]
     if not 0 <= stragglers < n:
         raise ConfigError(f"cyclic: stragglers must be 0 to {n - 1}, got {stragglers}")
@@ -92,8 +96,8 @@ def cyclic(times: Times, comm: Comm, stragglers: int = 1) -> Outcome:
     return _outcome(times, comm, step, load)
 
 
-def deadline(times: Times, comm: Comm, at: float = 1.5) -> Outcome:
-    """Drop who is not done at `at` medians; one worker at least is waited for."""
+def deadline(times: Times, comm: Comm, *, at: float = 1.5) -> Outcome:
+    """Play steps that drop who is not done at `at` medians; the first one is kept."""
     _check_deadline(at)
 
     def rule(t: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -104,8 +108,10 @@ def deadline(times: Times, comm: Comm, at: float = 1.5) -> Outcome:
     return _outcome(times, comm, step, 1.0, lost)
 
 
-def dropcompute(times: Times, comm: Comm, at: float = 1.5, micro: int = 8) -> Outcome:
-    """At `at` medians every worker stops; the micro-batches it has finished count."""
+def dropcompute(
+    times: Times, comm: Comm, *, at: float = 1.5, micro: int = 8
+) -> Outcome:
+    """Play steps in which all workers stop at `at` medians; finished work counts."""
     _check_deadline(at)
 
     def rule(t: NDArray[np.float64]) -> NDArray[np.float64]:

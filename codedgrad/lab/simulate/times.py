@@ -21,18 +21,19 @@ MODELS = ("rate", "stall")
 class Times:
     """Slowness, in units of the step's median pass.
 
-    A worker that begins at 0 has done w passes of work at time stall + w * pace.
+    A worker that begins at 0 has done w passes of work at time stall + w * pace. With x
+    the ratio of its time to the step's median, the two models are
 
-    rate: pace = x, stall = 0: it is slow in proportion to the work.
-    stall: pace = min(x, 1), stall = x - pace: it first does nothing for a while, and
-    nothing can interrupt that; a worker still stalled when the step is over carries
-    the rest into the next one.
+    rate: pace = x, stall = 0. The worker is slow in proportion to its work.
+    stall: pace = min(x, 1), stall = x - pace. The worker first does nothing for a
+    while, and nothing can interrupt that; if it is still stalled when the step is over
+    it carries the rest into the next one.
 
     Attributes:
         pace, stall: float64 [steps, workers].
         model: "rate" or "stall".
-        filled: entries that were missing in the log and are taken as 1.
-        median_s: seconds that the unit stands for.
+        filled: number of entries that were missing in the log and are taken as 1.
+        median_s: seconds of one unit.
     """
 
     pace: NDArray[np.float64]
@@ -43,33 +44,33 @@ class Times:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Steps, workers."""
+        """Numbers of steps and of workers."""
         return int(self.pace.shape[0]), int(self.pace.shape[1])
 
     def alone(self) -> NDArray[np.float64]:
-        """Time of one pass by each worker, x [steps, workers]."""
+        """Return the time x [steps, workers] of one pass by each worker."""
         return self.stall + self.pace
 
     def bound(self) -> NDArray[np.float64]:
-        """[steps]: perfect division of the step's n passes among all workers.
+        """Return the time [steps] of a perfect division of n passes among all workers.
 
-        The T with sum_i max(0, T - stall_i) / pace_i = n; under `rate` that is
-        n / sum_i (1 / x_i). No policy can be below it without leaving work out.
+        It is the T with sum_i max(0, T - stall_i) / pace_i = n; under `rate` that is
+        n / sum_i (1 / x_i). No policy is faster unless it leaves work out.
         """
         n = self.shape[1]
         order = np.argsort(self.stall, axis=1, kind="stable")
         speed = np.take_along_axis(1.0 / self.pace, order, axis=1)
         stall = np.take_along_axis(self.stall, order, axis=1)
-        # With the first k workers alone T is T_k >= T, with the right k it is T.
+        # The first k workers alone need T_k >= T, and the right k need T.
         enough = (n + np.cumsum(stall * speed, axis=1)) / np.cumsum(speed, axis=1)
         return np.asarray(enough.min(axis=1))
 
     def first(self, steps: int) -> Times:
-        """The first steps."""
+        """Return the first `steps` steps."""
         return self.rows(np.arange(min(steps, self.shape[0])))
 
     def rows(self, steps: NDArray[np.int64]) -> Times:
-        """These steps alone."""
+        """Return the steps with these indices."""
         pace, stall = self.pace[steps], self.stall[steps]
         return Times(pace, stall, self.model, self.filled, self.median_s)
 
@@ -77,10 +78,12 @@ class Times:
 def from_ratios(
     ratios: NDArray[np.float64], model: str = "rate", median_s: float = 1.0
 ) -> Times:
-    """Times from ratios to the step's median [steps, workers]; NaN is taken as 1.
+    """Make times from ratios to the step's median [steps, workers].
+
+    NaN, a missing entry, is taken as 1.
 
     Raises:
-        ConfigError: no such model.
+        ConfigError: there is no such model.
     """
     if model not in MODELS:
         raise ConfigError(f"model must be one of {MODELS}, got {model!r}")
@@ -91,5 +94,5 @@ def from_ratios(
 
 
 def from_log(log: Log, model: str = "rate") -> Times:
-    """Times of a log's steps in which at least half of the workers took part."""
+    """Make times of the steps of a log in which half of the workers took part."""
     return from_ratios(log.ratios(), model, float(np.nanmedian(log.medians())))

@@ -1,4 +1,4 @@
-"""Logs of straggling: read, record, fit a profile, sample from it."""
+"""Logs of straggling: read or record one, fit a profile to it, sample from that."""
 
 from __future__ import annotations
 

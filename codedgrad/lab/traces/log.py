@@ -1,4 +1,4 @@
-"""A log: seconds of every worker in every step."""
+"""A log: the seconds that every worker took in every step."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Log:
-    """Times before any exchange: how long a worker's own pass took.
+    """How long every worker's own pass took, without any exchange.
 
     Attributes:
-        compute: float64 [steps, workers], seconds; NaN: took no part.
+        compute: float64 [steps, workers], seconds; NaN where a worker took no part.
         workers: a name for every column.
-        meta: what is known of the source; keys as in the .npz format.
+        meta: what is known of the source; the keys are those of the .npz format.
         segment: int [steps]; neighbouring rows of different segments are not
             neighbours in time.
-        source: file it was read from, for messages.
+        source: the file that the log was read from, for messages.
     """
 
     compute: NDArray[np.float64]
@@ -74,25 +74,29 @@ class Log:
 
     @property
     def steps(self) -> int:
-        """Rows."""
+        """Number of steps."""
         return int(self.compute.shape[0])
 
     @property
     def size(self) -> int:
-        """Workers."""
+        """Number of workers."""
         return int(self.compute.shape[1])
 
     def medians(self) -> NDArray[np.float64]:
-        """Median over the workers of each step, seconds [steps]; NaN if nobody."""
+        """Return each step's median over the workers, seconds [steps].
+
+        It is NaN where no worker took part.
+        """
         out = np.full(self.steps, np.nan)
         some = ~np.isnan(self.compute).all(axis=1)
         out[some] = np.nanmedian(self.compute[some], axis=1)
         return out
 
     def ratios(self) -> NDArray[np.float64]:
-        """Time / the step's median, [steps, workers], steps with half of the workers.
+        """Return time over the step's median [steps, workers].
 
-        NaN where a worker took no part. The rows of `complete` are the same steps.
+        Steps in which less than half of the workers took part are left out. NaN stands
+        where a worker took no part.
         """
         present = (~np.isnan(self.compute)).mean(axis=1) >= 0.5
         if not present.any():
@@ -102,17 +106,17 @@ class Log:
         return np.asarray(self.compute[present] / self.medians()[present, None])
 
     def segments(self) -> NDArray[np.int64]:
-        """Segment of each step of `ratios`."""
+        """Return the segment of each step of `ratios`."""
         present = (~np.isnan(self.compute)).mean(axis=1) >= 0.5
         if self.segment is None:
             return np.zeros(int(present.sum()), np.int64)
         return np.asarray(self.segment[present], np.int64)
 
     def take(self, workers: int, seed: int = 0) -> Log:
-        """A log of `workers` of these workers, chosen at random without repetition.
+        """Return a log of `workers` of these workers, chosen at random, each once.
 
         Raises:
-            ConfigError: there are fewer.
+            ConfigError: there are fewer workers.
         """
         if workers > self.size:
             raise ConfigError(
@@ -130,7 +134,7 @@ class Log:
         )
 
     def save(self, path: str | Path) -> None:
-        """Write the .npz format that `read` reads."""
+        """Write the log in the .npz format that `read` reads."""
         arrays: dict[str, Any] = {
             "compute": self.compute.astype(np.float32),
             "workers": np.array(self.workers),
@@ -149,7 +153,7 @@ def from_rows(
     source: str,
     meta: dict[str, Any] | None = None,
 ) -> Log:
-    """A log from (step, worker, seconds) in any order; what is missing is NaN.
+    """Make a log from (step, worker, seconds) in any order; missing times are NaN.
 
     Raises:
         ConfigError: a (step, worker) comes twice.

@@ -1,14 +1,15 @@
-"""A profile: what of a log's slowness is worth keeping, and logs drawn from it.
+"""A profile: a statistical model of a log's slowness, from which logs are drawn.
 
-With r the ratio of a time to its step's median, F the ratios' distribution and
+With r the ratio of a time to its step's median, F the distribution of the ratios and
 z = Phi^-1(F(r)) their normal scores, the model is
 
     z[t, w] = sqrt(a) u[w] + sqrt(b) v[t] + sqrt(1 - a - b) e[t, w],
     e[t, w] = rho e[t-1, w] + sqrt(1 - rho^2) noise,     u, v, noise ~ N(0, 1)
 
-a: how much of the slowness stays with the worker; b: how much comes over all at once;
-rho: how long a worker's bad stretch lasts. Sampling gives back r = F^-1(Phi(z)), so
-every quantile is the log's own (a Gaussian copula; Nelsen 2006).
+Here a says how much of the slowness stays with the worker, b how much comes over all
+workers at once, and rho how long a worker's bad stretch lasts. Sampling returns
+r = F^-1(Phi(z)), so that every quantile is the log's own (a Gaussian copula; Nelsen
+2006).
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 SHIPPED = Path(__file__).parent / "profiles"
-# Dense in the tail, where the slowness is.
+# The levels are dense in the tail, where the slowness is.
 _LEVELS = np.concatenate(
     [np.linspace(0.0, 0.9, 91)[:-1], 1.0 - np.geomspace(0.1, 1e-5, 110), [1.0]]
 )
@@ -36,13 +37,15 @@ _LEVELS = np.concatenate(
 
 @dataclass(frozen=True)
 class Profile:
-    """Distribution and structure of a log's slowness.
+    """The distribution and the structure of a log's slowness; see the module.
 
     Attributes:
-        median_s: median of the steps' medians, seconds.
-        quantiles: of r at `levels`.
-        worker_share: a. step_share: b. persistence: rho. See the module.
-        meta: source, licence, size of the log it was fitted to.
+        median_s: median of the steps' medians, in seconds.
+        levels, quantiles: the levels, and the quantiles of r at them.
+        worker_share: a.
+        step_share: b.
+        persistence: rho.
+        meta: source, licence and size of the log that the profile was fitted to.
     """
 
     median_s: float
@@ -54,7 +57,7 @@ class Profile:
     meta: dict[str, Any] = field(default_factory=dict)
 
     def sample(self, steps: int, workers: int, seed: int = 0) -> Log:
-        """A log of any size, drawn from the model."""
+        """Draw a log of any size from the model."""
         if steps < 1 or workers < 1:
             raise ConfigError(
                 f"a log needs at least one step and one worker, got {steps} and "
@@ -76,15 +79,15 @@ class Profile:
         return Log(self.median_s * ratios, (), meta, None, "sampled from a profile")
 
     def save(self, path: str | Path) -> None:
-        """Write as JSON."""
+        """Write the profile as JSON."""
         Path(path).write_text(json.dumps(asdict(self), indent=1) + "\n")
 
     @classmethod
     def load(cls, name: str | Path) -> Profile:
-        """Read a JSON file, or a profile that comes with the package, by name.
+        """Read a JSON file, or by its name a profile that the package ships.
 
         Raises:
-            ConfigError: there is none.
+            ConfigError: there is no such profile, or the file is not a profile.
         """
         path = Path(name)
         shipped = SHIPPED / f"{name}.json"
@@ -145,7 +148,10 @@ def _phi(z: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _variance_shares(z: NDArray[np.float64]) -> tuple[float, float]:
-    """Shares of worker and step in the variance of z; noise taken off (ANOVA)."""
+    """Return the shares of worker and step in the variance of z.
+
+    The variance that noise adds to the means is subtracted first (ANOVA).
+    """
     steps, workers = z.shape
     total = float(np.nanvar(z))
     if total <= 0.0:
@@ -164,7 +170,7 @@ def _variance_shares(z: NDArray[np.float64]) -> tuple[float, float]:
 
 
 def _lag_one(z: NDArray[np.float64], segments: NDArray[np.int64]) -> float:
-    """Autocorrelation of what is neither the worker's nor the step's."""
+    """Return the autocorrelation of what is neither the worker's nor the step's."""
     if len(z) < 3:
         return 0.0
     rest = z - np.nanmean(z, axis=0) - np.nanmean(z, axis=1, keepdims=True)
@@ -174,6 +180,6 @@ def _lag_one(z: NDArray[np.float64], segments: NDArray[np.int64]) -> float:
     both = ~np.isnan(now) & ~np.isnan(after)
     if both.sum() < 3 or now[both].std() == 0.0 or after[both].std() == 0.0:
         return 0.0
-    # Taking off a mean of few steps makes neighbours look opposed: 1/T each.
+    # Subtracting a mean of T steps makes the correlation of neighbours 1 / T too low.
     raw = float(np.corrcoef(now[both], after[both])[0, 1]) + 1.0 / len(z)
     return float(np.clip(raw, 0.0, 0.999))

@@ -1,4 +1,4 @@
-"""Logs from files: .npz, CSV, operation records, Chrome traces, own recordings."""
+"""Read logs: .npz, CSV, operation records, Chrome traces and codedgrad's recordings."""
 
 from __future__ import annotations
 
@@ -20,23 +20,26 @@ from codedgrad.lab.traces.log import Log, from_rows
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-MAX_BYTES = 1 << 30  # of numbers in memory; more is refused with the size named
+MAX_BYTES = 1 << 30  # bytes of times held in memory; a larger log is refused
 _ARRAYS = ("compute", "workers", "segment", "meta")
 _COLUMNS = ("step", "worker", "seconds")
 
 
 def read(path: str | Path) -> Log:
-    """Read a log; the kind is told by the file's name.
+    """Read a log; the name of the file decides how.
 
-    .npz: arrays `compute` [steps, workers] seconds, optionally `workers`, `segment`,
-    `meta` (JSON). .csv or .csv.gz: columns step, worker, seconds (others are left
-    alone). .parquet: operation records as published by ByteDance. .json or .json.gz:
-    a Chrome trace; a worker is a process, a step is told by `args.step` of its events.
+    .npz: an array `compute` [steps, workers] in seconds, and optionally `workers`,
+    `segment` and `meta` (JSON).
+    .csv, .csv.gz: columns step, worker and seconds; others are ignored.
+    .parquet: operation records as ByteDance publishes them.
+    .json, .json.gz: a Chrome trace, in which a worker is a process and `args.step` of
+    an event is its step.
     A folder: the recordings of a codedgrad run, one CSV per worker.
 
     Raises:
-        ConfigError: what is wrong, where, and the remedy.
-        EnvironmentSetupError: parquet without pyarrow.
+        ConfigError: the log cannot be used; the message says why, where, and the
+            remedy.
+        EnvironmentSetupError: a parquet file cannot be read without pyarrow.
     """
     path = Path(path)
     if path.is_dir():
@@ -84,7 +87,10 @@ def _read_npz(path: Path) -> Log:
 
 
 def _npz_bytes(path: Path) -> int:
-    """What the archive says it unpacks to; a zip bomb is refused unread."""
+    """Return the bytes that the archive says it unpacks to.
+
+    Asking first makes it possible to refuse a zip bomb unread.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             return sum(
@@ -135,7 +141,7 @@ def _collect(
     source: str,
     meta: dict[str, Any] | None = None,
 ) -> Log:
-    """Memory holds the numbers only, and no more of them than MAX_BYTES."""
+    """Make a log of the rows; memory holds numbers only, at most MAX_BYTES of them."""
     steps, seconds = array("q"), array("d")
     workers: list[str] = []
     names: dict[str, str] = {}
@@ -178,10 +184,10 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, str, float]]:
 
 
 def _read_parquet(path: Path) -> Log:
-    """ByteDance's StragglerAnalysis: one record per operation.
+    """Read the records of ByteDance's StragglerAnalysis, one per operation.
 
-    A column is a data-parallel replica; its time is from the first forward's start to
-    the last backward's end, without the waiting for other replicas.
+    A column is a data-parallel replica. Its time runs from the start of the first
+    forward to the end of the last backward, without the waiting for other replicas.
     """
     try:
         import pyarrow.parquet as parquet
@@ -235,7 +241,10 @@ def _from_operations(columns: dict[str, list[Any]], scale: float, source: str) -
 
 
 def _read_chrome(path: Path) -> Log:
-    """Complete events ("ph": "X") named COMPUTE, or with `args.step`, per process."""
+    """Read the complete events ("ph": "X") of a Chrome trace that have `args.step`.
+
+    If any of them is named COMPUTE, only those are used. A worker is a process.
+    """
     _refuse_large(path, path.stat().st_size)
     try:
         with _open_text(path) as file:

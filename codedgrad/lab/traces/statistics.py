@@ -1,4 +1,4 @@
-"""Figures of a log: how much it straggles, and whether it is always the same worker."""
+"""Figures of a log: how slow its workers are, and whether the same ones always are."""
 
 from __future__ import annotations
 
@@ -9,17 +9,20 @@ import numpy as np
 if TYPE_CHECKING:
     from codedgrad.lab.traces.log import Log
 
-_SLOW = 1.5  # times the step's median
+_SLOW = 1.5  # who takes so many times the step's median is slow
 
 
 def describe(log: Log) -> dict[str, Any]:
-    """Figures of the ratios r = time / the step's median.
+    """Return the figures of the ratios r = time / the step's median.
 
-    slow_again: of the workers above 1.5 x in a step, the share that is so in the next
-    recorded one of the segment (NaN-free: 0 if nobody is). kind: "none", "persistent"
-    (half of the slow worker-steps are of workers slow in half of their steps),
-    "roaming" else. sync_over_median: mean over steps of max r; bound_speedup: that
-    over the mean of n / sum(1 / r).
+    above_X: share of the ratios above X.
+    sync_over_median: mean over the steps of max r.
+    bound_speedup: sync_over_median over the mean of n / sum(1 / r).
+    slow_again: among the workers above 1.5 x in a step, the share that is so again in
+    the segment's next recorded step; 0 if no worker is slow.
+    persistent_share: share of the slow (worker, step) pairs that belong to workers
+    which are slow in half of their steps.
+    kind: "none", "persistent" (persistent_share is at least 0.5) or "roaming".
     """
     r = log.ratios()
     values = r[~np.isnan(r)]

@@ -20,6 +20,7 @@ def network() -> Network:
 
 def case(
     seed: int = 0,
+    *,
     k: int = 5,
     bounds: tuple[int, ...] = (0, 7, 12, 30),
     late: tuple[int, ...] = (1, 3),

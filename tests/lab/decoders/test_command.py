@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from codedgrad.__main__ import main
+from codedgrad.lab.decoders import evaluate as judge
 from codedgrad.lab.decoders import load
 
 pytest.importorskip("sklearn")
-NAMES = ["learned", "online_ls", "zero", "rescale", "shrink"]
-NAMES += ["momentum", "stale", "saga", "oracle"]
+NAMES = [*(decoder.name for decoder in judge.decoders(1)), "oracle"]
 SCRIPT = """
 import torch
 
