@@ -170,7 +170,7 @@ def test_memory_stays_over_2000_steps() -> None:
             sizes.append(engine.stats().pool_bytes - before)
             resident.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
     coded.close()
-    # docs/design.md, Memory: rows for the own slices and results, at most a window of each.
+    # docs/design.md, Memory: own slices' rows and results, a window of each at most.
     assert max(sizes) <= (16 + 1) * 3 * row_bytes + (1 << 20)
     assert resident[-1] - resident[4] < 8192  # KiB
 
