@@ -1,7 +1,8 @@
-"""Kernels on tensors: one streaming pass where torch expressions make several.
+"""Kernels on tensors, with one streaming pass where torch expressions make several.
 
-`torch.ops.codedgrad.*`, with a schema, a CPU and a CUDA implementation and a fake one
-(for `torch.compile`). The slow torch references have the same signatures.
+Each is an operator `torch.ops.codedgrad.NAME`, with a schema, a CPU and a CUDA
+implementation and a fake one (for `torch.compile`). Beside it stands a slow reference
+in torch with the same signature.
 """
 
 from __future__ import annotations

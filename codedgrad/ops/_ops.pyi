@@ -1,4 +1,10 @@
-"""Types of the kernels' Python module; see csrc/ops_bindings.cpp."""
+"""Types of the CPU kernels' Python module; see csrc/bindings/ops.cpp.
+
+Vectors are given as addresses. `type` is the type of the inputs, "float32", "float64",
+"bfloat16" or "float16"; `wire` is "", "bfloat16" or "float16". csrc/ops/cpu says what
+the kernels compute. `tests/exchange/test_stubs.py` compares names and parameters with
+the module.
+"""
 
 def weighted_sum(
     weights: list[float],
@@ -24,11 +30,17 @@ def encode(
     type: str,  # noqa: A002
     out: int,
     wire: str,
-) -> bool: ...
+    streamed: bool,
+) -> bool:
+    """`leaf`: address and elements of each piece; True when all is finite."""
+
 def changes(
     buffers: list[tuple[int, int, int, str]],
     type: str,  # noqa: A002
     row: int,
     into_row: bool,
-) -> None: ...
-def copies(buffers: list[tuple[int, int, int, str]], back: bool) -> None: ...
+) -> None:
+    """`buffers`: address now, address before, elements, and "f", "d" or "q" (int64)."""
+
+def copies(buffers: list[tuple[int, int, int, str]], back: bool) -> None:
+    """Copy now to before, or `back`."""

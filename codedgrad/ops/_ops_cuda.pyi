@@ -1,4 +1,10 @@
-"""Types of the CUDA kernels' Python module; see csrc/ops_cuda_bindings.cpp."""
+"""Types of the CUDA kernels' Python module; see csrc/bindings/ops_cuda.cpp.
+
+Vectors are given as addresses, as in `_ops`, and streams as cudaStream_t.
+`tests/ops/test_emulated_cuda.py` compares names and parameters with the module.
+"""
+
+DEVICE_SUM_BYTES: int  # of the struct of csrc/ops/device_sum.h
 
 def weighted_sum(
     weights: list[float],
@@ -10,22 +16,9 @@ def weighted_sum(
     wire: str,
     stream: int,
 ) -> None: ...
+def gram_workspace(count: int) -> int:
+    """Doubles of device memory that `gram` wants as `workspace`."""
 
-DEVICE_SUM_BYTES: int
-
-def sums_host_memory(device: int) -> bool: ...
-def engine_calls() -> dict[str, int]: ...
-def start_sum(
-    device: int,
-    is_double: bool,
-    program: list[int],
-    inputs: list[int],
-    out: int,
-    out2: int,
-    count: int,
-) -> int: ...
-def sum_done(ticket: int) -> int: ...
-def gram_workspace(count: int) -> int: ...
 def gram(
     inputs: list[int],
     type: str,  # noqa: A002
@@ -34,3 +27,22 @@ def gram(
     workspace: int,
     stream: int,
 ) -> None: ...
+def sums_host_memory(device: int) -> bool:
+    """Whether kernels reach registered host memory by the host's own addresses."""
+
+def engine_calls() -> dict[str, int]:
+    """Addresses of `start_sum` and `sum_done` for the engine."""
+
+def start_sum(
+    device: int,
+    is_double: bool,
+    program: list[int],
+    inputs: list[int],
+    out: int,
+    out2: int,
+    count: int,
+) -> int:
+    """Start a sum by a program of csrc/ops/cpu/sums.h; returns a ticket."""
+
+def sum_done(ticket: int) -> int:
+    """Returns cudaErrorNotReady (600) while it is under way; then, once, 0 or an error."""

@@ -13,12 +13,13 @@ if TYPE_CHECKING:
 
 
 def gram(inputs: Sequence[torch.Tensor]) -> torch.Tensor:
-    """G[i, j] = <inputs[i], inputs[j]> over all elements, in one pass over memory.
+    """Returns G[i, j] = <inputs[i], inputs[j]> over all elements, in one pass.
 
-    fp64 is added in fp64, all else in fp32 up to 64 products at a time and those sums
-    in fp64: |error| <= 64 * 2^-24 * <|inputs[i]|, |inputs[j]|>, and a product above
-    3.4e38 is infinite. The order of additions depends on the number of elements alone:
-    the same bits for any number of threads. (A GPU has an order of its own.)
+    Products of fp64 are added in fp64. All others are added in fp32, at most 64 of
+    them, and those sums in fp64: |error| <= 64 * 2^-24 * <|inputs[i]|, |inputs[j]|>, and a
+    product above 3.4e38 is infinite. The order of additions depends on the number of
+    elements alone, so any number of threads gives the same bits. (A GPU has an order of
+    its own.)
 
     Args:
         inputs: k >= 1 tensors of one shape, device and dtype: fp32, bf16, fp16 or fp64.
@@ -37,7 +38,7 @@ def gram(inputs: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 def gram_reference(inputs: Sequence[torch.Tensor]) -> torch.Tensor:
-    """As `gram`, all in fp64, as a torch expression; slow."""
+    """Returns what `gram` does, all in fp64, by a torch expression, which is slow."""
     check_inputs("gram", inputs)
     x = torch.stack([t.detach().reshape(-1).double() for t in inputs])
     return x @ x.T
@@ -48,32 +49,35 @@ def _fake(inputs: Sequence[torch.Tensor]) -> torch.Tensor:
     return inputs[0].new_empty((len(inputs), len(inputs)), dtype=torch.float64)
 
 
-def _run(
-    module: str, inputs: Sequence[torch.Tensor], out: torch.Tensor, how: int
-) -> None:
-    """`how`: threads of the CPU, stream of CUDA."""
-    held, where = addresses(inputs)
-    count = held[0].numel()
-    name = NAMES[inputs[0].dtype]
-    if module == "_ops":
-        kernels(module).gram(where, name, count, out.data_ptr(), how)
-        return
-    size = kernels(module).gram_workspace(count)
-    workspace = out.new_empty(size)
-    # Freed before the kernel has run: the allocator keeps it in the stream's order.
-    kernels(module).gram(where, name, count, out.data_ptr(), workspace.data_ptr(), how)
-
-
 def _cpu(inputs: Sequence[torch.Tensor]) -> torch.Tensor:
     out = _fake(inputs)
-    _run("_ops", inputs, out, torch.get_num_threads())
+    held, places = addresses(inputs)
+    kernels("_ops").gram(
+        inputs=places,
+        type=NAMES[inputs[0].dtype],
+        count=held[0].numel(),
+        out=out.data_ptr(),
+        threads=torch.get_num_threads(),
+    )
     return out
 
 
 def _cuda(inputs: Sequence[torch.Tensor]) -> torch.Tensor:
-    out = _fake(inputs)
+    out, module = _fake(inputs), kernels("_ops_cuda")
     with torch.cuda.device(out.device):
-        _run("_ops_cuda", inputs, out, torch.cuda.current_stream().cuda_stream)
+        held, places = addresses(inputs)
+        count = held[0].numel()
+        # It is freed before the kernel has run: the allocator keeps freed memory in
+        # the stream's order.
+        workspace = out.new_empty(module.gram_workspace(count))
+        module.gram(
+            inputs=places,
+            type=NAMES[inputs[0].dtype],
+            count=count,
+            out=out.data_ptr(),
+            workspace=workspace.data_ptr(),
+            stream=torch.cuda.current_stream().cuda_stream,
+        )
     return out
 
 

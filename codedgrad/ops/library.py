@@ -1,4 +1,4 @@
-"""What the operators share: their namespace, checks, and how kernels are reached."""
+"""What the operators share: their namespace, their checks, the way to the kernels."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def register(
     cuda: Callable[..., Any],
     fake: Callable[..., Any],
 ) -> None:
-    """Define `codedgrad::NAME(...)` and its implementations."""
+    """Defines `codedgrad::NAME(...)` and its implementations."""
     name = schema.partition("(")[0]
     _LIBRARY.define(schema)
     _LIBRARY.impl(name, cpu, "CPU")
@@ -39,7 +39,11 @@ def register(
 
 
 def kernels(module: str) -> Any:
-    """`codedgrad.ops._ops` or `codedgrad.ops._ops_cuda`."""
+    """Returns `codedgrad.ops._ops` or `codedgrad.ops._ops_cuda`, by its last name.
+
+    Raises:
+        EnvironmentSetupError: it is not built.
+    """
     name = f"codedgrad.ops.{module}"
     try:
         return sys.modules.get(name) or importlib.import_module(name)
@@ -53,7 +57,7 @@ def kernels(module: str) -> Any:
 
 
 def check_inputs(op: str, inputs: Sequence[torch.Tensor]) -> None:
-    """Raise ConfigError unless they are tensors of one dtype, shape and device."""
+    """Raises ConfigError unless `inputs` are tensors of one dtype, shape and device."""
     if not inputs:
         raise ConfigError(f"{op} got no input; give at least one tensor")
     first = inputs[0]
@@ -66,14 +70,14 @@ def check_inputs(op: str, inputs: Sequence[torch.Tensor]) -> None:
     for i, x in enumerate(inputs):
         if x.dtype is dtype and x.shape == shape and x.device == device:
             continue
-        what = next(w for w in _ALIKE if getattr(x, w) != getattr(first, w))
+        name = next(n for n in _ALIKE if getattr(x, n) != getattr(first, n))
         raise ConfigError(
-            f"{op} wants inputs of one {what}, got {getattr(first, what)} for input 0 "
-            f"and {getattr(x, what)} for input {i}"
+            f"{op} wants inputs of one {name}, got {getattr(first, name)} for input 0 "
+            f"and {getattr(x, name)} for input {i}"
         )
 
 
 def addresses(inputs: Sequence[torch.Tensor]) -> tuple[list[torch.Tensor], list[int]]:
-    """Contiguous inputs, to be kept alive, and where their data lie."""
+    """Returns contiguous inputs, to be kept alive, and the addresses of their data."""
     held = [x if x.is_contiguous() else x.contiguous() for x in inputs]
     return held, [x.data_ptr() for x in held]

@@ -1,8 +1,8 @@
-"""Linear combination of tensors in one pass: encoding and decoding."""
+"""Linear combinations of tensors in one pass, which is how rows are decoded."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -21,18 +21,19 @@ def weighted_sum(
     out_dtype: torch.dtype | None = None,
     wire_dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
-    """Y = round(sum_j weights[j] * inputs[j]), in one pass over memory.
+    """Returns round(sum_j weights[j] * inputs[j]), in one pass over memory.
 
     Weights, products and sums are fp32 (fp64 for fp64 inputs), in the order of j and
-    without fused multiply-add, so the bits depend on the arguments alone: the CPU, any
+    without fused multiply-add. So the bits depend on the arguments alone: the CPU, any
     number of threads, CUDA and `weighted_sum_reference` agree. Inputs of weight 0 are
-    not read: a NaN in them does not matter. Gradients do not flow through it.
+    not read, so a NaN in them does not matter. No gradient flows through the sum.
 
     Args:
         inputs: k >= 1 tensors of one shape, device and dtype: fp32, bf16, fp16 or fp64.
         weights: k numbers.
-        out_dtype: of y; fp32, bf16 or fp16 (fp64 for fp64); the inputs' by default.
-        wire_dtype: rounds the sum to this type first (bf16 or fp16, to the nearest,
+        out_dtype: type of the result: fp32, bf16 or fp16 (fp64 for fp64 inputs). None:
+            the inputs' type.
+        wire_dtype: the sum is rounded to this type first (bf16 or fp16, to the nearest,
             ties to even; not for fp64), so that a sender keeps what others receive.
 
     Raises:
@@ -53,9 +54,10 @@ def weighted_sum_out(
     out: torch.Tensor,
     wire_dtype: torch.dtype | None = None,
 ) -> None:
-    """As `weighted_sum`, into a contiguous tensor of the inputs' shape.
+    """Writes what `weighted_sum` returns to `out`.
 
-    It may be one of the inputs, but not overlap them otherwise.
+    `out` is contiguous and has the inputs' shape. It may be one of the inputs, but must
+    not overlap them otherwise.
 
     Raises:
         ConfigError: the arguments do not fit each other.
@@ -71,7 +73,7 @@ def weighted_sum_reference(
     out_dtype: torch.dtype | None = None,
     wire_dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
-    """As `weighted_sum`, as torch expressions; slow, the same bits."""
+    """Returns the same bits as `weighted_sum` by torch expressions, which is slow."""
     out_dtype = _check(inputs, weights, out_dtype, wire_dtype)
     wide = torch.float64 if inputs[0].dtype == torch.float64 else torch.float32
     total: torch.Tensor | None = None
@@ -124,34 +126,33 @@ def _check_out(inputs: Sequence[torch.Tensor], out: torch.Tensor) -> None:
         )
 
 
-def _run(
-    module: str,
+def _kernel_arguments(
     inputs: Sequence[torch.Tensor],
     weights: Sequence[float],
     out: torch.Tensor,
     wire_dtype: torch.dtype | None,
-    how: int,
-) -> None:
-    """`how`: threads of the CPU, stream of CUDA."""
-    held, where = addresses(inputs)
+) -> tuple[list[torch.Tensor], dict[str, Any]]:
+    """Returns the tensors to keep alive, and what the kernels of all devices take."""
+    _check(inputs, weights, out.dtype, wire_dtype)
+    _check_out(inputs, out)
+    held, places = addresses(inputs)
     begin, count = out.data_ptr(), out.numel()
     end, size = begin + count * out.element_size(), count * held[0].element_size()
-    for i, at in enumerate(where):
-        same = at == begin and held[i].dtype is out.dtype
-        if at < end and begin < at + size and not same:
+    for i, place in enumerate(places):
+        same = place == begin and held[i].dtype is out.dtype
+        if place < end and begin < place + size and not same:
             raise ConfigError(
                 f"out overlaps input {i} without being it; give memory of its own"
             )
-    kernels(module).weighted_sum(
-        list(weights),
-        where,
-        NAMES[inputs[0].dtype],
-        begin,
-        NAMES[out.dtype],
-        count,
-        "" if wire_dtype in (None, torch.float32) else NAMES[wire_dtype],
-        how,
-    )
+    return held, {
+        "weights": list(weights),
+        "inputs": places,
+        "type": NAMES[inputs[0].dtype],
+        "out": begin,
+        "out_type": NAMES[out.dtype],
+        "count": count,
+        "wire": "" if wire_dtype in (None, torch.float32) else NAMES[wire_dtype],
+    }
 
 
 def _cpu_out(
@@ -160,9 +161,9 @@ def _cpu_out(
     out: torch.Tensor,
     wire_dtype: torch.dtype | None = None,
 ) -> None:
-    _check(inputs, weights, out.dtype, wire_dtype)
-    _check_out(inputs, out)
-    _run("_ops", inputs, weights, out, wire_dtype, torch.get_num_threads())
+    held, arguments = _kernel_arguments(inputs, weights, out, wire_dtype)
+    kernels("_ops").weighted_sum(**arguments, threads=torch.get_num_threads())
+    del held  # it is alive until here
 
 
 def _cuda_out(
@@ -171,11 +172,13 @@ def _cuda_out(
     out: torch.Tensor,
     wire_dtype: torch.dtype | None = None,
 ) -> None:
-    _check(inputs, weights, out.dtype, wire_dtype)
-    _check_out(inputs, out)
+    held, arguments = _kernel_arguments(inputs, weights, out, wire_dtype)
     with torch.cuda.device(out.device):
         stream = torch.cuda.current_stream().cuda_stream
-        _run("_ops_cuda", inputs, weights, out, wire_dtype, stream)
+        kernels("_ops_cuda").weighted_sum(**arguments, stream=stream)
+    # The kernel may not have run yet: the allocator keeps freed memory in the stream's
+    # order.
+    del held
 
 
 def _fake_out(

@@ -1,4 +1,4 @@
-// Several ranks inside one process, for tests without an MPI launcher and under the
+// Several ranks inside one process, for tests that need no MPI launcher or run under the
 // thread sanitizer. Messages become visible after a random delay, in order per pair.
 #pragma once
 
@@ -14,7 +14,8 @@
 
 namespace codedgrad {
 
-// Like MPI's rendezvous, a send completes only when the receiver has copied it.
+// A send completes only when the receiver has copied the message, as in MPI's
+// rendezvous protocol.
 struct LocalMessage {
   Envelope envelope;
   const void* data = nullptr;

@@ -5,7 +5,8 @@
 #include <limits>
 #include <stdexcept>
 
-// Of Open MPI and MPICH 4, in no standard: null where the MPI has none.
+// Open MPI and MPICH 4 have this function, no standard does; where the MPI has none it
+// is null.
 extern "C" int MPIX_Query_cuda_support(void) __attribute__((weak));
 
 namespace codedgrad {
@@ -20,7 +21,7 @@ void check(int code, const char* call) {
 }
 
 int checked_count(std::size_t bytes) {
-  // MPI 3 counts are ints; slices are kept below this by the bucket size.
+  // MPI 3 counts in ints. The size of buckets keeps the engine's messages below that.
   if (bytes > static_cast<std::size_t>(std::numeric_limits<int>::max())) {
     throw std::runtime_error("a message of " + std::to_string(bytes) +
                              " bytes does not fit MPI's 2 GiB; use smaller buckets "

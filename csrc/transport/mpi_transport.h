@@ -1,5 +1,5 @@
-// Non-blocking MPI point-to-point on a communicator of its own. Needs
-// MPI_THREAD_MULTIPLE: the engine's thread calls MPI while others do.
+// Messages are MPI's non-blocking point-to-point ones, on a communicator of their own.
+// It needs MPI_THREAD_MULTIPLE: the engine's thread calls MPI while other threads do.
 #pragma once
 
 #include <memory>
@@ -9,14 +9,15 @@
 
 namespace codedgrad {
 
-// `fortran_comm`: MPI_Comm_c2f of a communicator used by nobody else.
+// `fortran_comm` is MPI_Comm_c2f of a communicator that nobody else uses.
 std::unique_ptr<Transport> make_mpi_transport(int fortran_comm);
 
-// What the extension was compiled against, and what is loaded now.
+// These say what the extension was compiled against, and what is loaded now.
 std::string mpi_build_vendor();
 std::string mpi_build_version();
 std::string mpi_library_version();
-// Does the MPI say, after its start, that messages may lie in memory of CUDA devices?
+// Returns whether MPI says, once it is started, that messages may lie in the memory of
+// CUDA devices.
 bool mpi_reads_cuda_memory();
 
 }  // namespace codedgrad

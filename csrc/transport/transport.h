@@ -1,6 +1,6 @@
-// The seam between the engine and the network. A transport knows messages and
-// ranks; it knows no codes, steps or gradients. One contract test holds for all
-// implementations (tests/engine/test_transport.py, tests/parallel/test_transport.py).
+// The seam between the engine and the network. A transport knows messages and ranks;
+// it knows no engine, codes, steps or gradients. Every implementation keeps the contract
+// of tests/transport/contract.py.
 #pragma once
 
 #include <cstddef>
@@ -15,35 +15,39 @@ struct Envelope {
   std::size_t bytes = 0;
 };
 
-// Called by one thread only, the engine's. Nothing here blocks. Messages of one
-// pair of ranks are announced by probe() in the order in which they were sent.
-// Errors are thrown as std::runtime_error with the transport's own words.
+// One thread calls it, the engine's. Nothing here blocks: a send does not wait for a
+// receiver that does not look, however many are under way. Messages of one pair of
+// ranks, which may be a rank and itself, are announced by probe() in the order in which
+// they were sent, whatever their size and tag. Errors are thrown as std::runtime_error
+// with the transport's own words.
 class Transport {
  public:
   virtual ~Transport() = default;
 
   virtual int rank() const = 0;
   virtual int size() const = 0;
-  // Tags must lie in [0, max_tag()].
+  // Tags must lie in [0, max_tag()], and max_tag() is at least 32767.
   virtual int max_tag() const = 0;
 
-  // Starts a send. `data` belongs to the caller and must stay valid and unchanged
-  // until poll() has reported `id`.
+  // Starts a send of 0 or more bytes. `data` belongs to the caller and must stay valid
+  // and unchanged until poll() has reported `id`, which the caller chooses. A transport
+  // may refuse 2 GiB and more: it throws, and nothing has been started.
   virtual void send(int dest, int tag, const void* data, std::size_t bytes,
                     std::uint64_t id) = 0;
 
-  // True when a message is there: it is now taken, and receive() must be called
-  // exactly once before the next probe().
+  // Returns true when a message is there: it is now taken, and receive() must be called
+  // exactly once before the next probe(). Earlier receives may still be under way.
   virtual bool probe(Envelope* envelope) = 0;
 
   // Starts to receive the message last taken by probe() into `into` (at least
   // Envelope::bytes long, valid until poll() has reported `id`).
   virtual void receive(void* into, std::uint64_t id) = 0;
 
-  // Appends the ids of sends and receives completed since the last call.
+  // Appends the ids of the sends and receives that were completed since the last call,
+  // each once, in any order.
   virtual void poll(std::vector<std::uint64_t>* done) = 0;
 
-  // Sends and receives started and not yet reported.
+  // Returns the number of sends and receives that were started and are not reported.
   virtual std::size_t pending() const = 0;
 };
 

@@ -12,10 +12,10 @@ ROOT = Path(__file__).parent.parent.parent
 SOURCES = [
     *sorted(
         str(path.relative_to(ROOT))
-        for folder in ("csrc/engine", "csrc/decoder", "csrc/transport")
+        for folder in ("csrc/engine", "csrc/decoder")
         for path in (ROOT / folder).glob("*.cpp")
-        if path.name != "mpi_transport.cpp"
     ),
+    "csrc/transport/local_transport.cpp",
     "tests/engine/stress.cpp",
 ]
 # Thread sanitizer slows everything 10 times, and more threads than cores more so.

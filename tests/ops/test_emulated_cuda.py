@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+import stubs
 import torch
 from ops import emulation
 from ops.cases import COUNTS, DTYPES, SIZES, exact_gram, integers
@@ -91,6 +92,10 @@ def reference(program: list[int], inputs: Sequence[torch.Tensor]) -> torch.Tenso
         else:
             stack.append(inputs[token])
     return stack[0]
+
+
+def test_the_stub_says_what_the_module_has(cuda: Any) -> None:
+    assert stubs.differences(cuda, stubs.PACKAGE / "ops" / "_ops_cuda.pyi") == []
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
