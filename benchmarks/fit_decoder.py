@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import codedgrad
-from codedgrad.lab.decoders import candidates, network, record, replay
+from codedgrad.lab.decoders import candidates, network, record, replay, tasks
 from codedgrad.lab.decoders.gram import squared_error
 from codedgrad.lab.decoders.predictor import unit
 from codedgrad.lab.decoders.statistics import Statistics

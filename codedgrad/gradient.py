@@ -144,8 +144,8 @@ class CodedGradient:
             self._passes, self._payload, work, Pacing(late, patience)
         )
         log = settings.run.log if seat.leads else None
-        reporter = start.reporter_into(log, seat.worker)
-        self._account = Account(code, reporter, patience)
+        self._reporter = start.reporter_into(log, seat.worker)
+        self._account = Account(code, patience, self._reporter)
         self._step = 0
         self.report: StepReport | None = None
 
@@ -185,7 +185,7 @@ class CodedGradient:
             own_rng(),
         ):
             lag_s = exchange.begin(step)
-            state = StepState(step, forwarded=exchange.forwarded(step), lag_s=lag_s)
+            state = StepState(step, exchange.forwarded(step), clock, lag_s)
             context = StepContext(exchange, loss_fn, shards, state)
             clock.lap("lag")
             payload.buffers.remember()
@@ -198,13 +198,13 @@ class CodedGradient:
             self._passes.check_sum(total, step)
         loss = payload.scatter(total, tail)
         self._step += 1
-        self.report = self._account.close_step(context, clock, float(loss))
+        self.report = self._account.end(state, exchange, float(loss))
         return loss
 
     @property
     def record(self) -> RunRecord:
         """The reports so far."""
-        return self._account.record
+        return self._reporter.record
 
     @property
     def step(self) -> int:
@@ -251,4 +251,4 @@ class CodedGradient:
         """End the exchange and take the hooks off the model. Collective."""
         self._exchange.close()
         self._passes.close()
-        self._account.close()
+        self._reporter.close()

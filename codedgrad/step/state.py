@@ -1,8 +1,9 @@
-"""What happens to one worker in one step, and how long it takes."""
+"""What one step has done on this worker so far, and the stopwatch that times it."""
 
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -10,7 +11,12 @@ if TYPE_CHECKING:
 
 
 class Stopwatch:
-    """Counts the seconds of one step by phase."""
+    """Measures the phases of a step, in seconds.
+
+    Attributes:
+        start: The monotonic clock's time at the start.
+        phases: The seconds that were booked under each phase.
+    """
 
     def __init__(self) -> None:
         """Start the watch."""
@@ -25,35 +31,39 @@ class Stopwatch:
         self._lap = now
 
     def total(self) -> float:
-        """Returns the seconds since the start."""
+        """Return the seconds since the start."""
         return time.monotonic() - self.start
 
 
+@dataclass
 class StepState:
-    """What has happened to this worker in one step so far.
+    """What happens to this worker in one step.
 
     Attributes:
-        step: the step's number.
-        forwarded: the step was decoded before this worker began it.
-        lag_s: seconds that the worker waited before the step because another one lagged
-            by a whole window.
-        abandoned: a pass was left unfinished because it was not needed any more.
-        done: share of the worker's own required work that was done, 0 to 1.
-        helped: tree nodes whose computation was begun for others.
-        help_s: seconds spent in passes for others.
-        send_s: seconds spent handing rows to the engine.
-        finished: rows of finished items by item, kept for codes whose messages combine
-            several of them.
+        step: The number of the step.
+        forwarded: Whether the step was decoded before this worker began it.
+        clock: The stopwatch of the step. Its phases "compute" and "wait" are the own
+            passes and the time from then on.
+        lag_s: The time in which this worker waited for one that lags a whole window.
+        abandoned: Whether a pass was left unfinished.
+        done: The share of the own required passes that was done.
+        helped: The tree nodes of the redundant passes that this worker began.
+        help_s: The time in redundant passes.
+        send_s: The time in which rows were handed to the engine.
+        finished: The rows of finished items, by item, that a linear code combines.
     """
 
-    def __init__(self, step: int, *, forwarded: bool, lag_s: float = 0.0) -> None:
-        """Begin with a step in which nothing has happened yet."""
-        self.step = step
-        self.forwarded = forwarded
-        self.lag_s = lag_s
-        self.abandoned = False
-        self.done = 0.0 if forwarded else 1.0
-        self.helped: list[int] = []
-        self.help_s = 0.0
-        self.send_s = 0.0
-        self.finished: dict[int, Tensor] = {}
+    step: int
+    forwarded: bool = False
+    clock: Stopwatch = field(default_factory=Stopwatch)
+    lag_s: float = 0.0
+    abandoned: bool = False
+    done: float = field(init=False)
+    helped: list[int] = field(default_factory=list)
+    help_s: float = 0.0
+    send_s: float = 0.0
+    finished: dict[int, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """A worker does all of its work unless the step is decoded or it abandons."""
+        self.done = 0.0 if self.forwarded else 1.0
