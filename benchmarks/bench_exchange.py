@@ -57,9 +57,9 @@ def codedgrad_sum(source: torch.Tensor) -> Sum:
     job = runtime.current()
     each = min(source.numel(), 1 << 20)
     starts = [*range(0, source.numel(), each), source.numel()]
-    code = codes.uncoded(here.size)
+    code = codes.uncoded(job.size)
     layout = Flat(source.dtype, starts)
-    exchange = EngineExchange(here, code, layout, ExchangeSettings())
+    exchange = EngineExchange(job, code, layout, ExchangeSettings())
     codedgrad.barrier()
     row = exchange.row_of(job.rank, 0)
     step = 0

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import codedgrad
-from codedgrad.lab.decoders import candidates, network, record, replay
+from codedgrad.lab.decoders import candidates, network, record, replay, tasks
 from codedgrad.lab.decoders.gram import squared_error
 from codedgrad.lab.decoders.predictor import unit
 from codedgrad.lab.decoders.statistics import Statistics
@@ -201,8 +201,8 @@ def _past(true: Tensor, left: Tensor, delay: int) -> Tensor:
 def main() -> None:
     """Record, play the recordings, fit the network, and save it."""
     parser = argparse.ArgumentParser(description=__doc__)
-    package = Path(codedgrad.__file__).parent / "exchange"  # which ships it
-    parser.add_argument("--out", type=Path, default=package / "pretrained.npz")
+    shipped = Path(codedgrad.__file__).parent / "exchange" / "pretrained.npz"
+    parser.add_argument("--out", type=Path, default=shipped)
     parser.add_argument("--toy", action="store_true")
     parser.add_argument("--epochs", type=int, default=35)
     args = parser.parse_args()

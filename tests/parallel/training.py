@@ -7,7 +7,6 @@ micro-batch itself and adds them up in the order of the code's tree.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -151,7 +150,6 @@ def plain(
 
     Gradients are rounded to `wire` at every node of up to `rows` parts, and in the end.
     """
-    rounding = Rounding(wire, rows)
     model, optimizer, schedule = build(steps, wide)
     sampler = codedgrad.ShardSampler(dataset(samples), BATCH, seed=SEED)
     loss_fn = nn.CrossEntropyLoss()
@@ -237,6 +235,6 @@ def _root(
         a, b = total(int(tree.left[node])), total(int(tree.right[node]))
         both = {n: a[n] + b[n] for n in a}
         parts = tree.stop[node] - tree.start[node]
-        return rounded(both) if parts <= rounding.rows else both
+        return rounded(both) if parts <= rows else both
 
     return rounded(total(int(tree.root)))
