@@ -201,8 +201,8 @@ def _past(true: Tensor, left: Tensor, delay: int) -> Tensor:
 def main() -> None:
     """Record, play the recordings, fit the network, and save it."""
     parser = argparse.ArgumentParser(description=__doc__)
-    package = Path(codedgrad.__file__).parent / "exchange"  # which ships it
-    parser.add_argument("--out", type=Path, default=package / "pretrained.npz")
+    shipped = Path(codedgrad.__file__).parent / "exchange" / "pretrained.npz"
+    parser.add_argument("--out", type=Path, default=shipped)
     parser.add_argument("--toy", action="store_true")
     parser.add_argument("--epochs", type=int, default=35)
     args = parser.parse_args()

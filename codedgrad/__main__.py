@@ -13,6 +13,9 @@ from codedgrad.monitor import command as report
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
+
+    from codedgrad.lab.traces import Log
 
     Adder = Callable[["argparse._SubParsersAction[argparse.ArgumentParser]"], None]
 
@@ -27,9 +30,19 @@ def _add_doctor(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     command.set_defaults(run=lambda args: doctor.main(as_json=args.json))
 
 
+def _plot(log: Log, path: Path) -> None:
+    from codedgrad.monitor.plots import plot_log  # matplotlib is slow to import
+
+    plot_log(log, path)
+
+
+def _add_trace(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    trace.add(commands, _plot)
+
+
 _COMMANDS: tuple[Adder, ...] = (
     _add_doctor,
-    trace.add,
+    _add_trace,
     simulate.add,
     plan.add,
     report.add,

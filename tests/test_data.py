@@ -96,7 +96,7 @@ def fixed(number: int = 0, **settings: object) -> ShardSampler:
 
 
 def by_shard(sampler: ShardSampler, shards: int, micro: int) -> list[list[int]]:
-    """[shard]: its samples of an epoch."""
+    """Return the samples of every shard in an epoch."""
     found: list[list[int]] = [[] for _ in range(shards)]
     for step in sampler.steps(shards * micro, shards):
         for g in range(step.parts):
@@ -122,11 +122,11 @@ def test_a_shard_stays_on_its_part(shards: int, micro: int, by: object) -> None:
     for a, b in zip(*epochs, strict=True):
         assert sorted(a) == sorted(b)
         assert a != b
-    # Every sample once; parts differ by one.
+    # Every sample is there once, and parts differ by one.
     assert sorted(chain(*epochs[0])) == list(range(101))
     sizes = {len(part) for part in epochs[0]}
     assert max(sizes) - min(sizes) <= 1
-    # However the shard is cut into micro-batches.
+    # It does not matter how a shard is cut into micro-batches.
     assert by_shard(fixed(by=by), shards, 1) == epochs[0]
 
 
@@ -145,7 +145,7 @@ def test_parts_in_the_order_of_labels() -> None:
     names = np.array(["d", "b", "a", "c"])[LABELS]
     for by in (LABELS, LABELS.tolist(), torch.from_numpy(LABELS), names):
         parts = by_shard(fixed(by=by), 4, 1)
-        # Four labels of 25 or 26 samples: all but a few of a shard have one label.
+        # Four labels have 25 or 26 samples, so all but a few of a shard have one label.
         assert all(np.bincount(LABELS[p]).max() >= len(p) - 3 for p in parts)
     plain = by_shard(fixed(by=LABELS, shuffle=False), 4, 1)
     assert list(chain(*plain)) == np.argsort(LABELS, kind="stable").tolist()

@@ -37,7 +37,7 @@ def test_every_arrival_set(code: codes.Code) -> None:
     for rows in subsets(list(range(code.row_count))):
         decoding = code.decode(rows)
         used = decoding.weights[list(rows)]
-        # The weights are of rows that arrived, and do what the deficit says.
+        # Only rows that arrived have weights, and these leave the deficit.
         assert np.count_nonzero(decoding.weights) == np.count_nonzero(used)
         np.testing.assert_allclose(
             1.0 - used @ b[list(rows)], decoding.deficit, atol=1e-7

@@ -58,7 +58,7 @@ def test_a_matrix_whose_rows_do_not_give_the_sum() -> None:
 
 
 def test_ill_conditioned_systems_fall_back() -> None:
-    # The first row alone gives the sum; the second is it, but for rounding.
+    # The first row alone gives the sum, and the second differs only by rounding.
     b = np.array([[1.0, 1.0], [1.0, 1.0 + 1e-9]])
     for mask in ([True, False], [False, True], [True, True]):
         found = Dual(b).decode(np.array(mask))

@@ -11,6 +11,10 @@ from codedgrad.lab.traces.statistics import describe
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Callable
+
+    # Draws a log into a file. The lab does not know what draws.
+    Plotter = Callable[[traces.Log, Path], None]
 
 _EXAMPLES = """\
   codedgrad trace info log.npz
@@ -19,8 +23,10 @@ _EXAMPLES = """\
   codedgrad trace convert trace.json --out log.npz"""
 
 
-def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add `trace` to the command line."""
+def add(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser], plot: Plotter
+) -> None:
+    """Add `trace` to the command line; `plot` is what `trace plot` calls."""
     command = common.parser(
         commands, "trace", "look at a log of per-worker step times", _EXAMPLES
     )
@@ -30,20 +36,18 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     )
     command.add_argument("--out", type=Path, help="file to write (plot, fit, convert)")
     command.add_argument("--json", action="store_true", help="for programs (info)")
-    command.set_defaults(run=run)
+    command.set_defaults(run=lambda args: run(args, plot))
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace, plot: Plotter) -> int:
     """Print, draw, fit or convert the log."""
     log = traces.read(args.log)
     stem = Path(args.log).name.split(".")[0]
     if args.what == "info":
         return _info(log, as_json=args.json)
     if args.what == "plot":
-        from codedgrad.monitor.plots import plot_log
-
         out = args.out or Path(f"{stem}.png")
-        plot_log(log, out)
+        plot(log, out)
     elif args.what == "fit":
         out = args.out or Path(f"{stem}-profile.json")
         traces.fit(log).save(out)

@@ -98,7 +98,7 @@ class Network:
 
     @classmethod
     def pretrained(cls) -> Network:
-        """What the package ships, fitted by benchmarks/fit_decoder.py."""
+        """Read the package's own network; benchmarks/fit_decoder.py has fitted it."""
         shipped = resources.files("codedgrad.exchange").joinpath("pretrained.npz")
         with resources.as_file(shipped) as path:
             return cls.load(path)

@@ -13,7 +13,7 @@ from codedgrad.lab.decoders.network import SHAPES
 
 @pytest.fixture(scope="session")
 def network() -> Network:
-    """Weights near zero: no test hangs on what the shipped ones are."""
+    """Return weights near zero, so that no test depends on the shipped ones."""
     random = np.random.default_rng(0)
     return Network(**{n: 0.01 * random.normal(size=s) for n, s in SHAPES.items()})
 
@@ -27,7 +27,7 @@ def case(
     partly: dict[int, float] | None = None,
     unseen: tuple[int, ...] = (),
 ) -> tuple[Arrivals, Memory, Any]:
-    """Random arrivals and memory of a few steps, and the truth of every shard."""
+    """Return random arrivals, the memory of a few steps, and every shard's truth."""
     random = np.random.default_rng(seed)
     count = bounds[-1]
     memory = Memory(k, np.asarray(bounds))
@@ -51,7 +51,7 @@ def case(
 def drifting(
     steps: int = 80, k: int = 6, sizes: tuple[int, ...] = (300, 280), noise: float = 0.3
 ) -> Recording:
-    """Shards that differ and drift slowly, with noise; one micro-batch each."""
+    """Return a run whose shards differ and drift slowly, with noise."""
     random = np.random.default_rng(7)
     count = sum(sizes)
     own = random.normal(size=(k, count))

@@ -1,4 +1,4 @@
-"""The decoders written out vector by vector: slow and obvious, the truth for tests."""
+"""The decoders written out vector by vector, which is slow and obvious."""
 
 from __future__ import annotations
 
@@ -19,10 +19,13 @@ if TYPE_CHECKING:
 def span(
     arrivals: Arrivals, memory: Memory, alpha: Array, delta: Array
 ) -> dict[str, Array]:
-    """Every vector of the span [D], by name; alpha and delta may be a left-out case."""
+    """Return every vector [D] of the span by name.
+
+    alpha and delta may be those of a left-out problem.
+    """
     k, count = arrivals.rows.shape
     w = arrivals.weight
-    here = alpha
+    arrived_share = alpha
     if any(alpha >= 1.0):  # only complete shards count as arrived
         alpha = np.array([1.0 if share >= 1.0 else 0.0 for share in alpha])
     arrived = sum(alpha[j] * w[j] for j in range(k))
@@ -46,13 +49,13 @@ def span(
             out["mean_missing"] += share * a
         else:
             rest = memory.last[j]
-            if part:  # what is left of the whole
+            if part:  # only the rest of the shard is missing
                 rest = (rest - alpha[j] * arrivals.rows[j]) / delta[j]
             out["last_missing"] += share * rest
             out["mean_missing"] += share * memory.mean[j]
-        if here[j] > 0.0 and not part and memory.seen[j] > 0:
+        if arrived_share[j] > 0.0 and not part and memory.seen[j] > 0:
             rest = memory.last[j] - arrivals.rows[j]
-            out["partial"] += here[j] * w[j] / missing * rest
+            out["partial"] += arrived_share[j] * w[j] / missing * rest
         if part:
             out["partial"] += share * (arrivals.rows[j] - a)
     known = sum(alpha[j] * w[j] for j in range(k) if memory.seen[j] > 0)
@@ -67,7 +70,7 @@ def span(
 
 
 def left_out(arrivals: Arrivals, memory: Memory) -> list[tuple[dict[str, Array], int]]:
-    """(span, j) with each arrived shard j in turn taken away."""
+    """Return (span, j) for each arrived shard j, with that shard taken away."""
     cases = []
     k = len(arrivals.fraction)
     for j in range(k):
@@ -86,7 +89,7 @@ def left_out(arrivals: Arrivals, memory: Memory) -> list[tuple[dict[str, Array],
 
 
 def estimate(name: str, arrivals: Arrivals, memory: Memory) -> Array:
-    """A named decoder's gradient [D], as its module's docstring says."""
+    """Return a named decoder's gradient [D], by the formula of its docstring."""
     alpha, w = arrivals.fraction, arrivals.weight
     k = len(alpha)
     total = sum(alpha[j] * w[j] * arrivals.rows[j] for j in range(k) if alpha[j] > 0.0)
@@ -120,12 +123,12 @@ def estimate(name: str, arrivals: Arrivals, memory: Memory) -> Array:
 def weighted_least_squares(
     spans: list[Array], truths: list[Array], keep: float
 ) -> Array:
-    """argmin_c sum_i keep^age |x_i - V_i c|^2 / s_i, by stacking everything.
+    """Return argmin_c sum_i keep^age |x_i - V_i c|^2 / s_i, by stacking everything.
 
     Args:
         spans: V_i [P, elements], oldest first.
         truths: x_i [elements].
-        keep: of an older problem's weight.
+        keep: the factor by which a problem weighs less than the next one.
     """
     rows, right = [], []
     for i, (v, x) in enumerate(zip(spans, truths, strict=True)):

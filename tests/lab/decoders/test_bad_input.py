@@ -1,4 +1,4 @@
-"""No crash and no silent wrong answer."""
+"""Bad input causes no crash and no silent wrong answer."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_a_late_row_that_is_not_finite_is_not_remembered() -> None:
     memory.shard(0, 0, np.ones(4))
     memory.shard(0, 1, np.array([1.0, np.nan, 1.0, 1.0]))
     np.testing.assert_array_equal(memory.last[0], 1.0)
-    memory.shard(0, -1, np.zeros(4))  # an older one
+    memory.shard(0, -1, np.zeros(4))  # this gradient is older
     np.testing.assert_array_equal(memory.last[0], 1.0)
     assert memory.seen.tolist() == [1, 0]
 
@@ -84,7 +84,7 @@ def check(recording: Recording, arrived: Any, network: Network, limit: float) ->
 def test_gradients_of_zero(network: Network) -> None:
     recording = Recording(np.zeros((30, 4, 1, 600), np.float32), np.array([300, 300]))
     check(recording, erasures(30, 4, 1, "random"), network, 0.0)
-    # ... from some step on, and before.
+    # All gradients are zero from some step on, or before it.
     for part in (slice(15, None), slice(0, 15)):
         recording = drifting(steps=30)
         recording.grads[part] = 0.0
@@ -106,7 +106,7 @@ def test_tiny_and_huge_gradients(network: Network) -> None:
 
 
 def test_a_shard_that_is_never_there(network: Network) -> None:
-    """Its rows come a whole run late: nothing is ever known of it."""
+    """Its rows come a whole run late, so that nothing is ever known of it."""
     recording, arrived = drifting(steps=40), np.ones((40, 6), bool)
     arrived[:, 2] = False
     rows = evaluate.errors(recording, arrived, delay=100, network=network)
@@ -124,7 +124,7 @@ def test_one_shard_has_arrived(network: Network, k: int) -> None:
 
 
 def test_nothing_has_arrived(network: Network) -> None:
-    """Memory alone: no crash, and the estimate says that it may be wrong."""
+    """With memory alone nothing crashes, and the estimate says it may be wrong."""
     arrivals, memory, _ = case(late=(0, 1, 2, 3, 4))
     for decoder in evaluate.decoders(3, network):
         got = decoder.estimate(arrivals, memory)

@@ -15,7 +15,7 @@ SHARDS, MICRO, STEPS = 6, 2, 60
 
 
 def recording(seed: int) -> replay.Recording:
-    """Shards with a part of their own, one in common, and noise."""
+    """Return a run whose shards have a part of their own, a common one, and noise."""
     random = np.random.default_rng(seed)
     sizes = np.array([300, 40, 400, 10])
     count = int(sizes.sum())
@@ -42,7 +42,7 @@ def random_network(seed: int) -> network.Network:
 
 
 class Twin:
-    """The C++ decoder, driven by the same inner products."""
+    """The C++ decoder, which gets the same inner products."""
 
     def __init__(self, tiles: int, net: network.Network) -> None:
         arrays = (getattr(net, name) for name in network.SHAPES)
@@ -68,18 +68,18 @@ class Twin:
 @pytest.mark.parametrize("kind", ["one", "half", "most", "partial"])
 @pytest.mark.parametrize("delay", [1, 3])
 def test_the_engine_chooses_as_the_reference(kind: str, delay: int) -> None:
-    made = recording(3)
+    run = recording(3)
     net = random_network(4)
-    tiles = len(made.bounds) - 1
+    tiles = len(run.bounds) - 1
     reference, twin = Learned(tiles, net), Twin(tiles, net)
-    twin.bounds = made.bounds
+    twin.bounds = run.bounds
     last = np.full(SHARDS, -1)
     chosen: dict[int, Any] = {}
     arrived = erasures(kind, 5)
     compared = 0
-    for what, step in replay.play(made, arrived, delay):
+    for event, step in replay.play(run, arrived, delay):
         t = step.number
-        if what == "late":
+        if event == "late":
             reference.learn(*chosen.pop(t), step.label)
             problem, choice = twin.asked.pop(t)
             known = step.label
@@ -106,12 +106,12 @@ def test_the_engine_chooses_as_the_reference(kind: str, delay: int) -> None:
 
 
 def test_what_was_learned_survives_saving() -> None:
-    made, net = recording(1), random_network(2)
-    tiles = len(made.bounds) - 1
+    run, net = recording(1), random_network(2)
+    tiles = len(run.bounds) - 1
     twin, other = Twin(tiles, net), Twin(1, net)
-    twin.bounds = made.bounds
-    for what, step in replay.play(made, erasures("half", 1)):
-        if what == "late":
+    twin.bounds = run.bounds
+    for event, step in replay.play(run, erasures("half", 1)):
+        if event == "late":
             problem, choice = twin.asked[step.number]
             known = step.label
             twin.core.learn(problem, choice, known.target, known.norm, known.cross)

@@ -43,7 +43,7 @@ CASES: list[dict[str, Any]] = [
 
 
 def truth_of(arrivals: Arrivals, shards: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A batch's gradient and the missing mean x that fit partial rows, too."""
+    """Return a batch's gradient and the missing mean x; both fit partial rows too."""
     total = arrivals.total()
     missing = arrivals.weight * (1.0 - arrivals.fraction)
     return total + missing @ shards, missing @ shards / missing.sum()
@@ -138,9 +138,8 @@ def test_cover_is_exact_and_no_decoder_is_asked(network: Network) -> None:
         assert (got.predicted, got.bound) == (0.0, 0.0)
 
 
-def moved(
-    arrivals: Arrivals, memory: Memory, change: Any
-) -> tuple[Arrivals, Memory]:  # the same job, its gradients changed by `change`
+def moved(arrivals: Arrivals, memory: Memory, change: Any) -> tuple[Arrivals, Memory]:
+    """Return the same job with its gradients changed by `change`."""
     other = Memory(len(memory.seen), memory.bounds)
     for name in ("last", "mean", "previous", "average"):
         getattr(other, name)[:] = change(getattr(memory, name))
@@ -150,7 +149,7 @@ def moved(
 
 
 def rotation(bounds: Any) -> Any:
-    """Orthogonal, within each tile."""
+    """Return a map that is orthogonal within each tile."""
     random = np.random.default_rng(1)
     blocks = []
     for i in range(len(bounds) - 1):
@@ -166,8 +165,8 @@ def rotation(bounds: Any) -> Any:
     return turn
 
 
-@pytest.mark.parametrize("what", ["scale up", "scale down", "rotate", "permute"])
-def test_equivariant(network: Network, what: str) -> None:
+@pytest.mark.parametrize("change_name", ["scale up", "scale down", "rotate", "permute"])
+def test_equivariant(network: Network, change_name: str) -> None:
     seen = [case(s, partly={4: 0.5}) for s in range(12)]
     bounds = seen[0][1].bounds
     order = np.concatenate(
@@ -179,7 +178,7 @@ def test_equivariant(network: Network, what: str) -> None:
         "scale down": lambda x: x * 2.0**-60,
         "rotate": rotation(bounds),
         "permute": lambda x: x[..., order],
-    }[what]
+    }[change_name]
     pairs = zip(
         evaluate.decoders(3, network), evaluate.decoders(3, network), strict=True
     )
@@ -204,7 +203,7 @@ def test_equivariant(network: Network, what: str) -> None:
 
 
 def test_learned_and_least_squares_start_sensibly(network: Network) -> None:
-    """Without any label: least squares rescales; the learned one stays finite."""
+    """Without any label least squares rescales, and the learned one stays finite."""
     arrivals, memory, _ = case()
     got = OnlineLeastSquares(3).estimate(arrivals, memory)
     want = Rescale(3).estimate(arrivals, memory)

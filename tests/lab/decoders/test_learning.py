@@ -1,4 +1,4 @@
-"""What is learned during a job: coefficients, the gate's choice, the error's size."""
+"""What decoders learn during a job: coefficients, the gate's choice, the error."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from codedgrad.lab.decoders.predictor import true_error
 
 
 def test_online_least_squares_is_least_squares() -> None:
-    """Against a stacked least squares over all labels, older ones forgotten."""
+    """It agrees with stacked least squares in which older labels weigh less."""
     decoder = OnlineLeastSquares(1)
     spans, truths = [], []
     for seed in range(30):
@@ -43,7 +43,7 @@ def test_online_least_squares_is_least_squares() -> None:
         )
         spans.append((u.T @ weights).T)
         truths.append(x)
-    # energy() of the reference: what arrived and the running average.
+    # The reference has the same energy: the arrived and the running average.
     want = reference.weighted_least_squares(spans, truths, keep=0.98)
     np.testing.assert_allclose(decoder.coefficients(inner)[0], want, atol=2e-3)
 
@@ -53,7 +53,7 @@ def test_online_least_squares_finds_the_true_coefficients() -> None:
     decoder = OnlineLeastSquares(2)
     for seed in range(60):
         arrivals, memory, _ = case(seed, k=6, bounds=(0, 40, 90), late=(seed % 6,))
-        # Not a combination of the shards' memory, or c is not unique.
+        # If this were a combination of the shards' memory, c would not be unique.
         memory.previous[:] = np.random.default_rng(seed).normal(size=90)
         inner, weights = gram.problem(arrivals, memory)
         u = gram.vectors(arrivals, memory)
@@ -68,9 +68,9 @@ def test_online_least_squares_finds_the_true_coefficients() -> None:
 
 
 def stubborn(name: str) -> Network:
-    """A network that always wants the one candidate, whatever it has seen."""
+    """Return a network that always chooses one candidate, whatever it has seen."""
     arrays = {n: np.zeros(s) for n, s in SHAPES.items()}
-    arrays["b2"][:6] = -50.0  # no weight on what is known of errors
+    arrays["b2"][:6] = -50.0  # known errors have no weight
     first = 6
     arrays["b2"][first:-2] = -50.0
     arrays["b2"][first + NAMES.index(name)] = 50.0
@@ -78,7 +78,7 @@ def stubborn(name: str) -> Network:
 
 
 def run(decoder: Learned, recording: Recording, arrived: Any) -> Any:
-    """(true, predicted, bound) of every step."""
+    """Return (true, predicted, bound) of every step."""
     rows, asked = [], {}
     for kind, step in replay.play(recording, arrived):
         if kind == "late":
@@ -92,7 +92,7 @@ def run(decoder: Learned, recording: Recording, arrived: Any) -> Any:
 
 
 def test_the_gate_overrules_a_network_that_is_wrong() -> None:
-    """Momentum is wrong here: the missing are like the arrived, which change sign."""
+    """Momentum is wrong: missing shards are like the arrived, which change sign."""
     recording = drifting(noise=0.02)
     recording.grads[1::2] *= -1.0
     arrived = erasures(len(recording.grads), 6, 2, "random")
@@ -118,7 +118,7 @@ def test_a_good_mixture_is_let_through(network: Network) -> None:
 
 
 def test_predictions_are_calibrated(network: Network) -> None:
-    """1,000 estimates of 4 jobs, each judged before its own label is learned."""
+    """This judges 1,000 estimates of 4 jobs, each before its own label is learned."""
     rows = []
     cases = ((1, 0.1), (3, 1.0), (2, 0.3), (4, 0.1))
     for seed, (missing, noise) in enumerate(cases):
@@ -132,7 +132,7 @@ def test_predictions_are_calibrated(network: Network) -> None:
 
 
 def test_a_label_that_comes_late_judges_what_was_known_then(network: Network) -> None:
-    """Two decoders that see the same labels, one after a second step was asked for."""
+    """Two decoders learn the same label, one of them after it has seen another step."""
     (a, m, s), (a2, m2, _) = case(1), case(2)
     early, late = Learned(3, network), Learned(3, network)
     inner, weights = gram.problem(a, m)
@@ -146,7 +146,7 @@ def test_a_label_that_comes_late_judges_what_was_known_then(network: Network) ->
     late.learn(inner, c, known)
     np.testing.assert_array_equal(early.coefficients(second), late.coefficients(second))
     assert early.predictor.kappa == late.predictor.kappa
-    # A problem that was never asked teaches nothing.
+    # A problem that the decoder has not seen teaches nothing.
     late.learn(dataclasses.replace(inner), c, known)
     assert late.statistics.labels == 1
 

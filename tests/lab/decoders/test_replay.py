@@ -1,4 +1,4 @@
-"""Recordings, and what is known when."""
+"""Recordings, and when their gradients become known."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_late_rows_are_known_after_their_delay(delay: int) -> None:
         if kind == "late":
             continue
         t = step.number
-        known = max(0, t - delay + 1)  # last value that has come
+        known = max(0, t - delay + 1)  # the last value that has come
         assert step.vectors[2, 0] == known  # h_0
         assert step.inner.known == (1.0 if known else 0.0)
         assert step.inner.staleness == (delay if known else 0)
@@ -85,7 +85,7 @@ def test_micro_batches_arrive_one_by_one() -> None:
     np.testing.assert_allclose(steps[0].missing, grads[0, 1, 1:].mean(axis=0))
     np.testing.assert_allclose(steps[0].arrivals.rows[1], grads[0, 1, 0])
     assert steps[0].inner.partial == pytest.approx(1.0)
-    # What has not come completely is not yet what is remembered of the shard.
+    # A shard of which only a part has come is not remembered yet.
     np.testing.assert_allclose(steps[1].vectors[4], grads[0, 1].mean(axis=0))
 
 

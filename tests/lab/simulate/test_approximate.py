@@ -1,4 +1,4 @@
-"""Settling owners: exact at max_error 0, and formulas where there are some."""
+"""Owners that settle: they are exact at max_error 0, and follow formulas elsewhere."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ def test_without_an_allowed_error_it_is_the_exact_policy(
 @pytest.mark.parametrize(
     ("settings", "step", "lost"),
     [
-        # Half are there at 1; the patience ends at 1.1. rho = 1/8: e = 1/7.
+        # Half are there at 1, and the patience ends at 1.1. With rho = 1/8, e is 1/7.
         ("max_error=0.15,partial=0,patience=0.1", 1.1, 1 / 8),
         ("max_error=0.14,partial=0,patience=0.1", 3.0, 0.0),
         ("max_error=0.14,partial=0,patience=0.1,noise=0.9", 1.1, 1 / 8),
-        # A quarter of the late shard comes every 0.75: rho = 3/32, 2/32, 1/32.
+        # A quarter of the late shard comes every 0.75, so rho is 3/32, 2/32, 1/32.
         ("max_error=0.11,micro=4", 1.1, 3 / 32),
         ("max_error=0.1,micro=4", 1.5, 2 / 32),
         ("max_error=0.04,micro=4", 2.25, 1 / 32),
@@ -84,7 +84,7 @@ def test_a_larger_allowed_error_is_never_slower(model: str) -> None:
 
 
 def begins(window: int, pace: float, steps: int) -> list[float]:
-    """When a worker whose passes take `pace` begins, in steps of 1."""
+    """Return when a worker with passes of `pace` begins, in steps that take 1."""
     late, none, found = Late(1, window), np.zeros(1), []
     for _ in range(steps):
         found.append(float(late.begin(none)[0]))
@@ -93,8 +93,8 @@ def begins(window: int, pace: float, steps: int) -> list[float]:
 
 
 def test_late_workers_go_on_and_skip() -> None:
-    # Four rows are missed, the fifth pass is gone on with. The one that begins at 0.5
-    # is left at the end of its step.
+    # Four rows are missed, and the worker goes on with the fifth pass. It leaves the
+    # pass that begins at 0.5 at the end of its step.
     want = [0, 0, 0, 0, 0, 2.5, 1.5, 0.5, 0, 2.5, 1.5, 0.5, 0]
     assert begins(16, 3.5, len(want)) == pytest.approx(want)
     # Half a window later it skips to the present.
@@ -116,10 +116,10 @@ def test_a_stall_is_not_left_and_not_met_twice() -> None:
     stall, none, pace = np.full(1, 2.5), np.zeros(1), np.ones(1)
     late.missed[:] = 4
     late.begin(stall)
-    late.end(stall, 1.0, pace)  # stalls until 2.5, goes on until 3.5
+    late.end(stall, 1.0, pace)  # it stalls until 2.5 and goes on until 3.5
     assert (late.rest[0], late.work[0]) == pytest.approx((1.5, 1.0))
     late.begin(stall)
-    late.end(stall, 1.0, pace)  # has not begun this step
+    late.end(stall, 1.0, pace)  # it has not begun this step
     assert (late.rest[0], late.work[0]) == pytest.approx((0.5, 1.0))
     assert late.begin(none)[0] == pytest.approx(1.5)
     late.end(none, 1.0)

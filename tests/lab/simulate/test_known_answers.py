@@ -54,9 +54,9 @@ def one_slow(factor: float, n: int = 8) -> np.ndarray:
         ("backup:drop=1", 1.0),
         ("fractional:copies=2", 2.0),
         ("cyclic:stragglers=1", 2.0),
-        # Own pass, patience, one whole shard.
+        # The step is an own pass, the patience, and one whole shard.
         ("scheduled:copies=2,patience=0.1", 2.1),
-        # Own pass, patience, a quarter by each of four helpers.
+        # It is an own pass, the patience, and a quarter by each of four helpers.
         ("spread:micro=4,copies=1,patience=0.1", 1.35),
         ("spread:micro=7,copies=1,patience=0", 1 + 1 / 7),
         ("deadline:at=1.5", 1.5),
@@ -67,7 +67,7 @@ def test_one_straggler(policy: str, step: float) -> None:
 
 
 def test_a_helper_is_not_faster_than_the_late_worker_itself() -> None:
-    # It comes at 1.2, before the help (1.1 + 0.25) is done.
+    # The late worker is done at 1.2, before the help (1.1 + 0.25).
     assert steps("spread:micro=4,copies=1", one_slow(1.2)) == pytest.approx([1.2] * 3)
 
 
@@ -79,7 +79,7 @@ def test_useless_help_makes_patience_longer() -> None:
 
 
 def test_two_point_distribution() -> None:
-    """x = 5 with probability p: E max = 5 - 4 (1 - p)^n, fractional likewise."""
+    """If x is 5 with probability p, E max is 5 - 4 (1 - p)^n; fractional likewise."""
     p, n, count = 0.1, 8, 40_000
     ratios = np.where(RANDOM.random((count, n)) < p, 5.0, 1.0)
     assert np.mean(steps("sync", ratios)) == pytest.approx(
@@ -126,14 +126,14 @@ def test_no_exact_policy_beats_the_bound(policy: str) -> None:
 @pytest.mark.parametrize("model", simulate.MODELS)
 def test_helping_is_never_slower_than_waiting(policy: str, model: str) -> None:
     ratios = 1.0 + RANDOM.exponential(size=(100, 16)) ** 3
-    # In the sum, since a stall that nobody waits for reaches into later steps.
+    # Sums are compared, since a stall that nobody waits for reaches into later steps.
     helped, waited = (np.cumsum(steps(p, ratios, model)) for p in (policy, "sync"))
     assert (helped <= waited + 1e-6).all()
 
 
 def test_a_stall_is_carried_and_fast_forwarded_over() -> None:
     ratios = np.ones((40, 8))
-    ratios[3, 7] = 11.0  # 10 passes of standstill, once
+    ratios[3, 7] = 11.0  # one worker stands still for 10 passes, once
     out = steps("spread:micro=4,copies=1", ratios, "stall")
     assert out[3] == pytest.approx(1.35)
     assert max(out) == pytest.approx(1.35)

@@ -1,4 +1,4 @@
-"""The planner: right where the answer is obvious, and on the published logs."""
+"""The planner is right where the answer is obvious, and on the published logs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from codedgrad.lab.simulate.plan import plan
 
 SHARED = Path(__file__).parents[4] / "shared" / "traces"
 RANDOM = np.random.default_rng(0)
-here = pytest.mark.skipif(not SHARED.is_dir(), reason="the published logs are not here")
+needs_logs = pytest.mark.skipif(
+    not SHARED.is_dir(), reason="the published logs are not here"
+)
 
 
 def one_slow(steps: int = 60, n: int = 8) -> np.ndarray:
@@ -56,7 +58,7 @@ def test_two_workers_and_two_steps() -> None:
     assert any("only 2 steps" in note for note in found.notes)
 
 
-@here
+@needs_logs
 @pytest.mark.parametrize("path", sorted(SHARED.glob("ec2_*.npz")), ids=lambda p: p.stem)
 def test_ec2_is_worth_it(path: Path) -> None:
     times = simulate.from_log(traces.read(path))
@@ -65,7 +67,7 @@ def test_ec2_is_worth_it(path: Path) -> None:
     assert found.speedup >= 0.8 * found.bound_speedup
 
 
-@here
+@needs_logs
 @pytest.mark.parametrize(
     "path",
     sorted(SHARED.glob("mlperf_*.npz")),
@@ -79,9 +81,9 @@ def test_dedicated_machines_leave_it_off(path: Path) -> None:
         assert found.recommend == "off"
 
 
-@here
+@needs_logs
 def test_speed() -> None:
-    """Generous: three times as long as it may take on a quiet core."""
+    """The limit is generous: three times what a quiet core needs."""
     log = traces.read(SHARED / "aws_lambda_cnn_desktop4_b2048_canada.npz")
     times = simulate.from_ratios(np.tile(log.ratios(), (10, 1)))
     begin = time.process_time()
@@ -117,9 +119,9 @@ def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command(capsys, "trace", "info", path)[0] == 0
     status, out, _ = command(capsys, "trace", "info", path, "--json")
     assert json.loads(out)["kind"] == "persistent"
-    for what, name in (("plot", "a.png"), ("fit", "a.json"), ("convert", "b.npz")):
+    for action, name in (("plot", "a.png"), ("fit", "a.json"), ("convert", "b.npz")):
         out_path = tmp_path / name
-        assert command(capsys, "trace", what, path, "--out", str(out_path))[0] == 0
+        assert command(capsys, "trace", action, path, "--out", str(out_path))[0] == 0
         assert out_path.stat().st_size > 0
 
 

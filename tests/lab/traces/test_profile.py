@@ -1,4 +1,4 @@
-"""Profiles keep what matters of a log; logs drawn from one have it again."""
+"""Profiles keep what matters of a log, and logs drawn from one have it again."""
 
 from __future__ import annotations
 

@@ -192,8 +192,8 @@ def test_published_logs_are_read_and_their_figures_agree() -> None:
                 continue
         found = describe(traces.read(path))
         want = stats[path.stem]
-        for mine, theirs in (("p90", "p90"), ("p99", "p99")):
-            if theirs in want:
-                assert found[mine] == pytest.approx(want[theirs], rel=0.02), path.name
+        for key, other in (("p90", "p90"), ("p99", "p99")):
+            if other in want:
+                assert found[key] == pytest.approx(want[other], rel=0.02), path.name
                 checked += 1
     assert checked >= 20
