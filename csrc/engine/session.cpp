@@ -62,9 +62,9 @@ Session::Session(const SessionSettings& config, int rank, int size, int max_tag,
   }
   if (approximate_) {
     for (int bucket = 0; bucket < layout_.buckets(); ++bucket) {
-      estimators_.push_back(Estimator::make(approximate_, bucket, layout_.buckets(),
-                                            layout_.slice(bucket, rank_), window_,
-                                            dtype_, pool_));
+      const Estimator::Place place{bucket, layout_.buckets(),
+                                   layout_.slice(bucket, rank_), dtype_, window_};
+      estimators_.push_back(Estimator::make(approximate_, place, pool_));
     }
   }
   if (memory_ == Memory::kDevice) {
