@@ -27,7 +27,7 @@ std::vector<Settled> Session::drain_settled() {
   return std::exchange(settled_, {});
 }
 
-// True when `row` belongs to a unit that was refused here: nobody can bring it.
+// Returns true when `row` belongs to a unit that was refused here: nobody can bring it.
 bool Session::refused(const Bucket& b, int row) const {
   for (const auto& estimator : estimators_) {
     if (!estimator) continue;
@@ -78,9 +78,10 @@ void Session::collect_settled(Estimator* estimator) {
   settled_.insert(settled_.end(), fresh.begin(), fresh.end());
 }
 
-// The patience begins when half of the batch is here, and is a share of the time that
-// took since the last step was decoded: about a pass. After it every arrival is a new
-// chance, until the bound on the error is small enough or the arrivals cover.
+// The patience begins when half of the batch is here. It is a share of the time that
+// this took since the last step was decoded, which is about a pass. When it is over,
+// every arrival is a new chance, until the bound on the error is small enough or the
+// arrivals cover.
 bool Session::settle_if_due(std::int64_t number, int bucket, bool arrived) {
   Estimator* estimator = estimators_[bucket].get();
   if (estimator == nullptr) return false;
