@@ -1,9 +1,9 @@
 """A device made of threads, for the seam of `codedgrad.row.devices`.
 
-Its memory is the host's, its streams are queues, and a copy or a sum is done late.
-Until then its destination holds NaN, so whoever reads too early is found out; whoever
-gives up the source too early, too, because somebody else writes it. Sums of memory that
-is neither pinned nor the device's own are refused.
+Its memory is the host's, its streams are queues, and it does a copy or a sum late.
+Until then the destination holds NaN, so whoever reads too early is found out. Whoever
+gives up the source too early is found out, too, because somebody else writes it. It
+refuses sums of memory that is neither pinned nor its own.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ _LIMIT_S = 30.0
 
 
 class Event:
-    """Done when as often reached as recorded."""
+    """An event; it is done when it was reached as often as recorded."""
 
     def __init__(self) -> None:
         self.recorded = self.reached = 0
 
 
 class DeviceSum(ctypes.Structure):
-    """As csrc/ops/device_sum.h."""
+    """The struct of csrc/ops/device_sum.h."""
 
     _fields_ = (
         ("device", ctypes.c_int),
@@ -54,9 +54,10 @@ class DeviceSum(ctypes.Structure):
 
 
 class LateDevice:
-    """`DeviceRuntime` whose copies and sums take up to `late_s`.
+    """A `DeviceRuntime` whose copies and sums take up to `late_s`.
 
-    `takes`: MPI takes its memory. `memory`: bytes that it has. `sums`: it has kernels.
+    `pins`: memory can be pinned. `sums`: it has kernels. `takes`: MPI takes its memory.
+    `memory`: the bytes that it has.
     """
 
     def __init__(
@@ -152,80 +153,80 @@ class LateDevice:
         return self._events.index(event) + 1
 
     def engine_calls(self) -> dict[str, int]:
-        def set_device(device: int) -> int:
-            self.set_devices.append(device)
-            self.selected.add(threading.get_ident())
-            return 0
-
-        def refused() -> int:
-            self.errors.add(threading.get_ident())
-            return NO_MEMORY
-
-        def take_error() -> int:
-            self.errors.discard(threading.get_ident())
-            return 0
-
-        def pin(place: int, size: int, flags: int) -> int:
-            assert threading.get_ident() in self.selected
-            if not self.pins:
-                return refused()
-            assert flags == 3
-            assert place not in self.pinned
-            self.pinned[place] = size
-            return 0
-
-        def unpin(place: int) -> int:
-            del self.pinned[place]
-            return 0
-
-        def allocate(place: Any, size: int) -> int:
-            if threading.get_ident() not in self.selected:
-                return BROKEN  # the memory would be another device's
-            if sum(map(len, self.own.values())) + size > self.memory:
-                return refused()
-            memory = (ctypes.c_char * size).from_buffer(bytearray(b"\xff" * size))
-            place[0] = ctypes.addressof(memory)  # NaN all over
-            self.own[place[0]] = memory
-            self.allocations += 1
-            return 0
-
-        def release(place: int) -> int:
-            del self.own[place]
-            return 0
-
-        def query(handle: int) -> int:
-            if self.broken:
-                return BROKEN
-            return 0 if self.done(self._events[handle - 1]) else NOT_READY
-
-        def sum_done(ticket: int) -> int:
-            if not self.done(self._tickets[ticket]):
-                return NOT_READY
-            del self._tickets[ticket]
-            return BROKEN if self.answers_broken else 0
-
         i, p = ctypes.c_int, ctypes.c_void_p
         size_t, places = ctypes.c_size_t, ctypes.POINTER(p)
         sum_of = ctypes.POINTER(DeviceSum)
         functions = {
-            "set_device": ctypes.CFUNCTYPE(i, i)(set_device),
-            "pin": ctypes.CFUNCTYPE(i, p, size_t, ctypes.c_uint)(pin),
-            "unpin": ctypes.CFUNCTYPE(i, p)(unpin),
-            "query": ctypes.CFUNCTYPE(i, p)(query),
-            "allocate": ctypes.CFUNCTYPE(i, places, size_t)(allocate),
-            "release": ctypes.CFUNCTYPE(i, p)(release),
-            "take_error": ctypes.CFUNCTYPE(i)(take_error),
+            "set_device": ctypes.CFUNCTYPE(i, i)(self._set_device),
+            "pin": ctypes.CFUNCTYPE(i, p, size_t, ctypes.c_uint)(self._pin),
+            "unpin": ctypes.CFUNCTYPE(i, p)(self._unpin),
+            "query": ctypes.CFUNCTYPE(i, p)(self._query),
+            "allocate": ctypes.CFUNCTYPE(i, places, size_t)(self._allocate),
+            "release": ctypes.CFUNCTYPE(i, p)(self._release),
+            "take_error": ctypes.CFUNCTYPE(i)(self._take_error),
         }
         if self.has_sums:
             start_sum = ctypes.CFUNCTYPE(i, sum_of, places)(self._start_sum)
             functions["start_sum"] = start_sum
-            functions["sum_done"] = ctypes.CFUNCTYPE(i, p)(sum_done)
+            functions["sum_done"] = ctypes.CFUNCTYPE(i, p)(self._sum_done)
         self._keep.append(functions)  # as long as the engine may call them
         calls = {
             name: int(ctypes.cast(f, p).value or 0) for name, f in functions.items()
         }
         calls = {"start_sum": 0, "sum_done": 0} | calls
         return calls | {"device": 3, "pin_flags": 3, "not_ready": NOT_READY}
+
+    def _set_device(self, device: int) -> int:
+        self.set_devices.append(device)
+        self.selected.add(threading.get_ident())
+        return 0
+
+    def _refused(self) -> int:
+        self.errors.add(threading.get_ident())
+        return NO_MEMORY
+
+    def _take_error(self) -> int:
+        self.errors.discard(threading.get_ident())
+        return 0
+
+    def _pin(self, place: int, size: int, flags: int) -> int:
+        assert threading.get_ident() in self.selected
+        if not self.pins:
+            return self._refused()
+        assert flags == 3
+        assert place not in self.pinned
+        self.pinned[place] = size
+        return 0
+
+    def _unpin(self, place: int) -> int:
+        del self.pinned[place]
+        return 0
+
+    def _allocate(self, place: Any, size: int) -> int:
+        if threading.get_ident() not in self.selected:
+            return BROKEN  # the memory would be another device's
+        if sum(map(len, self.own.values())) + size > self.memory:
+            return self._refused()
+        memory = (ctypes.c_char * size).from_buffer(bytearray(b"\xff" * size))
+        place[0] = ctypes.addressof(memory)  # NaN all over
+        self.own[place[0]] = memory
+        self.allocations += 1
+        return 0
+
+    def _release(self, place: int) -> int:
+        del self.own[place]
+        return 0
+
+    def _query(self, handle: int) -> int:
+        if self.broken:
+            return BROKEN
+        return 0 if self.done(self._events[handle - 1]) else NOT_READY
+
+    def _sum_done(self, ticket: int) -> int:
+        if not self.done(self._tickets[ticket]):
+            return NOT_READY
+        del self._tickets[ticket]
+        return BROKEN if self.answers_broken else 0
 
     @contextlib.contextmanager
     def on(self) -> Iterator[None]:
@@ -244,7 +245,7 @@ class LateDevice:
         return torch.frombuffer(memory, dtype=dtype)
 
     def _vector(self, place: int, count: int, dtype: Any) -> NDArray[Any]:
-        """Of memory that the device reaches."""
+        """Returns memory as a vector; the device must reach it."""
         size = count * np.dtype(dtype).itemsize
         ranges = self.pinned | {p: len(m) for p, m in self.own.items()}
         assert any(p <= place and place + size <= p + n for p, n in ranges.items()), (
@@ -253,7 +254,7 @@ class LateDevice:
         return np.frombuffer((ctypes.c_char * size).from_address(place), dtype)
 
     def _start_sum(self, asked: Any, ticket: Any) -> int:
-        """See csrc/engine/device.h."""
+        """Starts a sum, as csrc/engine/device.h describes it."""
         if self.broken or self.sums_broken:
             return BROKEN
         this, dtype = asked[0], np.float64 if asked[0].is_double else np.float32
@@ -276,15 +277,9 @@ class LateDevice:
 
         def work() -> None:
             time.sleep(nap)
-            stack: list[NDArray[Any]] = []
-            for token in program:
-                if token >= 0:
-                    stack.append(inputs[token])
-                else:
-                    right = stack.pop()
-                    stack.append(stack.pop() + right)
+            total = _run(program, inputs) + self.miscounts
             for out in outs:
-                out[:] = stack[0] + self.miscounts
+                out[:] = total
 
         self.sums += 1
         done = self.event()
@@ -293,3 +288,15 @@ class LateDevice:
         self._lane.put(work)
         self.record(done, self._lane)
         return 0
+
+
+def _run(program: list[int], inputs: list[NDArray[Any]]) -> NDArray[Any]:
+    """Returns the value of a program of csrc/ops/cpu/sums.h."""
+    stack: list[NDArray[Any]] = []
+    for token in program:
+        if token >= 0:
+            stack.append(inputs[token])
+        else:
+            right = stack.pop()
+            stack.append(stack.pop() + right)
+    return stack[0]

@@ -45,4 +45,4 @@ def start_sum(
     """Start a sum by a program of csrc/ops/cpu/sums.h; returns a ticket."""
 
 def sum_done(ticket: int) -> int:
-    """Returns cudaErrorNotReady (600) while it is under way; then, once, 0 or an error."""
+    """Returns cudaErrorNotReady (600) while it is under way; then 0 or an error."""

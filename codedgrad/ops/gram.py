@@ -16,10 +16,10 @@ def gram(inputs: Sequence[torch.Tensor]) -> torch.Tensor:
     """Returns G[i, j] = <inputs[i], inputs[j]> over all elements, in one pass.
 
     Products of fp64 are added in fp64. All others are added in fp32, at most 64 of
-    them, and those sums in fp64: |error| <= 64 * 2^-24 * <|inputs[i]|, |inputs[j]|>, and a
-    product above 3.4e38 is infinite. The order of additions depends on the number of
-    elements alone, so any number of threads gives the same bits. (A GPU has an order of
-    its own.)
+    them, and those sums in fp64: |error| <= 64 * 2^-24 * <|inputs[i]|, |inputs[j]|>,
+    and a product above 3.4e38 is infinite. The order of additions depends on the number
+    of elements alone, so any number of threads gives the same bits. (A GPU has an order
+    of its own.)
 
     Args:
         inputs: k >= 1 tensors of one shape, device and dtype: fp32, bf16, fp16 or fp64.

@@ -11,7 +11,7 @@ using namespace pybind11::literals;
 namespace codedgrad {
 namespace {
 
-// What Python holds: one model's exchange and the engine that drives it.
+// The object that Python holds: one model's session and the engine that drives it.
 class Exchange {
  public:
   Exchange(std::shared_ptr<Engine> engine, SessionSettings settings)
@@ -31,7 +31,7 @@ class Exchange {
     if (!ok) check();
     return ok;
   }
-  // Cheap enough for every module boundary of a pass.
+  // A pass asks at every module boundary, so this must stay cheap.
   bool done(std::int64_t step) const {
     return session_->done(step) || engine_->failed();
   }
@@ -68,7 +68,7 @@ class Exchange {
   Counters counters() const { return session_->counters(); }
 
  private:
-  // What it throws is thrown here.
+  // Runs `work` on the engine's thread; rethrows here what it throws.
   void on_engine(const std::function<void()>& work) {
     std::exception_ptr error;
     engine_->call([&] {

@@ -1,5 +1,5 @@
 // The Python module codedgrad.ops._ops: the kernels on addresses, for codedgrad/ops,
-// which checks its arguments. Needs no MPI.
+// which checks its arguments. It needs no MPI.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -94,10 +94,11 @@ void gram(const Addresses& inputs, const std::string& type, std::size_t count,
   no_such_type(type);
 }
 
-// Now, before, elements, type: f float, d double, q int64.
+// Addresses of a buffer's values now and before, its elements, and its type: f for
+// float, d for double, q for int64.
 using Buffer = std::tuple<std::uintptr_t, std::uintptr_t, std::size_t, char>;
 
-// visit(buffer, To*) with the buffer's own type To; T: the type of a row.
+// Calls visit(buffer, To*) with the buffer's own type To. T is the type of a row.
 template <typename T, typename Visit>
 void by_type(const std::vector<Buffer>& buffers, const Visit& visit) {
   for (const Buffer& buffer : buffers) {
@@ -130,7 +131,7 @@ void move_changes(const std::vector<Buffer>& buffers, T* row, bool into_row) {
   });
 }
 
-// Changes of buffers into a row, or out of it.
+// Writes the changes of buffers into a row, or applies those of a row.
 void changes(const std::vector<Buffer>& buffers, const std::string& type,
              std::uintptr_t row, bool into_row) {
   if (type == "float64") {
@@ -142,7 +143,7 @@ void changes(const std::vector<Buffer>& buffers, const std::string& type,
   no_such_type(type);
 }
 
-// before = now, or back.
+// Copies now to before, or back.
 void copies(const std::vector<Buffer>& buffers, bool back) {
   by_type<double>(buffers, [&](const Buffer& buffer, auto* type) {
     const auto [now, before, count, letter] = buffer;

@@ -57,7 +57,7 @@ void gram(const Addresses& inputs, const std::string& type, std::size_t count,
              reinterpret_cast<double*>(workspace), reinterpret_cast<void*>(stream));
 }
 
-// Addresses for the engine, see csrc/engine/device.h.
+// Returns the addresses that the engine wants (see csrc/engine/device.h).
 std::map<std::string, std::uintptr_t> engine_calls() {
   return {{"start_sum", reinterpret_cast<std::uintptr_t>(&cuda::start_sum)},
           {"sum_done", reinterpret_cast<std::uintptr_t>(&cuda::sum_done)}};

@@ -1,4 +1,4 @@
-// Coefficients to choose from; the twin of codedgrad/decoders/candidates.py.
+// The coefficients to choose from: the twin of codedgrad/lab/decoders/candidates.py.
 #pragma once
 
 #include <vector>
@@ -13,11 +13,11 @@ namespace codedgrad::decoder {
 constexpr int kFixed = 9, kCandidates = 19;
 extern const Coefficients kFixedCoefficients[kFixed];
 
-// argmin_c c^T G c - 2 c^T b + ridge |D c|^2, D^2 the diagonal of G; 0 for vectors of
-// length 0. ridge > 0.
+// Returns argmin_c c^T G c - 2 c^T b + ridge |D c|^2, where D^2 is the diagonal of G
+// and ridge > 0. Vectors of length 0 get the coefficient 0.
 Coefficients solve(const Matrix& gram, const Coefficients& target, double ridge);
 
-// Normal equations of one kind of label.
+// The normal equations of one kind of label.
 struct Equations {
   Matrix gram{};
   Coefficients target{};

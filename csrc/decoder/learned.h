@@ -1,5 +1,6 @@
-// The learned decoder: which coefficients, and how wrong. Twin of statistics.py and
-// learned.py in codedgrad/decoders. One object per slice of a bucket; one thread.
+// The learned decoder chooses coefficients and predicts how wrong they are. It is the
+// twin of statistics.py and learned.py in codedgrad/lab/decoders. Every slice of a
+// bucket has one object, which one thread uses.
 #pragma once
 
 #include <memory>
@@ -23,15 +24,16 @@ class Learned {
 
   Chosen choose(const Problem& problem) const;
   void learn(const Problem& problem, const Chosen& chosen, const Label& label);
-  // A label of a step's own rows: as if the shards `erased`, all complete, were missing
-  // and the incomplete ones had no more than what is here of them.
+  // Learns from a step's own rows, as if the shards `erased`, all complete, were
+  // missing and the incomplete ones had no more than what is here of them.
   void teach(const std::vector<double>& base, int tiles, const Shards& shards,
              const std::vector<int>& erased);
   void replay(const Problem& problem) { squares_.replay(problem); }
   long labels() const { return squares_.labels(); }
 
-  // What the job has learned, pooled over tiles, so that another slice of the same
-  // model can begin from it. restore() throws std::invalid_argument on another length.
+  // state() returns what the job has learned, pooled over tiles, so that another slice
+  // of the same model can begin from it. restore() throws std::invalid_argument on
+  // another length.
   std::vector<double> state() const;
   void restore(const std::vector<double>& state);
 

@@ -14,7 +14,7 @@ constexpr double kFloor = 1e-12;
 
 double softplus(double x) { return x > 30.0 ? x : std::log1p(std::exp(x)); }
 
-// u, the size that errors are measured by.
+// Returns u, the size by which errors are measured.
 double unit_of(const Problem& problem) {
   double sum = 0.0, known = 0.0;
   for (const Tile& tile : problem.tiles) {

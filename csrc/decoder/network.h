@@ -1,5 +1,5 @@
-// The small network of the learned decoder and the predictor of its error; the twins
-// of codedgrad/decoders/network.py and predictor.py.
+// The small network of the learned decoder and the predictor of its error: the twins of
+// codedgrad/lab/decoders/network.py and predictor.py.
 #pragma once
 
 #include <vector>

@@ -1,5 +1,5 @@
-// One step of one owner in inner products: the twin of codedgrad/decoders/gram.py,
-// which defines every symbol. Knows shards and vectors; no workers, no messages.
+// One step of one owner in inner products: the twin of codedgrad/lab/decoders/gram.py,
+// which defines every symbol. It knows shards and vectors, but no workers or messages.
 #pragma once
 
 #include <array>
@@ -45,32 +45,35 @@ struct Shards {
   std::vector<double> weight;  // share of the batch; sums to 1
   std::vector<char> seen;      // remembered
   std::vector<double> age;     // of the memory, in steps
-  // 1 for complete shards, else 0; alpha itself where none is complete.
+  // Returns 1 for complete shards and 0 for others; alpha itself where none is
+  // complete.
   std::vector<double> solid() const;
   int size() const { return static_cast<int>(alpha.size()); }
   int vectors() const { return 3 * size() + 2; }
 };
 
-// The span as combinations of U = (rows, last, mean, previous, average), row-major
-// [3 k + 2, kSpan].
+// Returns the span as combinations of U = (rows, last, mean, previous, average), in
+// row-major order [3 k + 2, kSpan].
 std::vector<double> span_weights(const Shards& shards);
 
-// From `base` [tiles, n, n], the inner products of U (n = 3 k + 2), and the weights.
+// Makes the problem from `base` [tiles, n, n], the inner products of U (n = 3 k + 2),
+// and the weights.
 Problem make_problem(const std::vector<double>& base, int tiles, const Shards& shards,
                      const std::vector<double>& weights);
 
-// |x - V c|^2 >= 0.
+// Returns |x - V c|^2 >= 0.
 double squared_error(const Coefficients& c, const Matrix& gram,
                      const Coefficients& target, double norm);
 
-// Squared length of what arrived and of the running average, all tiles.
+// Returns the squared length of what arrived and of the running average, over all
+// tiles.
 double energy(const Problem& problem);
 
-// |R + rho V c|^2, all tiles.
+// Returns |R + rho V c|^2, over all tiles.
 double estimate_norm(const Problem& problem, const std::vector<Coefficients>& c);
 
-// |g^ - g|^2 / |g|^2 once the missing part is known; where g is 0: 0 for an estimate
-// of 0, infinite for another.
+// Returns |g^ - g|^2 / |g|^2 once the missing part is known. Where g is 0 it is 0 for
+// an estimate of 0 and infinite for any other.
 double true_error(const Problem& problem, const std::vector<Coefficients>& c,
                   const Label& label);
 

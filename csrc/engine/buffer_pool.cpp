@@ -36,7 +36,7 @@ Buffer::Buffer(std::size_t bytes, Memory memory, const DeviceCalls* device)
       (std::max<std::size_t>(bytes, 1) + align - 1) / align * align;
   data_ = static_cast<char*>(std::aligned_alloc(align, size));
   if (data_ == nullptr) throw std::bad_alloc();
-  // Fewer page faults when a large buffer is first touched.
+  // Huge pages cause fewer page faults when a large buffer is first touched.
   if (align == kHugePage) madvise(data_, size, MADV_HUGEPAGE);
   if (memory != Memory::kPinned) return;
   if (device->pin(data_, size, device->pin_flags) == 0) {
@@ -79,8 +79,8 @@ BufferRef BufferPool::get(std::size_t bytes, Memory memory) {
     }
     c.least_free = std::min(c.least_free, c.free.size());
     if (memory == Memory::kHost && ++c.gets % kTrimEvery == 0) {
-      // What was never needed since the last trim served a past peak only. A device
-      // would stop for each buffer that it is given back.
+      // Buffers that were never needed since the last trim served a past peak only.
+      // Memory of a device is kept: it would stop for each buffer that is freed.
       for (std::size_t i = 0; i < c.least_free; ++i) {
         surplus.push_back(std::move(c.free.back()));
         c.free.pop_back();

@@ -14,8 +14,8 @@
 
 namespace codedgrad {
 
-// kPinned: a device copies to and from it while the processor goes on. kDevice: the
-// device's own, which the processor must not touch.
+// A device can copy to and from kPinned memory while the processor goes on. kDevice is
+// the device's own memory, which the processor must not touch.
 enum class Memory { kHost, kPinned, kDevice };
 
 class NoDeviceMemory : public std::runtime_error {
@@ -24,8 +24,9 @@ class NoDeviceMemory : public std::runtime_error {
 
 class Buffer {
  public:
-  // Where pinning fails it stays ordinary. Throws NoDeviceMemory where the device has
-  // none left. `device`: for the latter two kinds; the thread has chosen it.
+  // Memory that cannot be pinned stays ordinary. Throws NoDeviceMemory where the device
+  // has none left. `device` is needed for pinned and device memory; the calling thread
+  // must have selected it.
   explicit Buffer(std::size_t bytes, Memory memory = Memory::kHost,
                   const DeviceCalls* device = nullptr);
   ~Buffer();
@@ -34,8 +35,8 @@ class Buffer {
 
   char* data() const { return data_; }
   std::size_t bytes() const { return bytes_; }
-  Memory memory() const { return memory_; }  // that was asked for
-  // Can the device read and write it?
+  Memory memory() const { return memory_; }  // the kind that was asked for
+  // Returns true when the device can read and write it.
   bool reachable() const { return give_back_ != nullptr; }
 
  private:
@@ -50,17 +51,21 @@ using BufferRef = std::shared_ptr<Buffer>;
 
 class BufferPool : public std::enable_shared_from_this<BufferPool> {
  public:
-  // Thread-safe. The contents are undefined. Ordinary memory until a device is bound.
+  // Returns a buffer with undefined contents. Until a device is bound it is ordinary
+  // memory. Any thread may call it.
   BufferRef get(std::size_t bytes, Memory memory = Memory::kHost);
 
-  // Before the first get of other memory. The first device stays.
+  // Must come before the first get() of pinned or device memory. The first device that
+  // is bound stays bound.
   void bind(const DeviceCalls& calls);
-  DeviceCalls device() const;  // that is bound
+  DeviceCalls device() const;  // the bound one
 
-  // Gives back what is free now, when a model's sizes are not needed any more.
+  // Frees the buffers that nobody uses now. Called when a model's sizes are not needed
+  // any more.
   void trim();
 
-  // Bytes held now, in use and free; and what could not be pinned.
+  // Return the bytes that are held now, in use or free, and those that could not be
+  // pinned.
   std::size_t bytes() const;
   std::size_t unpinned() const;
 

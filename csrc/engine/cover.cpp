@@ -68,8 +68,8 @@ class TreeCover final : public Cover {
   }
 
  private:
-  // Places on the stack that the node's sum needs. The side that needs more comes
-  // first, so with n rows these are log2(n) + 1 at most.
+  // Returns the places on the stack that the node's sum needs. The side that needs more
+  // comes first, so n rows need at most log2(n) + 1.
   int emit_deeper_first(int node, SumProgram* program, std::vector<int>* rows) const {
     if (arrived_[node]) {
       program->push_back(0);
@@ -93,7 +93,7 @@ class TreeCover final : public Cover {
     return more == less ? more + 1 : more;
   }
 
-  // A node that has arrived stands for its subtree: the same bits either way.
+  // A node that has arrived stands for its subtree, whose sum would have the same bits.
   void emit(int node, ops::Wire wire, std::vector<int>* program,
             std::vector<int>* inputs) const {
     if (arrived_[node]) {
@@ -189,7 +189,7 @@ class LinearPlan final : public Plan {
     return std::make_unique<LinearCover>(this, rows_);
   }
 
-  // Weights by row for the arrival set; empty when it does not cover.
+  // Returns the weights by row for the arrival set; none when it does not cover.
   std::vector<double> weights(const std::vector<bool>& arrived) const {
     auto known = cache_.find(arrived);
     if (known != cache_.end()) return known->second;

@@ -1,5 +1,5 @@
-// When do the arrivals cover the batch, and how is the sum formed from them? The one
-// place where the engine knows a code, compiled by Python into a plan of integers.
+// When the arrivals cover the batch, and how the sum is formed from them. This is the
+// only place where the engine knows a code, which Python has compiled into a plan.
 #pragma once
 
 #include <cstddef>
@@ -17,24 +17,25 @@ inline std::size_t bytes_of(DType dtype) { return dtype == DType::kFloat32 ? 4 :
 
 using SumProgram = std::vector<int>;  // see ops/cpu/sums.h
 
-// The arrivals of one slice of one bucket in one step. add() is called under the
-// session's lock and by the engine's thread only, which may therefore read without it.
+// The arrivals of one slice of one bucket in one step. Only the engine's thread calls
+// add(), under the session's lock, so that thread may read without the lock.
 class Cover {
  public:
   virtual ~Cover() = default;
-  // Notes that `row` has arrived. False when that brought nothing new.
+  // Notes that `row` has arrived. Returns false when that brought nothing new.
   virtual bool add(int row) = 0;
-  // True when `row` has arrived or is implied by what has.
+  // Returns true when `row` has arrived or is implied by what has.
   virtual bool has(int row) const = 0;
   virtual bool complete() const = 0;
-  // out = sum over the batch (and out2, unless null), from rows[row] -> data; rows
-  // that have not arrived are null. Only when complete(). `wire`: what the senders of
-  // rows round their sums to.
+  // Writes the sum over the batch to `out`, and to `out2` unless it is null. It may be
+  // called only when complete(). `rows` gives the data by row, null for rows that have
+  // not arrived; `wire` is the type to which the senders of rows round their sums.
   virtual void decode(const std::vector<const void*>& rows, void* out, void* out2,
                       std::size_t count, DType dtype, ops::Wire wire) const = 0;
-  // The same, unrounded, as a program for a device that pushes rows[0], rows[1], ...
-  // in turn, on as small a stack as can be; the same bits (but for those of a NaN)
-  // since only the sides of additions are exchanged. False where there is none.
+  // Returns the same sum, unrounded, as a program for a device, which pushes rows[0],
+  // rows[1], ... in turn; false where there is none. Its stack is as small as can be.
+  // Only the sides of additions are exchanged, so it has the same bits (but for those
+  // of a NaN).
   virtual bool program(SumProgram*, std::vector<int>* /*rows*/) const { return false; }
 };
 
@@ -42,22 +43,23 @@ class Plan {
  public:
   virtual ~Plan() = default;
   virtual int rows() const = 0;
-  // Of the programs of its covers; the largest int where they have none.
+  // Returns the most rows that a program of its covers has; the largest int where the
+  // covers have no programs.
   virtual int most_inputs() const { return std::numeric_limits<int>::max(); }
   virtual std::unique_ptr<Cover> make_cover() const = 0;
 };
 
-// Every row is a node of a binary summation tree; arrays of length nodes, -1 = none.
-// `rows`: the nodes that are rows. A row's worker rounds, where messages are narrow,
-// after every addition, so an addition at or below a row's node is rounded here too;
-// those above are not.
+// Every row is a node of a binary summation tree, given by arrays over the nodes, -1
+// where there is none. `rows` are the nodes that are sent as rows. Where messages are
+// narrow, a row's worker rounds after every addition; so additions at or below a row's
+// node are rounded here too, and those above are not.
 std::shared_ptr<const Plan> make_tree_plan(std::vector<int> left,
                                            std::vector<int> right,
                                            std::vector<int> parent, int root,
                                            const std::vector<int>& rows = {});
 
-// Rows are general combinations: matrix [rows, parts], row-major. A cover is looked
-// for once `least` rows have arrived.
+// Rows are general combinations of parts, given by a matrix [rows, parts], row-major.
+// The plan looks for a cover once `least` rows have arrived.
 std::shared_ptr<const Plan> make_linear_plan(std::vector<double> matrix, int rows,
                                              int parts, int least);
 

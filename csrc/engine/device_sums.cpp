@@ -28,7 +28,7 @@ constexpr std::size_t kSmallest = std::size_t{64} << 10;  // bytes of a trial
 
 void leak(std::vector<BufferRef> keep) { new std::vector<BufferRef>(std::move(keep)); }
 
-// Integers and a third, so that another order of additions shows.
+// Thirds of integers, so that another order of additions gives other bits.
 template <typename T>
 void fill(T* values, std::size_t count, int which) {
   for (std::size_t e = 0; e < count; ++e) {
@@ -42,7 +42,7 @@ SumProgram flat(int inputs) {
   return program;
 }
 
-// Rows in pinned memory, and places for the sum, twice: as in a step.
+// Rows in pinned memory, and two places for the sum, as in a step.
 template <typename T>
 struct Trial {
   Trial(int inputs, std::size_t count, BufferPool* pool) {

@@ -1,8 +1,8 @@
-// Sums that a device forms: started, asked for, and done with in turn.
+// The sums that a device forms: they are started, asked for, and finished in turn.
 //
 // Owners and lifetimes: an entry owns all memory that its sum reads and writes until
-// the device has answered for it. When a session ends with sums under way, their
-// memory is waited for, and left to the device if it does not answer.
+// the device has answered for it. A session that ends with sums under way waits for
+// them; it leaves their memory to the device if the device does not answer.
 #pragma once
 
 #include <cstddef>
@@ -30,23 +30,26 @@ class DeviceSums {
 
   bool available() const { return calls_.start_sum != nullptr; }
 
-  // Compares the device's sums with the processor's: floats and doubles, deep and flat.
-  // Throws DeviceRefused where it starts none or no memory can be pinned for it,
-  // std::runtime_error where bits differ.
+  // Compares the device's sums with the processor's, of floats and doubles, by deep and
+  // by flat programs. Throws DeviceRefused where the device starts no sum or no memory
+  // can be pinned, and std::runtime_error where bits differ.
   void check(BufferPool* pool) const;
 
-  // out = `program` over `inputs`, also into out2 unless null; then `done` is called,
-  // by poll(), which also tells where the device refuses.
+  // Starts to write the program's value over `inputs` to `out`, and to `out2` unless it
+  // is null. When that is done, poll() calls `done`. Where the device refuses, poll()
+  // throws.
   void start(const SumProgram& program, const std::vector<const void*>& inputs,
              void* out, void* out2, std::size_t count, DType dtype,
              std::vector<BufferRef> keep, std::function<void()> done);
-  // True when a sum is done. Throws std::runtime_error with the device's answer.
+  // Returns true when a sum is done. Throws std::runtime_error with the device's
+  // answer.
   bool poll();
   bool empty() const { return under_way_.empty() && refused_ == 0; }
 
-  // Bytes of `inputs` vectors each from which on the device sums them faster than the
-  // processor, judged by trials up to `most`; the largest std::size_t if it never
-  // does. Takes milliseconds for each MiB. Throws std::runtime_error where it fails.
+  // Returns the size of a vector, in bytes, from which on the device sums `inputs` of
+  // them faster than the processor; the largest std::size_t if it never does. Judged by
+  // trials up to `most`, which take milliseconds for each MiB. Throws
+  // std::runtime_error where a sum fails.
   std::size_t faster_from(int inputs, std::size_t most, BufferPool* pool) const;
 
  private:

@@ -239,7 +239,7 @@ void Engine::execute(Command& command) {
       command.session->post(command.step, command.row, command.bucket, command.data);
       break;
     case Command::What::kPublish:
-      post_copied();  // what is done by now is sent before, as if posted just then
+      post_copied();  // rows that are copied by now are sent before it
       tell_blob(std::move(command.bytes));
       break;
     case Command::What::kFail:
@@ -323,10 +323,11 @@ void Engine::complete(std::uint64_t id) {
   }  // else: a message of a closed session, or after a failure
 }
 
-// The longer nothing has happened, the longer the nap: an eighth of the silence while
-// something is open, so that what comes is late by an eighth at most. Else half of it,
-// up to 2 ms or a thirty-second part: every look costs the passes that compute
-// meanwhile some 20 us on their core, and what they find in its caches.
+// The longer nothing has happened, the longer is the nap. While something is open it is
+// an eighth of the silence, so that a message waits for an eighth at most. Otherwise it
+// is half of the silence, up to 2 ms or a thirty-second part of it: each look takes
+// some 20 us from the passes that compute on the same core, and displaces their data
+// from its caches.
 void Engine::back_off() {
   const double silent = now_s() - last_event_s_;
   if (silent < kSpinS) {

@@ -1,6 +1,6 @@
-// One engine per worker: a thread that drives all communication without Python's
-// GIL. It takes commands from the training thread, messages from the transport, and
-// hands both to the sessions; it owns every buffer that is in flight.
+// Every worker has one engine: a thread that drives all communication without Python's
+// lock (GIL). It takes commands from the training thread and messages from the
+// transport, and hands both to the sessions. It owns every buffer that is in flight.
 //
 // Control messages (start-up comparison, barrier, errors, goodbye) travel beside the
 // gradients in the same order, so a worker that fails is heard by all who wait.
@@ -28,7 +28,7 @@ struct EngineStats {
   std::int64_t polls = 0;          // rounds of the loop
   std::size_t pool_bytes = 0;      // memory held
   std::size_t in_flight = 0;       // sends and receives not completed
-  std::size_t unpinned_bytes = 0;  // that a device would rather have pinned
+  std::size_t unpinned_bytes = 0;  // memory that could not be pinned for a device
 };
 
 class Engine final : private Outbox {
@@ -44,13 +44,13 @@ class Engine final : private Outbox {
   std::shared_ptr<Session> open_session(SessionSettings config);
   void close_session(const std::shared_ptr<Session>& session);
 
-  // Before the first session of a model on a device. The first one bound stays, and is
-  // returned: it reaches pinned memory for models on others.
+  // Must come before the first session of a model on a device. The first device that is
+  // bound stays; its number is returned. It reaches pinned memory for models on others.
   int bind_device(const DeviceCalls& calls);
   BufferRef acquire(std::size_t bytes, Memory memory = Memory::kHost) {
     return pool_->get(bytes, memory);
   }
-  // Announces the step to the engine, then waits as Session::begin.
+  // Announces the step to the engine, then waits as Session::begin does.
   bool begin(const std::shared_ptr<Session>& session, std::int64_t step,
              double timeout_s, std::vector<int>* behind);
   // Sends one bucket of the row, or all of them (kAllBuckets), each once. The engine
@@ -60,23 +60,27 @@ class Engine final : private Outbox {
   void post(const std::shared_ptr<Session>& session, std::int64_t step, int row,
             int bucket, BufferRef data, void* event = nullptr);
 
-  // All-gather of small byte strings, round by round: publish() the own one, then
-  // gather() until everybody's is there; on time-out: empty, and who is missing.
+  // An all-gather of small byte strings, round by round: each worker publishes its own,
+  // then calls gather() until everybody's is there. On time-out gather() returns
+  // nothing and says who is missing.
   void publish(std::string bytes);
   std::optional<std::vector<std::string>> gather(double timeout_s,
                                                  std::vector<int>* missing);
 
-  // Runs `work` on the engine's thread and waits for it; false when the engine ended.
+  // Runs `work` on the engine's thread and waits for it. Returns false when the engine
+  // has ended.
   bool call(std::function<void()> work);
   void fail(const std::string& text);  // ends the job on every worker
   std::vector<int> departed() const;   // workers that have said goodbye
-  // What workers have published in the round to come: where they wait.
+  // Returns what workers have published for the next round, which tells where they
+  // wait.
   std::map<int, std::string> announced() const;
   bool failed() const { return failure_->failed(); }
   std::string failure() const { return failure_->text(); }
 
-  // Says goodbye and ends the thread when all have said it and all is sent; after a
-  // failure, or when `timeout_s` has passed, regardless. True when it ended cleanly.
+  // Says goodbye, and ends the thread when all workers have said it and all is sent.
+  // After a failure, or when `timeout_s` has passed, it ends the thread regardless.
+  // Returns true when nothing was left under way.
   bool stop(double timeout_s);
   EngineStats stats() const;
 
@@ -110,10 +114,11 @@ class Engine final : private Outbox {
   void run();
   void loop();
   void tell_before_the_end(const std::string& text);
-  bool attend();  // sessions that watch the clock, or for which a device sums
-  bool turn();    // one round; true when something happened
+  // Looks after sessions that watch the clock, or for which a device sums.
+  bool attend();
+  bool turn();  // one round of the loop; true when something happened
   void execute(Command& command);
-  bool post_copied();  // rows whose copy from the device is done
+  bool post_copied();  // posts the rows whose copy from the device is done
   void take_message(const Envelope& envelope);
   void complete(std::uint64_t id);
   void control(int source, const char* data, std::size_t bytes);
@@ -126,7 +131,7 @@ class Engine final : private Outbox {
   const std::shared_ptr<BufferPool> pool_ = std::make_shared<BufferPool>();
   const std::shared_ptr<Failure> failure_ = std::make_shared<Failure>();
 
-  mutable std::mutex mutex_;  // guards what follows, up to the thread's own
+  mutable std::mutex mutex_;  // guards what follows, up to the engine thread's own
   std::condition_variable commanded_, gathered_;
   std::deque<Command> commands_;
   std::array<std::shared_ptr<Session>, kSessions> sessions_;
@@ -135,7 +140,7 @@ class Engine final : private Outbox {
   bool ended_ = false;
   std::vector<bool> goodbye_;  // by worker; the own entry is always set
 
-  // The engine's thread only.
+  // Only the engine's thread uses these.
   std::unordered_map<std::uint64_t, Pending> pending_;
   std::uint64_t next_id_ = 0;
   std::vector<std::uint64_t> done_;

@@ -1,5 +1,5 @@
-// What workers tell each other beside the gradients: small byte strings, errors, the
-// goodbye. See engine.h.
+// What workers tell each other beside the gradients: small byte strings, errors and the
+// goodbye (see engine.h).
 #include <algorithm>
 #include <chrono>
 #include <cstring>
@@ -142,7 +142,7 @@ void Engine::tell_before_the_end(const std::string& text) {
       }
       std::this_thread::sleep_for(std::chrono::milliseconds(1));
     }
-  } catch (const std::exception&) {  // the transport it is that has failed
+  } catch (const std::exception&) {  // then the transport is what has failed
   }
 }
 

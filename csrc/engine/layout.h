@@ -60,9 +60,9 @@ struct TagFields {
 constexpr int kSessionBits = 3;
 constexpr int kSessions = 1 << kSessionBits;
 
-// tag = step | bucket | row | session | kind, low bits last, the step modulo a power
-// of two above twice the window: open steps differ by at most the window, so a
-// receiver knows the step from its own.
+// A tag is step | bucket | row | session | kind, from high bits to low ones. The step
+// is taken modulo a power of two above twice the window: open steps differ by at most
+// the window, so a receiver can tell the step from its own.
 class TagCodec {
  public:
   TagCodec() = default;
@@ -93,7 +93,7 @@ class TagCodec {
   static Kind kind_of(int tag) { return static_cast<Kind>(tag & 3); }
   static int session_of(int tag) { return (tag >> 2) & (kSessions - 1); }
 
-  // `near`: the receiver's own step.
+  // `near` is the receiver's own step.
   TagFields decode(int tag, std::int64_t near) const {
     TagFields f;
     f.kind = kind_of(tag);

@@ -62,9 +62,9 @@ Session::Session(const SessionSettings& config, int rank, int size, int max_tag,
   }
   if (approximate_) {
     for (int bucket = 0; bucket < layout_.buckets(); ++bucket) {
-      estimators_.push_back(Estimator::make(approximate_, bucket, layout_.buckets(),
-                                            layout_.slice(bucket, rank_), window_,
-                                            dtype_, pool_));
+      const Estimator::Place place{bucket, layout_.buckets(),
+                                   layout_.slice(bucket, rank_), dtype_, window_};
+      estimators_.push_back(Estimator::make(approximate_, place, pool_));
     }
   }
   if (memory_ == Memory::kDevice) {
@@ -183,7 +183,7 @@ bool Session::awaited() const {
   return waiting_ > 0;
 }
 
-// Rows tell it too: a row of step t says that all steps below t are applied.
+// A row tells progress, too: a row of step t says that all steps below t are applied.
 void Session::tell_progress(std::int64_t step) {
   const std::int64_t slack = window_ / 8;
   for (int i = 1; i < size_; ++i) {
@@ -196,7 +196,7 @@ void Session::tell_progress(std::int64_t step) {
 }
 
 void Session::post(std::int64_t step, int row, int which, const BufferRef& data) {
-  // Every owner has decoded it; a late row still teaches.
+  // Every owner has decoded it. Where there are decoders, a late row still teaches.
   if (done(step) && !approximate_) return;
   std::int64_t sent = 0;
   const int first = which == kAllBuckets ? 0 : which;

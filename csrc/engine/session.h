@@ -31,7 +31,7 @@
 
 namespace codedgrad {
 
-// What a session asks of the engine: send, and keep `keep` until it is sent.
+// What a session asks of the engine: to send, and to own `keep` until that is sent.
 class Outbox {
  public:
   virtual ~Outbox() = default;
@@ -62,10 +62,10 @@ struct SessionSettings {
   std::shared_ptr<const ApproximateSettings> approximate;  // null: exact
   Wire wire = Wire::kAsIs;  // in what type the first buckets travel
   int narrow_buckets = 0;   // how many; rows must hold values of that type there
-  // Of rows and results. kDevice needs a device that sums, and a tree plan, exact and
-  // as is; then nothing of the payload is ever in the processor's memory.
+  // Where rows and results lie. kDevice needs a device that sums, and a tree plan,
+  // exact and unrounded; then the payload is never in the processor's memory.
   Memory memory = Memory::kHost;
-  DeviceCalls device;  // unless kHost
+  DeviceCalls device;  // of memory other than kHost
 };
 
 constexpr int kAllBuckets = -1;
@@ -85,10 +85,11 @@ struct Counters {
   std::int64_t rows_refused = 0;  // NaN or Inf; approximate only
   std::int64_t slices_decoded = 0, slices_settled = 0, bytes_sent = 0;
   std::int64_t slices_on_device = 0;  // of those decoded
-  // All sums, on a device with their time in its queue. Of slices that were settled:
+  // The time of all sums, for a device with the time in its queue.
   double decode_s = 0.0;
-  double choose_s = 0.0;  // what the decoder took, the sum aside
-  double learn_s = 0.0;   // labels and memory, off the critical path
+  // For estimates: the time of the decoder's choices, without the sums; and the time of
+  // labels and memory, which is off the critical path.
+  double choose_s = 0.0, learn_s = 0.0;
 };
 
 class Session {
@@ -98,20 +99,22 @@ class Session {
           Outbox* outbox);
 
   // ---- training thread ----
-  // Waits until no worker is `window` steps behind; else, after timeout_s, false and
-  // the workers that are.
+  // Waits until no worker is `window` steps behind. After timeout_s it returns false
+  // and the workers that are.
   bool begin(std::int64_t step, double timeout_s, std::vector<int>* behind);
-  bool wait(std::int64_t step, double timeout_s);  // true when decoded
+  bool wait(std::int64_t step, double timeout_s);  // returns true when decoded
   bool done(std::int64_t step) const { return done_through_.load() >= step; }
-  bool has(std::int64_t step, int row) const;  // arrived in every bucket, seen here
-  // In some bucket, seen here: what computes it is in its last backward.
+  // Returns true when the row has arrived here in every bucket, or is implied.
+  bool has(std::int64_t step, int row) const;
+  // Returns true when it has arrived in some bucket: its worker is in its last
+  // backward.
   bool begun(std::int64_t step, int row) const;
-  std::vector<int> missing(std::int64_t step) const;  // owners not heard of
-  BufferRef take(std::int64_t step);  // the decoded sum; closes the step
+  std::vector<int> missing(std::int64_t step) const;  // owners of missing slices
+  BufferRef take(std::int64_t step);  // returns the decoded sum and closes the step
   std::vector<Arrival> drain_arrivals();
   Counters counters() const;
-  // True when half of the batch has arrived in every own slice: a worker that is not
-  // done then is late. Always false in an exact session.
+  // Returns true when half of the batch has arrived in every slice of this owner: a
+  // worker that is not done then is late. In an exact session it is always false.
   bool past_half(std::int64_t step) const;
   std::vector<Settled> drain_settled();
   bool approximate() const { return approximate_ != nullptr; }
@@ -121,32 +124,33 @@ class Session {
 
   // ---- engine's thread ----
   void tell_progress(std::int64_t step);  // the training thread begins `step`
-  // One bucket of a row, or all of them. While a pass still writes the other buckets
-  // of `data`, those of its buckets that were posted are read by the sends.
+  // Sends one bucket of a row, or all of them. A pass may still write the other buckets
+  // of `data`; the sends read those that were posted.
   void post(std::int64_t step, int row, int bucket, const BufferRef& data);
   TagFields fields(int tag) const { return codec_.decode(tag, near_.load()); }
-  // Where an announced message goes; `keep` owns the place.
+  // Returns where an announced message goes; `keep` owns the place.
   char* place(const TagFields& f, int source, std::size_t bytes, BufferRef* keep);
   void received(const TagFields& f, int source, const BufferRef& keep);
   void wake();
-  bool open_work() const;  // something has arrived here and is not finished
+  bool open_work() const;  // something has arrived here and is not finished yet
   bool awaited() const;    // the training thread waits
-  bool tick();             // settles what is due; else postponed work. True: did some
-  bool summing() const { return !sums_.empty(); }  // a device sums for us
-  bool poll_sums() { return sums_.poll(); }        // true when a sum is done
-  // Lets the device sum own slices from the size on from which it is faster than the
-  // processor, or always, once it has shown that it can. Returns why it does not,
-  // where it refuses and need not. Throws as DeviceSums::check.
+  // Settles what is due, or does postponed work; returns true when it did either.
+  bool tick();
+  bool summing() const { return !sums_.empty(); }  // a device sums for this session
+  bool poll_sums() { return sums_.poll(); }        // returns true when a sum is done
+  // Lets the device sum own slices once it has shown that it can: always, or from the
+  // size on from which it is faster than the processor. Where it refuses and need not
+  // sum, returns the reason. Throws as DeviceSums::check does.
   std::string use_device_sums(bool always);
-  // By bucket, empty where there is no slice of mine.
+  // Returns the states by bucket, empty where this worker owns no slice.
   std::vector<std::vector<double>> decoder_states() const;
   void restore_decoders(const std::vector<double>& state);
 
  private:
   struct Bucket {
     std::unique_ptr<Cover> cover;
-    std::vector<const void*> rows;                // my slice, by row
-    std::vector<std::pair<int, BufferRef>> keep;  // with the row it keeps
+    std::vector<const void*> rows;                // this worker's slice, by row
+    std::vector<std::pair<int, BufferRef>> keep;  // with the row that it keeps
     bool decoded = false;
     double half_s = 0.0;        // when half of the batch was here; 0: not yet
     bool tried = false;         // no arrival since the last attempt to settle
@@ -166,10 +170,10 @@ class Session {
     return wire(bucket) == Wire::kAsIs ? bytes_of(dtype_) : kPackedBytes;
   }
   char* result_at(Step* step, const Slice& slice);
-  // For rows that come and sums that go; where the device has no more, pinned memory,
-  // which it reaches, too.
+  // Returns memory for rows that come and sums that go. Where the device has no more,
+  // it is pinned memory, which the device reaches, too.
   BufferRef slice_memory(std::size_t bytes);
-  // One bucket of a row, for the wire; a slice from the wire.
+  // Return one bucket of a row as it travels, and a slice that has travelled.
   BufferRef packed(int bucket, const BufferRef& data);
   BufferRef unpacked(const Slice& slice, Wire wire, const BufferRef& data);
   void arrive(std::int64_t step, int bucket, int row, int source, const void* data,
@@ -184,7 +188,7 @@ class Session {
   void late(std::int64_t step, int bucket, int row, const void* data,
             const BufferRef& keep);
   bool refuse(std::int64_t step, int bucket, int row, int source, const void* data);
-  // `arrived`: after an arrival, not by the clock.
+  // `arrived` says that it is called after an arrival, not by the clock.
   bool settle_if_due(std::int64_t step, int bucket, bool arrived);
   bool refused(const Bucket& b, int row) const;
   void collect_settled(Estimator* estimator);
@@ -204,8 +208,8 @@ class Session {
   const std::shared_ptr<Failure> failure_;
   Outbox* const outbox_;
   const Memory memory_;
-  DeviceSums sums_;  // engine's thread
-  // Slices of so many bytes and more are summed by the device.
+  DeviceSums sums_;  // of the engine's thread
+  // The device sums slices of so many bytes and more.
   std::size_t device_sums_from_ = std::numeric_limits<std::size_t>::max();
 
   mutable std::mutex mutex_;

@@ -1,5 +1,5 @@
-// What a session does with arrivals that cover: the own slice is summed, by the
-// processor at once or by a device meanwhile, and sent to all.
+// What a session does with arrivals that cover: it sums its own slice, by the processor
+// at once or by a device meanwhile, and sends it to all.
 #include <algorithm>
 #include <cstring>
 #include <stdexcept>
@@ -25,7 +25,7 @@ std::string Session::use_device_sums(bool always) {
     if (always) throw;
     why = error.what();
   }
-  pool_->trim();  // what the trials had
+  pool_->trim();  // the trials' memory
   return why;
 }
 
@@ -81,8 +81,8 @@ bool Session::decode_on_device(std::int64_t number, int bucket) {
   if (sent) keep.push_back(sent);
   const auto reachable = [](const BufferRef& buffer) { return buffer->reachable(); };
   if (!std::all_of(keep.begin(), keep.end(), reachable)) return false;
-  // Until it is done the arrivals cover and the slice is not decoded: what arrives
-  // then is redundant, and the rows stay.
+  // Until the sum is done the arrivals cover and the slice is not decoded: what arrives
+  // meanwhile is redundant, and the rows stay.
   sums_.start(program, inputs, sent ? sent->data() : result, sent ? result : nullptr,
               slice.count, dtype_, std::move(keep),
               [this, number, bucket, sent, begin] {
@@ -96,8 +96,8 @@ bool Session::decode_on_device(std::int64_t number, int bucket) {
   return true;
 }
 
-// The step cannot be taken, so cannot vanish, before slice_in() below: my own slice
-// is missing until then.
+// The step cannot be taken, and so cannot vanish, before slice_in() below: until then
+// this worker's own slice is missing.
 void Session::conclude(std::int64_t number, int bucket, bool exact, const Fill& fill) {
   const double begin = now_s();
   const Slice slice = layout_.slice(bucket, rank_);

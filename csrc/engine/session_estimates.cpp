@@ -27,11 +27,11 @@ std::vector<Settled> Session::drain_settled() {
   return std::exchange(settled_, {});
 }
 
-// True when `row` belongs to a unit that was refused here: nobody can bring it.
+// Returns true when `row` belongs to a unit that was refused here: nobody can bring it.
 bool Session::refused(const Bucket& b, int row) const {
   for (const auto& estimator : estimators_) {
     if (!estimator) continue;
-    const int unit = estimator->unit_of(row);
+    const int unit = estimator->units().of(row);
     return unit >= 0 && b.refused[unit] != 0;
   }
   return false;
@@ -43,7 +43,7 @@ bool Session::refuse(std::int64_t number, int bucket, int row, int source,
                      const void* data) {
   Estimator* estimator = estimators_[bucket].get();
   if (estimator->finite(data)) return false;
-  const int unit = estimator->unit_of(row);
+  const int unit = estimator->units().of(row);
   {
     std::lock_guard<std::mutex> lock(mutex_);
     note(number, bucket, source, row, ArrivalKind::kRefused);
@@ -78,9 +78,10 @@ void Session::collect_settled(Estimator* estimator) {
   settled_.insert(settled_.end(), fresh.begin(), fresh.end());
 }
 
-// The patience begins when half of the batch is here, and is a share of the time that
-// took since the last step was decoded: about a pass. After it every arrival is a new
-// chance, until the bound on the error is small enough or the arrivals cover.
+// The patience begins when half of the batch is here. It is a share of the time that
+// this took since the last step was decoded, which is about a pass. When it is over,
+// every arrival is a new chance, until the bound on the error is small enough or the
+// arrivals cover.
 bool Session::settle_if_due(std::int64_t number, int bucket, bool arrived) {
   Estimator* estimator = estimators_[bucket].get();
   if (estimator == nullptr) return false;
@@ -92,9 +93,10 @@ bool Session::settle_if_due(std::int64_t number, int bucket, bool arrived) {
     b = undecoded(number, bucket);
     if (b == nullptr || !b->cover) return false;
     if (arrived) {
-      if (b->half_s == 0.0 && estimator->share(b->rows) >= 0.5 - 1e-9) b->half_s = now;
+      if (b->half_s == 0.0 && estimator->units().share(b->rows) >= 0.5 - 1e-9)
+        b->half_s = now;
       if (!b->refused.empty()) {
-        b->hopeless = estimator->rest_is_here(b->rows, b->refused);
+        b->hopeless = estimator->units().rest_is_here(b->rows, b->refused);
       }
     }
     forced = b->hopeless;
@@ -106,7 +108,7 @@ bool Session::settle_if_due(std::int64_t number, int bucket, bool arrived) {
     }
     b->tried = true;
   }
-  if (forced && estimator->share(b->rows) <= 0.0) {
+  if (forced && estimator->units().share(b->rows) <= 0.0) {
     throw std::runtime_error("every gradient of step " + std::to_string(number) +
                              " is NaN or infinite; there is nothing to estimate the "
                              "step from. Lower the learning rate or clip");

@@ -16,8 +16,9 @@ namespace codedgrad {
 
 class Sketch {
  public:
-  // `tensors`: ends of the gradient's tensors in the payload, rising. All `buckets` of
-  // a step share one budget, so that what a step costs does not grow with the model.
+  // `tensors` are the ends of the gradient's tensors in the payload, rising. All
+  // `buckets` of a step share one budget, so that a step of a larger model does not
+  // cost more.
   Sketch(const Slice& slice, const std::vector<std::size_t>& tensors, int units,
          int buckets)
       : count_(slice.count) {
@@ -50,9 +51,9 @@ class Sketch {
   int tiles() const { return static_cast<int>(begins_.size()) - 2; }
   std::size_t count() const { return count_; }
   std::size_t size() const { return index_.size(); }
-  // Elements of the slice: tile t is [begin(t), begin(t + 1)); t = tiles(): the tail.
+  // Tile t has the slice's elements [begin(t), begin(t + 1)); t = tiles() is the tail.
   std::size_t begin(int t) const { return begins_[t]; }
-  // Places in the sketch: tile t is [first(t), first(t + 1)).
+  // Tile t has the places [first(t), first(t + 1)) of the sketch.
   std::size_t first(int t) const { return firsts_[t]; }
 
   template <typename T>
@@ -75,8 +76,8 @@ class Sketch {
     }
   }
 
-  // Divides all by the largest magnitude among the first `among` values; returns the
-  // factor, 0 where those are all 0.
+  // Divides all values by the largest magnitude among the first `among` ones. Returns
+  // the factor; 0 where those are all 0.
   double normalise(std::vector<float>* values, std::size_t among) const {
     float largest = 0.0f;
     for (std::size_t i = 0; i < among; ++i) {
@@ -89,7 +90,7 @@ class Sketch {
     return factor;
   }
 
-  // Inner products [tiles, n, n] of n sketched vectors.
+  // Returns the inner products [tiles, n, n] of n sketched vectors.
   std::vector<double> gram(const std::vector<float>& values, int n) const {
     std::vector<double> out(static_cast<std::size_t>(tiles()) * n * n, 0.0);
     std::vector<const float*> rows(n);
@@ -102,7 +103,7 @@ class Sketch {
   }
 
  private:
-  // Runs of 16 neighbours, evenly spaced, every tile by its size.
+  // Chooses runs of 16 neighbours, evenly spaced, in every tile by its size.
   void choose(std::size_t budget) {
     constexpr std::size_t kRun = 16;
     firsts_ = {0};
@@ -127,7 +128,7 @@ class Sketch {
   std::vector<std::uint32_t> index_;
 };
 
-// True when no element is NaN or infinite.
+// Returns true when no element is NaN or infinite.
 inline bool all_finite(const float* values, std::size_t count) {
   std::uint32_t bad = 0;
   for (std::size_t i = 0; i < count; ++i) {

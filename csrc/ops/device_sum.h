@@ -1,5 +1,5 @@
-// What a device is asked to sum, in C's layout: the seam between the engine and kernels
-// that it is not linked with.
+// What a device is asked to sum, in C's layout. It is the seam between the engine and
+// kernels that the engine is not linked with.
 #pragma once
 
 #include <cstddef>
@@ -8,9 +8,11 @@ namespace codedgrad::ops {
 
 constexpr int kMostDeviceInputs = 240;  // they travel as arguments of one kernel
 
-// As tree_sum (csrc/ops/cpu/sums.h), without rounding: out[i] = the program's value at
-// i, also into out2 unless null. The program pushes inputs 0, 1, ... in turn. All
-// addresses are the device's. What is pointed to by `program` and `inputs` is copied.
+// A sum like tree_sum's (csrc/ops/cpu/sums.h), without rounding: out[i], and out2[i]
+// unless out2 is null, becomes the program's value at i. The program pushes inputs 0,
+// 1,
+// ... in turn. All addresses are the device's. The device copies what `program` and
+// `inputs` point to.
 struct DeviceSum {
   int device;
   int is_double;  // else float

@@ -1,5 +1,6 @@
-// Several ranks inside one process, for tests that need no MPI launcher or run under the
-// thread sanitizer. Messages become visible after a random delay, in order per pair.
+// Several ranks inside one process, for tests that need no MPI launcher or run under
+// the thread sanitizer. Messages become visible after a random delay, in order per
+// pair.
 #pragma once
 
 #include <chrono>

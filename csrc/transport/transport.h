@@ -1,6 +1,6 @@
 // The seam between the engine and the network. A transport knows messages and ranks;
-// it knows no engine, codes, steps or gradients. Every implementation keeps the contract
-// of tests/transport/contract.py.
+// it knows no engine, codes, steps or gradients. Every implementation keeps the
+// contract of tests/transport/contract.py.
 #pragma once
 
 #include <cstddef>

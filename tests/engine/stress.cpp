@@ -20,8 +20,8 @@
 #include <thread>
 
 #include "engine/engine.h"
-#include "transport/local_transport.h"
 #include "late_device.h"
+#include "transport/local_transport.h"
 
 namespace {
 

@@ -1,6 +1,7 @@
-// The kernels for CUDA: on addresses of the current device, on a given stream
-// (cudaStream_t). They are started, not waited for. Throw std::invalid_argument for
-// arguments that do not fit, std::runtime_error with CUDA's words where a launch fails.
+// The kernels for CUDA. They work on addresses of the current device, on a given stream
+// (cudaStream_t); they are started, not waited for. They throw std::invalid_argument
+// for arguments that do not fit, std::runtime_error with CUDA's words where a launch
+// fails.
 #pragma once
 
 #include <cstddef>
@@ -15,17 +16,17 @@ enum class Type { kFloat32, kFloat64, kBFloat16, kFloat16 };
 
 constexpr int kMaxInputs = 128;  // of weighted_sum: they travel as kernel arguments
 
-// As ops::weighted_sum on the CPU, with the same bits.
+// Does what ops::weighted_sum does on the CPU, with the same bits.
 void weighted_sum(const std::vector<double>& weights,
                   const std::vector<const void*>& inputs, Type type, void* out,
                   Type out_type, std::size_t count, Wire wire, void* stream);
 
-// Doubles of device memory that gram wants as `workspace`.
+// Returns how many doubles of device memory gram wants as `workspace`.
 std::size_t gram_workspace(std::size_t count);
 
-// out [k, k], on the device, as ops::gram on the CPU: 64 products at most are added in
-// fp32, the rest in double (Float64: all of it). The order of additions is fixed by
-// `count` alone, in two stages without atomics, and is not the CPU's.
+// Writes out [k, k], on the device, as ops::gram does on the CPU: at most 64 products
+// are added in fp32, the rest in double (of Float64 all). The order of additions is
+// fixed by `count` alone, in two stages without atomics, and is not the CPU's.
 void gram(const std::vector<const void*>& inputs, Type type, std::size_t count,
           double* out, double* workspace, void* stream);
 
@@ -35,11 +36,12 @@ void gram(const std::vector<const void*>& inputs, Type type, std::size_t count,
 // the deeper side of an addition comes first, is cudaErrorInvalidValue.
 int start_sum(const DeviceSum* sum, void** ticket);
 
-// Do kernels of the device reach registered host memory by the host's own addresses?
+// Returns true when kernels of the device reach registered host memory by the host's
+// own addresses.
 bool sums_host_memory(int device);
 
-// cudaErrorNotReady while the sum is under way. Any other answer gives the ticket back:
-// 0, or an error of the device. From any thread.
+// Returns cudaErrorNotReady while the sum is under way. Any other answer, 0 or an error
+// of the device, takes the ticket back. Any thread may call it.
 int sum_done(void* ticket);
 
 }  // namespace codedgrad::ops::cuda
