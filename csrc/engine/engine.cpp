@@ -40,14 +40,14 @@ Engine::~Engine() { stop(0.0); }
 
 // ---- training thread ----
 
-std::shared_ptr<Session> Engine::open_session(SessionSettings config) {
+std::shared_ptr<Session> Engine::open_session(SessionSettings settings) {
   std::lock_guard<std::mutex> lock(mutex_);
   for (int id = 0; id < kSessions; ++id) {
     if (sessions_[id]) continue;
-    config.id = id;
-    config.device = pool_->device();
-    sessions_[id] = std::make_shared<Session>(config, rank_, size_, max_tag_, pool_,
-                                              failure_, static_cast<Outbox*>(this));
+    settings.id = id;
+    settings.device = pool_->device();
+    const SessionHost host{rank_, size_, max_tag_, pool_, failure_, this};
+    sessions_[id] = std::make_shared<Session>(settings, host);
     return sessions_[id];
   }
   throw std::invalid_argument("at most " + std::to_string(kSessions) +

@@ -41,7 +41,7 @@ class Engine final : private Outbox {
 
   // Sessions must be opened in the same order everywhere, and a publish/gather must
   // follow before the first post. Throws std::invalid_argument on bad settings.
-  std::shared_ptr<Session> open_session(SessionSettings config);
+  std::shared_ptr<Session> open_session(SessionSettings settings);
   void close_session(const std::shared_ptr<Session>& session);
 
   // Must come before the first session of a model on a device. The first device that is

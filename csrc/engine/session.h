@@ -92,11 +92,17 @@ struct Counters {
   double choose_s = 0.0, learn_s = 0.0;
 };
 
+// The engine around a session: which worker it is, and what its sessions share.
+struct SessionHost {
+  int rank = 0, size = 1, max_tag = 0;
+  std::shared_ptr<BufferPool> pool;
+  std::shared_ptr<Failure> failure;
+  Outbox* outbox = nullptr;
+};
+
 class Session {
  public:
-  Session(const SessionSettings& config, int rank, int size, int max_tag,
-          std::shared_ptr<BufferPool> pool, std::shared_ptr<Failure> failure,
-          Outbox* outbox);
+  Session(const SessionSettings& settings, const SessionHost& host);
 
   // ---- training thread ----
   // Waits until no worker is `window` steps behind. After timeout_s it returns false

@@ -91,8 +91,15 @@ def test_tree_sum_has_the_bits_of_torch(dtype: torch.dtype, pinned: bool) -> Non
     torch.cuda.synchronize()
     program = [0, 1, -1, 2, 3, -1, -1]
     places = [x.data_ptr() for x in rows]
-    how = (out.data_ptr(), copy.data_ptr(), out.numel())
-    ticket = kernels.start_sum(0, dtype == torch.float64, program, places, *how)
+    ticket = kernels.start_sum(
+        device=0,
+        is_double=dtype == torch.float64,
+        program=program,
+        inputs=places,
+        out=out.data_ptr(),
+        out2=copy.data_ptr(),
+        count=out.numel(),
+    )
     while (answer := kernels.sum_done(ticket)) == 600:
         pass
     assert answer == 0

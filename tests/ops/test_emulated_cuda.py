@@ -47,9 +47,15 @@ def weighted_sum(
     total = torch.full(inputs[0].shape, 77.0, dtype=out)
     places = [x.data_ptr() for x in inputs]
     narrow = "" if wire is None else NAMES[wire]
-    how = (NAMES[out], total.numel(), narrow, 0)
     cuda.weighted_sum(
-        list(weights), places, NAMES[inputs[0].dtype], total.data_ptr(), *how
+        weights=list(weights),
+        inputs=places,
+        type=NAMES[inputs[0].dtype],
+        out=total.data_ptr(),
+        out_type=NAMES[out],
+        count=total.numel(),
+        wire=narrow,
+        stream=0,
     )
     return total
 
@@ -59,8 +65,14 @@ def gram(cuda: Any, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
     out = torch.empty(k, k, dtype=torch.float64)
     space = torch.empty(cuda.gram_workspace(count), dtype=torch.float64)
     places = [x.data_ptr() for x in inputs]
-    how = (NAMES[inputs[0].dtype], count, out.data_ptr(), space.data_ptr(), 0)
-    cuda.gram(places, *how)
+    cuda.gram(
+        inputs=places,
+        type=NAMES[inputs[0].dtype],
+        count=count,
+        out=out.data_ptr(),
+        workspace=space.data_ptr(),
+        stream=0,
+    )
     return out
 
 
@@ -69,13 +81,13 @@ def tree_sum(
 ) -> torch.Tensor:
     out, copy = torch.full_like(inputs[0], 77.0), torch.full_like(inputs[0], 78.0)
     ticket = cuda.start_sum(
-        0,
-        inputs[0].dtype == torch.float64,
-        program,
-        [x.data_ptr() for x in inputs],
-        out.data_ptr(),
-        copy.data_ptr(),
-        out.numel(),
+        device=0,
+        is_double=inputs[0].dtype == torch.float64,
+        program=program,
+        inputs=[x.data_ptr() for x in inputs],
+        out=out.data_ptr(),
+        out2=copy.data_ptr(),
+        count=out.numel(),
     )
     answers = [cuda.sum_done(ticket), cuda.sum_done(ticket)]
     assert answers == [600, 0]

@@ -1,6 +1,6 @@
-"""The transports that must keep the contract, and how a case runs on all their ranks.
+"""The transports that must keep the contract, and how its cases run on all their ranks.
 
-A new transport is one more function here, and its line in TRANSPORTS.
+A new transport is one more function here, in THREADS or in PROCESSES.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from transport.contract import CASES, Peer
 
@@ -21,64 +21,87 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 ROOT = Path(__file__).parent.parent.parent
+BARRIER_S = 30.0
 
 
-def local(ranks: int) -> dict[str, str]:
-    """Every rank is a thread of this process; messages come late at random."""
-    outcome = {}
-    for name, case in CASES.items():
-        hub, barrier = _engine.LocalHub(ranks, 200, 1), threading.Barrier(ranks)
-
-        def one(rank: int, hub=hub, barrier=barrier, case=case) -> str:
-            try:
-                transport = _engine.local_transport(hub, rank)
-                case(Peer(transport, lambda: barrier.wait(30.0) and None))
-            except Exception as error:  # noqa: BLE001
-                barrier.abort()
-                return f"rank {rank}: {type(error).__name__}: {error}\n"
-            return ""
-
-        with ThreadPoolExecutor(ranks) as pool:
-            outcome[name] = "".join(pool.map(one, range(ranks)))
-    return outcome
+def local(ranks: int) -> Callable[[int], Any]:
+    """Messages come late at random."""
+    hub = _engine.LocalHub(ranks, 200, 1)
+    return lambda rank: _engine.local_transport(hub, rank)
 
 
-def mpi(ranks: int) -> dict[str, str]:
-    """Every rank is a process, started by mpirun; each runs this file."""
+def mpi(world: Any) -> Any:
+    """On a communicator of its own, as in a job."""
+    messages = world.Dup()  # it lives until MPI ends
+    return _engine.mpi_transport(messages.py2f())
+
+
+# Transports whose ranks are threads of one process: from the number of ranks to what
+# makes the transport of each.
+THREADS: dict[str, Callable[[int], Callable[[int], Any]]] = {"local": local}
+# Transports whose ranks are processes, which mpirun starts: what makes a process's
+# transport; it gets mpi4py's communicator.
+PROCESSES: dict[str, Callable[[Any], Any]] = {"mpi": mpi}
+
+
+def outcome(name: str, ranks: int) -> dict[str, str]:
+    """Runs all cases; returns by case what went wrong."""
+    if name in THREADS:
+        return {c: in_threads(THREADS[name](ranks), ranks, c) for c in CASES}
+    return in_processes(name, ranks)
+
+
+def in_threads(start: Callable[[int], Any], ranks: int, case: str) -> str:
+    barrier = threading.Barrier(ranks)
+
+    def one(rank: int) -> str:
+        try:
+            CASES[case](Peer(start(rank), lambda: barrier.wait(BARRIER_S) and None))
+        except Exception as error:  # noqa: BLE001
+            barrier.abort()
+            return f"rank {rank}: {type(error).__name__}: {error}\n"
+        return ""
+
+    with ThreadPoolExecutor(ranks) as pool:
+        return "".join(pool.map(one, range(ranks)))
+
+
+def in_processes(name: str, ranks: int) -> dict[str, str]:
+    limit = ["timeout", "--kill-after=5", "100"]
+    launch = ["bash", "launch/mpirun.sh", "-n", str(ranks)]
     done = subprocess.run(
-        ["timeout", "--kill-after=5", "100", "bash", "launch/mpirun.sh", "-n",
-         str(ranks), sys.executable, __file__],
+        [*limit, *launch, sys.executable, __file__, name],
         cwd=ROOT,
         env=os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"},
         capture_output=True,
         text=True,
         check=False,
-    )  # fmt: skip
+    )
     passed = set(done.stdout.split())
-    return {name: "" if name in passed else done.stderr for name in CASES}
+    problem = f"mpirun ended with {done.returncode}:\n{done.stderr}"
+    return {case: "" if case in passed else problem for case in CASES}
 
 
-def main() -> None:
-    """One rank: runs all cases; the first rank prints which have passed everywhere."""
+def main(name: str) -> None:
+    """One process of `in_processes`; the first prints which cases have passed."""
     import mpi4py
 
     mpi4py.rc.thread_level = "multiple"
     from mpi4py import MPI
 
-    world, messages = MPI.COMM_WORLD, MPI.COMM_WORLD.Dup()
-    transport = _engine.mpi_transport(messages.py2f())
-    try:
-        for name, case in CASES.items():
-            case(Peer(transport, world.Barrier))
-            world.Barrier()
-            if world.rank == 0:
-                print(name, flush=True)
-    except BaseException as error:  # noqa: BLE001
-        print(f"rank {world.rank}, {name}: {error!r}", file=sys.stderr, flush=True)
-        world.Abort(1)
+    world = MPI.COMM_WORLD
+    transport = PROCESSES[name](world)
+    for case, run in CASES.items():
+        try:
+            run(Peer(transport, world.Barrier))
+        except Exception as error:  # noqa: BLE001
+            text = f"rank {world.rank}, {case}: {type(error).__name__}: {error}"
+            print(text, file=sys.stderr, flush=True)
+            world.Abort(1)
+        world.Barrier()
+        if world.rank == 0:
+            print(case, flush=True)
 
-
-TRANSPORTS: dict[str, Callable[[int], dict[str, str]]] = {"local": local, "mpi": mpi}
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1])
