@@ -43,6 +43,18 @@ class Coded:
         self.job.optimizer.zero_grad()
 
 
+class Stretching:
+    """Stretches a pass at its module boundaries; the pass is always needed."""
+
+    def __init__(self, injector: Injector) -> None:
+        """Take the injector of this worker."""
+        self._injector = injector
+
+    def visit(self) -> None:
+        """Stretch the time since the last boundary."""
+        self._injector.boundary(lambda: None)
+
+
 class Synchronous:
     """The common part of Horovod and DDP: local passes, then one exchange."""
 
@@ -70,10 +82,11 @@ class Synchronous:
             if injector is None:
                 loss(micro, *batch)
                 continue
+            stretching = Stretching(injector)
             injector.resume()
-            with self.boundaries.watch(lambda: injector.boundary(lambda: None)):
+            with self.boundaries.watch(stretching):
                 loss(micro, *batch)
-            injector.boundary(lambda: None)
+            stretching.visit()
 
 
 class Horovod(Synchronous):
