@@ -77,12 +77,10 @@ class CodedGradient:
                 `local_group` one for the groups); `codes.uncoded(size())` waits for
                 everybody.
             settings: all settings in one object; None means the defaults.
-            **keywords: single settings by name, which win over `settings`:
-                `wire`, `bucket_mb`, `overlap`, `window` (see `ExchangeSettings`);
-                `patience` (see `HelpSettings`);
-                `policy`: "exact", or `codedgrad.approximate(...)`;
-                `seed`, `on_nonfinite`, `faults`, `log`, `local_group` (see
-                `RunSettings`).
+            **keywords: single settings by name, which win over `settings`: `wire`,
+                `bucket_mb`, `overlap`, `window` (see `ExchangeSettings`); `patience`
+                (see `HelpSettings`); `policy`: "exact" or `approximate(...)`; `seed`,
+                `on_nonfinite`, `faults`, `log`, `local_group` (see `RunSettings`).
 
         Raises:
             ConfigError: bad arguments, or a code for another number of workers.
@@ -118,11 +116,8 @@ class CodedGradient:
             workers=self.code.workers,
             settings=settings.exchange,
         )
-        others = [
-            ("seed", str(settings.run.seed)),
-            ("policy", str(self._policy or "exact")),
-            ("torch", torch.__version__),
-        ]
+        seed, policy = str(settings.run.seed), str(self._policy or "exact")
+        others = [("seed", seed), ("policy", policy), ("torch", torch.__version__)]
         start.agree(self._payload, self.code, settings.exchange, others)
         start.cut(self._runtime, self._payload)
 
