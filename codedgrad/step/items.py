@@ -12,6 +12,7 @@ item's methods, so a reader finds here whatever happens beside the computing:
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
 import torch
@@ -52,7 +53,7 @@ class WorkList:
             self.rows[row.after].append((exchange.row_of(worker, i), row))
 
 
-class Item:
+class Item(ABC):
     """One item of a worker's work in one step. Subclasses say when it is needless."""
 
     def __init__(self, work: WorkList, context: StepContext, index: int) -> None:
@@ -72,9 +73,9 @@ class Item:
         """The row to be written, [count], where the model is."""
         return self.buffer.tensor
 
+    @abstractmethod
     def needless(self) -> bool:
         """Returns whether nobody needs this item any more."""
-        raise NotImplementedError  # see OwnItem and HelpItem
 
     def bucket_ready(self, bucket: int) -> None:
         """Send one bucket of the row, which will not change any more."""
@@ -84,7 +85,7 @@ class Item:
             context.exchange.post_bucket(context.step, row_id, bucket, self.buffer)
         context.state.send_s += clock.total()
 
-    def node_ready(self, node: int, value: Tensor) -> None:
+    def node_ready(self, node: int, value: Tensor) -> None:  # noqa: B027 (a default)
         """Hear that the row of a node below this item's is final."""
 
     def post(self) -> None:
