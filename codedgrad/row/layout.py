@@ -2,8 +2,8 @@
 
 A row is one flat vector of `count` elements,
 
-    [ gradients | buffer changes | used flags | loss | padding ]
-                '------------------- tail -------------------'
+    [ gradients | buffer changes | used flags | checks | loss | padding ]
+                '------------------------ tail -----------------------'
 
 Everything that a step needs is in it, so that one linear combination decodes it all:
 
@@ -14,6 +14,8 @@ Everything that a step needs is in it, so that one linear combination decodes it
   the change and not the value, so that a buffer that stays constant keeps its bits.
 - One flag per parameter, 1 if the pass gave it a gradient, so that a parameter which
   the whole batch did not use keeps `grad = None`, as it does without codedgrad.
+- Check bits, by which a step shows whether all its micro-batches were computed from
+  the same data (see `codedgrad.row.checks`).
 - The loss.
 
 The row is padded until every worker owns a slice of it, and cut into buckets (see
@@ -45,7 +47,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from codedgrad.errors import ConfigError
-from codedgrad.row import cuts, devices
+from codedgrad.row import checks, cuts, devices
 from codedgrad.settings import ExchangeSettings
 
 if TYPE_CHECKING:
@@ -72,6 +74,7 @@ class Layout:
         gradients: how many of them are gradients; the tail begins there.
         change_area: the place of the buffer changes in the tail.
         used_area: the place of the used flags in the tail.
+        check_area: the place of the check bits in the tail.
         loss_place: the place of the loss in the tail.
         wire: the name of the type in which gradients travel.
         bucket_starts: where buckets begin, from 0 to `count`.
@@ -121,7 +124,8 @@ class Layout:
         changes = sum(b.numel() for b in self.buffers)
         self.change_area = slice(0, changes)
         self.used_area = slice(changes, changes + len(named))
-        self.loss_place = changes + len(named)
+        self.loss_place = self.used_area.stop + checks.ELEMENTS
+        self.check_area = slice(self.used_area.stop, self.loss_place)
         self.wire = settings.wire
         self._narrow = self._narrow_type(settings.wire)
         self._workers, self._bucket_mb = workers, settings.bucket_mb

@@ -1,6 +1,6 @@
 """The tail of a row: what a pass leaves behind that is not a gradient.
 
-    [ buffer changes | used flags | loss | padding ]
+    [ buffer changes | used flags | checks | loss | padding ]
 
 `Layout` says where these lie. A pass fills the tail, and the encoder writes it into the
 row's last bucket, multiplied by the pass's weight like everything else. In the decoded
@@ -10,13 +10,17 @@ the sum of its flags is not zero.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from codedgrad.row import checks
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from numpy.typing import NDArray
 
     from codedgrad.row.buffers import Buffers
     from codedgrad.row.layout import Layout
@@ -40,8 +44,23 @@ class Tail:
         self._fast_values = self.values.numpy() if layout.on_host else self.values
         self._used = [False] * len(layout.parameters)
         self._flags = self.values[layout.used_area]  # holds what `_used` says
+        self._checks = self.values[layout.check_area]
+        self._fast_checks = self._checks.numpy() if layout.on_host else None
         self._changes = self.values[layout.change_area]
         self._shaped_changes = buffers.shaped(self._changes)
+
+    def check(self, word: int, scales: NDArray[Any] | None = None) -> None:
+        """Notes the check bits of the passes to come, see `codedgrad.row.checks`.
+
+        Args:
+            word: the bits; all passes of a step have the same ones.
+            scales: see `checks.scales_of`; None: every bit counts 1.
+        """
+        elements = checks.elements(word, scales)
+        if self._fast_checks is not None:
+            self._fast_checks[:] = elements
+        else:
+            self._checks.copy_(torch.from_numpy(elements))
 
     def fill(self, loss: float | Tensor, given_back: Sequence[bool] = ()) -> None:
         """Notes the tail of the pass that has just ended.

@@ -6,12 +6,20 @@ part, and the parts are the same whatever number of workers they are divided amo
 
 from __future__ import annotations
 
+import zlib
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch.utils.data import TensorDataset, default_collate
+from torch.utils.data import default_collate
 
+from codedgrad.data.order import (
+    label_numbers,
+    order_checksum,
+    part_sizes,
+    permutation,
+)
+from codedgrad.data.samples import dataset_size, read_sample, tensors_of
 from codedgrad.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -74,7 +82,7 @@ class ShardSampler:
                 f"no partition {partition!r}; there are {', '.join(PARTITIONS)}"
             )
         self.partition = partition
-        self._by = _labels(by, self._size, partition)
+        self._by = label_numbers(by, self._size, partition)
         self._dataset = dataset
         self.batch_size = batch_size
         self._seed = seed
@@ -82,6 +90,12 @@ class ShardSampler:
         self._drop_last = drop_last
         self._collate = collate_fn or default_collate
         self.epoch = 0
+        self._orders: dict[int, int] = {}  # the checksum of an epoch's order
+
+    @property
+    def dataset(self) -> Any:
+        """The dataset that is sampled."""
+        return self._dataset
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the permutation of the next epoch."""
@@ -91,6 +105,26 @@ class ShardSampler:
         """Return the number of steps per epoch."""
         full, rest = divmod(self._size, self.batch_size)
         return full + (1 if rest and not self._drop_last else 0)
+
+    def describe(self, epoch: int) -> list[tuple[str, str]]:
+        """Return (name, value) pairs that must be the same on all workers.
+
+        Args:
+            epoch: an epoch whose steps have begun.
+        """
+        by = "none" if self._by is None else f"{zlib.crc32(self._by.tobytes()):08x}"
+        values = {
+            "samples": self._size,
+            "batch_size": self.batch_size,
+            "sampler seed": self._seed,
+            "shuffle": self._shuffle,
+            "drop_last": self._drop_last,
+            "partition": self.partition,
+            "by": by,
+            "epoch": epoch,
+            "order of samples": f"{self._orders.get(epoch, 0):08x}",
+        }
+        return [(name, str(value)) for name, value in values.items()]
 
     def order(self) -> NDArray[np.int64]:
         """Return the epoch's permutation of the samples."""
@@ -118,10 +152,12 @@ class ShardSampler:
             yield from self._fixed_steps(epoch, parts, shards or parts)
             return
         order = self.order()
+        self._orders = {epoch: order_checksum(order)}
         for index in range(len(self)):
             begin = index * self.batch_size
             samples = order[begin : begin + self.batch_size]
-            yield StepShards(self, epoch, index, samples, even(len(samples), parts))
+            sizes = part_sizes(len(samples), parts, self.batch_size)
+            yield StepShards(self, epoch, index, samples, sizes)
 
     def shard_samples(self, shards: int) -> list[NDArray[np.int64]]:
         """Return the fixed part of each of `shards` shards, the same in every epoch."""
@@ -144,35 +180,51 @@ class ShardSampler:
                 for j, part in enumerate(own)
             ]
         each = self.batch_size // shards
+        self._orders = {epoch: order_checksum(*own)}
         for index in range(len(self)):
             taken = [part[index * each : (index + 1) * each] for part in own]
-            sizes = [n for part in taken for n in even(len(part), parts // shards)]
+            sizes = [
+                n
+                for part in taken
+                for n in part_sizes(len(part), parts // shards, each)
+            ]
             yield StepShards(self, epoch, index, np.concatenate(taken), sizes)
 
     def fetch(self, samples: NDArray[np.int64]) -> tuple[Any, ...]:
-        """Return the collated batch of these samples, as positional arguments."""
-        data = self._dataset
-        tensors = data.tensors if isinstance(data, TensorDataset) else data
-        if isinstance(tensors, tuple) and self._collate is default_collate:
+        """Return the collated batch of these samples, as positional arguments.
+
+        The loss function is called with what a loop over a DataLoader would unpack: a
+        tuple's members are arguments of their own, and so are the members of the list
+        into which torch's default collate function turns samples that are tuples or
+        lists. Whatever else a collate function returns, a list included, is one
+        argument.
+        """
+        data, collate = self._dataset, self._collate
+        tensors = tensors_of(data)
+        if tensors is not None and collate is default_collate:
             index = torch.from_numpy(samples)
             return tuple(t[index] for t in tensors)
         if hasattr(data, "__getitems__"):
             items = data.__getitems__(samples.tolist())
         else:
-            items = [data[i] for i in samples.tolist()]
-        batch = self._collate(items)
-        return tuple(batch) if isinstance(batch, (tuple, list)) else (batch,)
+            items = [read_sample(data, i) for i in samples.tolist()]
+        batch = collate(items)
+        if isinstance(batch, list) and collate is default_collate:
+            return tuple(batch)
+        return batch if isinstance(batch, tuple) else (batch,)
 
 
 class StepShards:
     """One step's data, part by part.
 
     Attributes:
+        sampler: the sampler whose step it is.
         epoch: the sampler's epoch.
         index: number of the step within the epoch.
         parts: number of micro-batches.
         sizes: samples of each part. A shard's parts are as even as possible, and
-            larger ones come first.
+            larger ones come first; in a short last step some may be empty (see
+            `part_sizes`).
         total: samples of the step.
     """
 
@@ -185,7 +237,7 @@ class StepShards:
         sizes: Sequence[int],
     ) -> None:
         """Cut `samples` into parts of these sizes."""
-        self._sampler = sampler
+        self.sampler = sampler
         self._samples = samples
         self.epoch = epoch
         self.index = index
@@ -207,7 +259,7 @@ class StepShards:
 
     def fetch(self, part: int) -> tuple[Any, ...]:
         """Return the part's batch, with which the loss function is called."""
-        return self._sampler.fetch(self.indices(part))
+        return self.sampler.fetch(self.indices(part))
 
 
 class ShardBatchSampler:
@@ -250,6 +302,7 @@ class ShardBatchSampler:
                 is not a multiple of the number of shards.
         """
         self._size = dataset_size(dataset, batch_size)
+        self._dataset = dataset
         if batch_size % code.shards:
             raise ConfigError(
                 f"batch_size {batch_size} must be a multiple of the code's "
@@ -265,11 +318,40 @@ class ShardBatchSampler:
         self._drop_last = drop_last
         self.epoch = 0
         self._yielded = 0
+        self._begun: tuple[int, int] | None = None  # the epoch, its order's checksum
         self.skip: Callable[[int], bool] | None = None
+
+    @property
+    def dataset(self) -> Any:
+        """The dataset that is sampled."""
+        return self._dataset
+
+    @property
+    def begun_epoch(self) -> int:
+        """The epoch that was begun last, or -1."""
+        return -1 if self._begun is None else self._begun[0]
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the permutation of the next epoch."""
         self.epoch = epoch
+
+    def describe(self, epoch: int) -> list[tuple[str, str]]:
+        """Return (name, value) pairs that must be the same on all workers.
+
+        Args:
+            epoch: `begun_epoch`.
+        """
+        order = 0 if self._begun is None else self._begun[1]
+        values = {
+            "samples": self._size,
+            "batch_size": self.batch_size,
+            "sampler seed": self._seed,
+            "shuffle": self._shuffle,
+            "drop_last": self._drop_last,
+            "epoch": epoch,
+            "order of samples": f"{order:08x}",
+        }
+        return [(name, str(value)) for name, value in values.items()]
 
     def __len__(self) -> int:
         """Return the number of steps per epoch."""
@@ -279,6 +361,7 @@ class ShardBatchSampler:
     def __iter__(self) -> Iterator[list[int]]:
         """Yield the indices of each step of one epoch."""
         order = permutation(self._size, self._seed, self.epoch, shuffle=self._shuffle)
+        self._begun = (self.epoch, order_checksum(order))
         order = np.concatenate([order, order[: self.batch_size]])
         for index in range(len(self)):
             begin = index * self.batch_size
@@ -286,69 +369,3 @@ class ShardBatchSampler:
             needless = self.skip is not None and self.skip(self._yielded)
             self._yielded += 1
             yield own[:1] if needless else own
-
-
-def permutation(
-    size: int, seed: int, epoch: int, *shard: int, shuffle: bool
-) -> NDArray[np.int64]:
-    """Return the order of an epoch's samples, or of a shard's in the epoch.
-
-    It follows from (seed, epoch, shard) alone.
-    """
-    if not shuffle:
-        return np.arange(size)
-    generator = np.random.Generator(
-        np.random.PCG64(np.random.SeedSequence([seed, epoch, *shard]))
-    )
-    return generator.permutation(size)
-
-
-def even(total: int, parts: int) -> list[int]:
-    """Return the sizes of `parts` parts of `total`.
-
-    They are as even as possible, and larger ones come first.
-    """
-    each, extra = divmod(total, parts)
-    return [each + (part < extra) for part in range(parts)]
-
-
-def _labels(by: Any, size: int, partition: str) -> NDArray[np.int64] | None:
-    """Return the labels `by` as numbers in the order of the labels."""
-    if by is None:
-        return None
-    if partition != "fixed":
-        raise ConfigError('`by` says how fixed parts are cut; add partition="fixed"')
-    labels = np.asarray(by)
-    if labels.shape != (size,):
-        raise ConfigError(
-            f"`by` is {labels.shape}, wanted one label for each of the {size} samples"
-        )
-    return np.unique(labels, return_inverse=True)[1]
-
-
-def dataset_size(dataset: Any, batch_size: int) -> int:
-    """Return the number of samples.
-
-    Raises:
-        ConfigError: the dataset has no length, or fewer samples than one step takes.
-    """
-    if batch_size < 1:
-        raise ConfigError(f"batch_size must be at least 1, got {batch_size}")
-    if isinstance(dataset, tuple) and all(isinstance(t, torch.Tensor) for t in dataset):
-        lengths = {len(t) for t in dataset}
-        if len(lengths) != 1:
-            raise ConfigError(f"tensors of different lengths: {sorted(lengths)}")
-        size = lengths.pop()
-    elif hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__"):
-        size = len(dataset)
-    else:
-        raise ConfigError(
-            f"{type(dataset).__name__} has no length or no indexing; any worker must "
-            f"be able to read any sample: use a map-style dataset"
-        )
-    if size < batch_size:
-        raise ConfigError(
-            f"the dataset has {size} samples, fewer than the {batch_size} of one step; "
-            f"lower batch_size"
-        )
-    return size

@@ -1,0 +1,60 @@
+"""Single samples of a dataset."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.utils.data import TensorDataset
+
+from codedgrad.errors import ConfigError
+
+
+def tensors_of(dataset: Any) -> tuple[torch.Tensor, ...] | None:
+    """Return the tensors of which samples are rows; None for any other dataset.
+
+    A subclass of TensorDataset that changes the samples is such another dataset.
+    """
+    if isinstance(dataset, tuple):
+        return dataset
+    plain = (
+        isinstance(dataset, TensorDataset)
+        and type(dataset).__getitem__ is TensorDataset.__getitem__
+        and not hasattr(dataset, "__getitems__")
+    )
+    return dataset.tensors if plain else None
+
+
+def read_sample(dataset: Any, index: int) -> Any:
+    """Return one sample of a dataset."""
+    if isinstance(dataset, tuple):
+        return tuple(t[index] for t in dataset)
+    return dataset[index]
+
+
+def dataset_size(dataset: Any, batch_size: int) -> int:
+    """Return the number of samples.
+
+    Raises:
+        ConfigError: the dataset has no length, or fewer samples than one step takes.
+    """
+    if batch_size < 1:
+        raise ConfigError(f"batch_size must be at least 1, got {batch_size}")
+    if isinstance(dataset, tuple) and all(isinstance(t, torch.Tensor) for t in dataset):
+        lengths = {len(t) for t in dataset}
+        if len(lengths) != 1:
+            raise ConfigError(f"tensors of different lengths: {sorted(lengths)}")
+        size = lengths.pop()
+    elif hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__"):
+        size = len(dataset)
+    else:
+        raise ConfigError(
+            f"{type(dataset).__name__} has no length or no indexing; any worker must "
+            f"be able to read any sample: use a map-style dataset"
+        )
+    if size < batch_size:
+        raise ConfigError(
+            f"the dataset has {size} samples, fewer than the {batch_size} of one step; "
+            f"lower batch_size"
+        )
+    return size
