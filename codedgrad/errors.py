@@ -16,7 +16,13 @@ class EnvironmentSetupError(CodedGradError):
 
 
 class MismatchError(CodedGradError):
-    """The workers disagree about what they do."""
+    """The workers disagree about what they do.
+
+    Attributes:
+        everywhere: all workers raise this error, so none has to tell the others.
+    """
+
+    everywhere = False
 
 
 class WorkerError(CodedGradError):

@@ -17,11 +17,12 @@ from codedgrad.exchange import settle
 from codedgrad.faults import Injector
 from codedgrad.groups.code import fitting
 from codedgrad.groups.seat import Opening, Pacing, take_seat
-from codedgrad.job import agreement, runtime
+from codedgrad.job import runtime
 from codedgrad.row.payload import Payload
 from codedgrad.settings import Keywords, Settings, combine
 from codedgrad.step import start
 from codedgrad.step.account import Account
+from codedgrad.step.check import ValueCheck
 from codedgrad.step.context import StepContext
 from codedgrad.step.items import WorkList
 from codedgrad.step.late import LatePass
@@ -71,11 +72,9 @@ class CodedGradient:
         """Prepare the exchange of `model`'s gradients. Collective.
 
         Args:
-            model: same architecture and parameters on every worker (see
-                `broadcast_parameters`).
-            code: who computes what. None means `codes.spread(size())` (with
-                `local_group` one for the groups); `codes.uncoded(size())` waits for
-                everybody.
+            model: the same values on every worker, see `broadcast_parameters`.
+            code: who computes what. None means `codes.spread(size())`, over groups with
+                `local_group`; `codes.uncoded(size())` waits for everybody.
             settings: all settings in one object; None means the defaults.
             **keywords: single settings by name, which win over `settings`: `wire`,
                 `bucket_mb`, `overlap`, `window` (see `ExchangeSettings`); `patience`
@@ -120,6 +119,7 @@ class CodedGradient:
         others = [("seed", seed), ("policy", policy), ("torch", torch.__version__)]
         start.agree(self._payload, self.code, settings.exchange, others)
         start.cut(self._runtime, self._payload)
+        self._check = ValueCheck.of(self._runtime, self._payload, model, self._policy)
 
     def _prepare(self) -> None:
         """Make what a step goes through, and open the exchange."""
@@ -164,13 +164,12 @@ class CodedGradient:
             shards: the step's data, from `steps`.
 
         Returns:
-            The mean loss of the whole batch, a scalar without gradient, the same on
-            every worker.
+            The mean loss of the batch, without gradient, the same on every worker.
 
         Raises:
+            MismatchError: the workers' parameters or data differ; nothing has changed.
             WorkerError: another worker failed; the message says which and why.
-            NonFiniteError, ConfigError: this worker's loss function is at fault; the
-                others raise WorkerError with this message.
+            NonFiniteError, ConfigError: the loss function is at fault on this worker.
         """
         step, exchange, payload = self._step, self._exchange, self._payload
         clock = Stopwatch()
@@ -179,6 +178,7 @@ class CodedGradient:
             start.own_gradients(payload),
             own_rng(),
         ):
+            self._check.begin(step, shards)
             lag_s = exchange.begin(step)
             state = StepState(step, exchange.forwarded(step), clock, lag_s)
             context = StepContext(exchange, loss_fn, shards, state)
@@ -189,7 +189,7 @@ class CodedGradient:
             self._help.until_decoded(context)
             clock.lap("wait")
             payload.buffers.restore()
-            total, tail = exchange.take(step)
+            total, tail = self._check.verified(exchange.take(step))
             self._passes.check_sum(total, step)
         loss = payload.scatter(total, tail)
         self._step += 1
@@ -233,7 +233,7 @@ class CodedGradient:
         """
         step = int(state["step"])
         with start.failing_together(self._runtime, "could not load a checkpoint"):
-            agreement.check_agreement("checkpoint", [("step", str(step))])
+            self._check.load(step, self.model)
             self._exchange.close()
             self._exchange = self._open(step)
             self._step = step

@@ -31,6 +31,7 @@ from codedgrad.row.payload import Payload
 from codedgrad.row.writer import Leaf, RowWriter
 from codedgrad.settings import Settings, combine
 from codedgrad.step import start
+from codedgrad.step.check import ValueCheck, model_tensors
 from codedgrad.step.rng import seed_pass
 
 if TYPE_CHECKING:
@@ -109,6 +110,7 @@ def DistributedOptimizer(
         drop_in = _DropIn(job, list(named_parameters), model, plan)
     if sampler is not None:
         sampler.skip = drop_in.decoded
+        drop_in.sampler = sampler
     _attached[optimizer] = drop_in
     return optimizer
 
@@ -185,6 +187,9 @@ class _DropIn:
         others = [("backward_passes_per_step", str(plan.passes))]
         start.agree(self._payload, code, settings, others)
         start.cut(job, self._payload)
+        tensors = dict(named) | dict(model_tensors(model) if model is not None else ())
+        self._check = ValueCheck(job, self._payload, tensors.items())
+        self.sampler: ShardBatchSampler | None = None
         self._exchange = EngineExchange(job, code, self._payload.layout, settings)
         node = code.work[job.rank][0]
         self._row = self._exchange.row_of(job.rank, 0)
@@ -231,6 +236,7 @@ class _DropIn:
 
     def _begin_row(self) -> None:
         """Begin the row in the step's last backward, which completes `p.grad`."""
+        self._check.begin_drop_in(self._step, self.sampler)
         self._exchange.begin(self._step)
         if self._exchange.done(self._step):
             return
@@ -257,7 +263,7 @@ class _DropIn:
                 self._writer.finish(0.0)
                 self._buffer = None
             self._exchange.wait_all(self._step)
-        total, tail = self._exchange.take(self._step)
+            total, tail = self._check.verified(self._exchange.take(self._step))
         for p in self._payload.layout.parameters:
             p.grad = None
         self._payload.scatter(total, tail)

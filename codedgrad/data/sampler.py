@@ -85,7 +85,7 @@ class ShardSampler:
         self._by = label_numbers(by, self._size, partition)
         self._dataset = dataset
         self.batch_size = batch_size
-        self._seed = seed
+        self.seed = seed
         self._shuffle = shuffle
         self._drop_last = drop_last
         self._collate = collate_fn or default_collate
@@ -116,7 +116,7 @@ class ShardSampler:
         values = {
             "samples": self._size,
             "batch_size": self.batch_size,
-            "sampler seed": self._seed,
+            "sampler seed": self.seed,
             "shuffle": self._shuffle,
             "drop_last": self._drop_last,
             "partition": self.partition,
@@ -128,7 +128,7 @@ class ShardSampler:
 
     def order(self) -> NDArray[np.int64]:
         """Return the epoch's permutation of the samples."""
-        return permutation(self._size, self._seed, self.epoch, shuffle=self._shuffle)
+        return permutation(self._size, self.seed, self.epoch, shuffle=self._shuffle)
 
     def steps(self, parts: int, shards: int | None = None) -> Iterator[StepShards]:
         """Yield the steps of one epoch, each cut into `parts` micro-batches.
@@ -161,7 +161,7 @@ class ShardSampler:
 
     def shard_samples(self, shards: int) -> list[NDArray[np.int64]]:
         """Return the fixed part of each of `shards` shards, the same in every epoch."""
-        order = permutation(self._size, self._seed, 0, shuffle=self._shuffle)
+        order = permutation(self._size, self.seed, 0, shuffle=self._shuffle)
         if self._by is not None:
             order = order[np.argsort(self._by[order], kind="stable")]
         return np.array_split(order, shards)
@@ -176,7 +176,7 @@ class ShardSampler:
         own = self.shard_samples(shards)
         if self._shuffle:
             own = [
-                part[permutation(len(part), self._seed, epoch, j, shuffle=True)]
+                part[permutation(len(part), self.seed, epoch, j, shuffle=True)]
                 for j, part in enumerate(own)
             ]
         each = self.batch_size // shards
@@ -313,7 +313,7 @@ class ShardBatchSampler:
         self._begin = int(code.tree.start[node]) // code.micro * each
         self._end = int(code.tree.stop[node]) // code.micro * each
         self.batch_size = batch_size
-        self._seed = seed
+        self.seed = seed
         self._shuffle = shuffle
         self._drop_last = drop_last
         self.epoch = 0
@@ -345,7 +345,7 @@ class ShardBatchSampler:
         values = {
             "samples": self._size,
             "batch_size": self.batch_size,
-            "sampler seed": self._seed,
+            "sampler seed": self.seed,
             "shuffle": self._shuffle,
             "drop_last": self._drop_last,
             "epoch": epoch,
@@ -360,7 +360,7 @@ class ShardBatchSampler:
 
     def __iter__(self) -> Iterator[list[int]]:
         """Yield the indices of each step of one epoch."""
-        order = permutation(self._size, self._seed, self.epoch, shuffle=self._shuffle)
+        order = permutation(self._size, self.seed, self.epoch, shuffle=self._shuffle)
         self._begun = (self.epoch, order_checksum(order))
         order = np.concatenate([order, order[: self.batch_size]])
         for index in range(len(self)):

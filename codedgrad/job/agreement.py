@@ -2,45 +2,70 @@
 
 A code, a model or a seed that differs between workers would show as a hang or as wrong
 gradients. Compared at the start, it is one clear error on every worker.
+
+Where all agree, which is nearly always, each worker sends the others a hash of a few
+bytes. The texts travel only after the hashes have differed.
 """
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 from typing import TYPE_CHECKING
 
-from codedgrad.errors import MismatchError
+from codedgrad.errors import MismatchError, WorkerError
 from codedgrad.job import runtime
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _RECORD, _UNIT = "\x1e", "\x1f"  # ASCII's separators of pairs, and of name and value
+_HASH_BYTES = 16
+_REMEDY = "Run the same script with the same arguments on every worker."
 
 
-def check_agreement(subject: str, mine: Sequence[tuple[str, str]]) -> None:
+def check_agreement(
+    subject: str, mine: Sequence[tuple[str, str]], remedy: str = _REMEDY
+) -> None:
     """Compare named descriptions over all workers. Collective.
 
     Args:
         subject: names what is compared, for the message.
         mine: (name, value) pairs in order; all workers must have the same.
+        remedy: ends the message.
 
     Raises:
         MismatchError: they differ; raised on every worker, with the workers that
             differ from worker 0 and the first difference of each.
     """
+    job = runtime.current()
     blob = _RECORD.join(f"{name}{_UNIT}{value}" for name, value in mine).encode()
-    blobs = runtime.current().gather(blob, f"to compare the {subject}")
+    digest = hashlib.blake2b(blob, digest_size=_HASH_BYTES).digest()
+    if len(set(job.gather(digest, f"to compare the {subject}"))) == 1:
+        return
+    blobs = job.gather(blob, f"to find the difference of the {subject}")
     problems = [
-        f"worker {worker} {_difference(blobs[0], theirs)}"
+        f"{job.unit} {worker} {_difference(blobs[0], theirs)}"
         for worker, theirs in enumerate(blobs)
         if theirs != blobs[0]
     ]
-    if problems:
-        raise MismatchError(
-            f"the workers disagree about the {subject}: "
-            + "; ".join(problems)
-            + ". Run the same script with the same arguments on every worker."
-        )
+    raise everywhere(
+        job, f"{runtime.DISAGREE}{subject}: {'; '.join(problems)}. {remedy}"
+    )
+
+
+def everywhere(job: runtime.Runtime, text: str) -> MismatchError:
+    """Return an error that all workers are about to raise. Collective.
+
+    A worker that raises may end its process, and so the job. Nobody does before all
+    know what they have to raise.
+    """
+    error = MismatchError(text)
+    error.everywhere = True
+    # Whoever fails now has got the texts before, like this worker.
+    with contextlib.suppress(WorkerError, MismatchError):
+        job.gather(b"", "to raise an error together")
+    return error
 
 
 def _difference(reference: bytes, other: bytes) -> str:

@@ -19,7 +19,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from codedgrad.errors import WorkerError
+from codedgrad.errors import MismatchError, WorkerError
 from codedgrad.job import environment, runtime, startup
 from codedgrad.job.channel import Channel
 from codedgrad.job.place import find_place
@@ -105,7 +105,7 @@ def _leave() -> bool:
         return _stop(leaver, _FAILURE_GRACE_S)
     try:
         leaver.gather(b"", "at the end of the job")
-    except WorkerError:
+    except (WorkerError, MismatchError):
         _stop(leaver, _FAILURE_GRACE_S)
         raise
     clean = _stop(leaver, _STOP_S)
@@ -163,7 +163,7 @@ def _at_exit() -> None:
     leaver = runtime.find_current()
     try:
         clean = _leave()
-    except WorkerError as error:
+    except (WorkerError, MismatchError) as error:
         log.error("%s", error)  # noqa: TRY400
         clean = False
     if leaver is not None and not clean:

@@ -18,6 +18,7 @@ from codedgrad.job.waiting import Waiting
 if TYPE_CHECKING:
     from codedgrad.job.channel import Channel
 
+DISAGREE = "the workers disagree about the "  # every MismatchError begins so
 _POLL_S = 1.0  # how often a wait in the engine comes back to look around
 
 
@@ -127,9 +128,9 @@ class Runtime:
         """End the job on every worker with this message; nothing if it has failed."""
         self.engine.fail(text)
 
-    def error(self) -> WorkerError:
+    def error(self) -> WorkerError | MismatchError:
         """Return the job's first failure as an exception."""
-        return WorkerError(self.engine.failure)
+        return failure(self.engine.failure)
 
     def _poll_gather(self) -> tuple[list[bytes] | None, list[int]]:
         """Wait a moment; return what has come, or None and who is missing."""
@@ -137,9 +138,22 @@ class Runtime:
 
         try:
             blobs, missing = self.engine.gather(_POLL_S)
-        except _engine.EngineFailure as failure:
-            raise WorkerError(str(failure)) from None
+        except _engine.EngineFailure as error:
+            raise failure(str(error)) from None
         return blobs, missing
+
+
+def failure(text: str) -> WorkerError | MismatchError:
+    """Return the exception for the message with which a job has failed.
+
+    A worker that finds alone that the workers disagree tells it to the others; all
+    raise a MismatchError then.
+    """
+    if text.startswith(DISAGREE):
+        error = MismatchError(text)
+        error.everywhere = True
+        return error
+    return WorkerError(text)
 
 
 _current: Runtime | None = None

@@ -16,6 +16,8 @@ from codedgrad.errors import WorkerError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from codedgrad.errors import CodedGradError
+
 log = logging.getLogger("codedgrad")
 
 # What a worker that leaves has sent may still be on its way when its goodbye is here.
@@ -44,7 +46,7 @@ class Job(Protocol):
     def fail(self, text: str) -> None:
         """End the job on every worker with this message."""
 
-    def error(self) -> WorkerError:
+    def error(self) -> CodedGradError:
         """Return the job's first failure as an exception."""
 
 

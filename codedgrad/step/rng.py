@@ -29,9 +29,17 @@ def _mix(value: int) -> int:
     return value ^ (value >> 31)
 
 
+def spread_bits(first: int, *values: int) -> int:
+    """Returns 64 bits that look random and follow from the values, in their order."""
+    word = _mix(first & _MASK)
+    for value in values:
+        word = _mix(word ^ (value & _MASK))
+    return word
+
+
 def seed_pass(seed: int, step: int, part: int) -> None:
     """Set the generators of torch, numpy (the global one) and `random`."""
-    word = _mix(_mix(_mix(seed & _MASK) ^ step) ^ part)
+    word = spread_bits(seed, step, part)
     torch.default_generator.manual_seed(word)  # torch.manual_seed takes 200 us
     if torch.cuda.is_initialized():
         torch.cuda.manual_seed_all(word)

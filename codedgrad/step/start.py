@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from codedgrad.errors import WorkerError
+from codedgrad.errors import MismatchError, WorkerError
 from codedgrad.exchange import link
 from codedgrad.faults import Faults
 from codedgrad.job import agreement, environment, lifecycle
@@ -97,6 +97,10 @@ def failing_together(runtime: Runtime, doing: str) -> Iterator[None]:
         raise
     except WorkerError as error:
         runtime.fail(str(error))  # news only if the leaders' engine told it
+        raise
+    except MismatchError as error:
+        if not error.everywhere:
+            runtime.fail(f"worker {runtime.rank} {doing}: {error}")
         raise
     except BaseException as error:
         runtime.fail(f"worker {runtime.rank} {doing}: {type(error).__name__}: {error}")

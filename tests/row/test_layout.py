@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from codedgrad import ConfigError, codes
 from codedgrad.job import _engine
+from codedgrad.row import checks
 from codedgrad.row.cuts import GRAIN
 from codedgrad.row.encoder import encoder_of
 from codedgrad.row.layout import Layout

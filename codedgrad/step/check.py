@@ -1,0 +1,315 @@
+"""Before a decoded sum is used: was it computed from the same model and data by all?
+
+Two comparisons, both of values:
+
+- Before the first step, and before the first one after a checkpoint was loaded, all
+  workers compare digests of their parameters, buffers and data. This is a collective.
+- In every step, the check bits of the rows (see `codedgrad.row.checks`) hold a digest
+  of the step's data. Where micro-batches of the step disagree, every worker sees it in
+  the decoded sum. All compare their values then, to name the one that differs. A worker
+  whose rows came too late for the step may find that the sum is of other data than its
+  own. It ends the job, with the same error on all workers.
+
+Nothing of the sum has been used by then: gradients and buffers are as before the step.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from codedgrad.errors import ConfigError, MismatchError
+from codedgrad.job import agreement
+from codedgrad.job.runtime import DISAGREE
+from codedgrad.ops.digest import tensor_digest
+from codedgrad.row import checks
+from codedgrad.step.content import content_digest, in_memory
+from codedgrad.step.rng import spread_bits
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from torch import Tensor
+    from torch.nn import Module
+
+    from codedgrad.data import ShardBatchSampler, StepShards
+    from codedgrad.job.runtime import Runtime
+    from codedgrad.row.payload import Payload
+    from codedgrad.settings import Approximate
+
+    Pairs = list[tuple[str, str]]
+
+log = logging.getLogger("codedgrad")
+
+_VALUE_BITS = 16  # of a word; the others are of the data's content
+_VALUES = (1 << _VALUE_BITS) - 1
+_CONTENT = checks.ALL & ~_VALUES
+_THOROUGH = 8  # readings, when in doubt whether a dataset is deterministic
+_EPOCHS = 8  # samplers that may take turns
+_UNKNOWN = "not the same in every reading"
+_PARAMETERS = (
+    "Start from the same values: call codedgrad.broadcast_parameters("
+    "model.state_dict(), root_rank=0) on all workers before the first step."
+)
+_DATA = "All workers must go through the same data, in the same order."
+
+
+class _Epoch(NamedTuple):
+    """An epoch of one sampler, as the digests of its steps see it."""
+
+    sampler: Any
+    number: int
+    values: int  # the digest of what the sampler says of itself
+    content: int  # the digest of two samples; 0: none
+
+
+class ValueCheck:
+    """Compares the values that all workers must have in common, step by step."""
+
+    def __init__(
+        self,
+        job: Runtime,
+        payload: Payload,
+        named: Iterable[tuple[str, Tensor]],
+        *,
+        estimates: bool = False,
+    ) -> None:
+        """Prepare the comparisons.
+
+        Args:
+            job: all workers.
+            payload: its tail carries the check bits.
+            named: the model's parameters and buffers, by name.
+            estimates: whether a step may end with an estimate.
+        """
+        self._job = job
+        self._payload = payload
+        self._named = list(named)
+        self._estimates = estimates
+        self._begun = False
+        self._step = 0
+        self._word = 0
+        self._sent: int | None = None  # the word in the tail, if all bits count 1
+        self._pairs: Pairs = []  # what of a step is not the sampler's
+        self._epoch: _Epoch | None = None
+        self._epochs: dict[int, _Epoch] = {}  # the last ones, by the sampler's id
+        self._unreadable: list[Any] = []  # datasets that are not deterministic
+
+    @classmethod
+    def of(
+        cls, job: Runtime, payload: Payload, model: Module, policy: Approximate | None
+    ) -> ValueCheck:
+        """Return the check of a model; with a policy, a step may be an estimate."""
+        named = model_tensors(model)
+        return cls(job, payload, named, estimates=policy is not None)
+
+    # ---- the first step ----
+
+    def load(self, step: int, model: Module) -> None:
+        """Go on with another step, and compare all values before it. Collective.
+
+        Raises:
+            MismatchError: the workers load different steps.
+        """
+        agreement.check_agreement("checkpoint", [("step", str(step))])
+        self._named = model_tensors(model)
+        self._begun = False
+
+    def _compare_all(self) -> None:
+        """Compare tensors and data. Collective."""
+        agreement.check_agreement(
+            "values of parameters and buffers",
+            [(f"{name!r}", f"digest {tensor_digest(t)}") for name, t in self._named],
+            _PARAMETERS,
+        )
+        self._compare_data()
+
+    # ---- every step ----
+
+    def begin(self, step: int, shards: StepShards) -> None:
+        """Note the data of a step, before its first pass.
+
+        Raises:
+            MismatchError: the values differ before the first step.
+        """
+        self._pairs = [
+            ("step of the epoch", str(shards.index)),
+            ("sizes of micro-batches", str(shards.sizes)),
+        ]
+        sampler = getattr(shards, "sampler", None)
+        self._begin(step, sampler, shards.epoch, hash((shards.index, shards.sizes)))
+
+    def begin_drop_in(self, step: int, sampler: ShardBatchSampler | None) -> None:
+        """Note the data of a step of the drop-in, whose loader may read ahead.
+
+        Raises:
+            MismatchError: the values differ before the first step.
+        """
+        epoch = -1 if sampler is None else sampler.begun_epoch
+        self._begin(step, sampler, epoch, step)
+
+    def _begin(self, step: int, sampler: Any, number: int, mark: int) -> None:
+        epoch = self._epochs.get(id(sampler))
+        if epoch is None or epoch.sampler is not sampler or epoch.number != number:
+            epoch = self._look_at(sampler, number)
+        self._epoch, self._step = epoch, step
+        values = spread_bits(epoch.values, mark) & _VALUES
+        content = spread_bits(epoch.content, mark) & _CONTENT if epoch.content else 0
+        self._word = values | content
+        if not self._begun:
+            self._compare_all()
+            self._begun = True
+        self._send()
+
+    def _send(self) -> None:
+        if self._estimates:
+            self._payload.tail.check(self._word, checks.scales_of(self._step))
+        elif self._sent != self._word:
+            self._payload.tail.check(self._word)
+            self._sent = self._word
+
+    def verified(self, decoded: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Return a step's decoded sum if its check bits say what this worker says.
+
+        Args:
+            decoded: the sum, and its tail on the CPU.
+
+        Raises:
+            MismatchError: the step was not computed from the same data by all, or from
+                other data than this worker's.
+        """
+        tail = decoded[1]
+        scales = checks.scales_of(self._step) if self._estimates else None
+        reading = checks.read(tail[self._payload.layout.check_area], scales)
+        if reading is None or reading == (self._word, checks.ALL ^ self._word):
+            return decoded
+        if reading.disputed:
+            if not self._compare_data() and not self._estimates:
+                raise agreement.everywhere(
+                    self._job,
+                    f"{DISAGREE}data of step {self._step}, although their values are "
+                    f"the same now: data changed during the step, or a row was damaged",
+                )
+        else:
+            self._differ_alone(reading.ones)
+        return decoded
+
+    # ---- where something differs ----
+
+    def _described(self) -> Pairs:
+        epoch = self._epoch
+        if epoch is None or epoch.sampler is None:
+            return self._pairs
+        return [*epoch.sampler.describe(epoch.number), *self._pairs]
+
+    def _compare_data(self) -> bool:
+        """Compare what all workers say of the step's data. Collective.
+
+        Returns:
+            Whether a dataset proved not to be deterministic.
+        """
+        job, where = self._job, f"data of step {self._step}"
+        agreement.check_agreement(where, self._described(), _DATA)
+        if len(set(self._contents(where, readings=2))) == 1:
+            return False
+        texts = self._contents(where, _THOROUGH)
+        if _UNKNOWN in texts or len(set(texts)) == 1:
+            self._leave_content_out()
+            return True
+        others = [worker for worker, text in enumerate(texts) if text != texts[0]]
+        raise agreement.everywhere(
+            job,
+            f"{DISAGREE}{where}: the samples of {job.unit}(s) {others} are not those "
+            f"of {job.unit} 0 with the same indices. {_DATA} Sort files by name, and "
+            f"read the same version of them everywhere.",
+        )
+
+    def _contents(self, where: str, readings: int) -> list[str]:
+        """Return every worker's digest of two samples. Collective."""
+        mine = self._content(readings).encode()
+        return [b.decode() for b in self._job.gather(mine, f"to compare the {where}")]
+
+    def _differ_alone(self, theirs: int) -> None:
+        """The step's sum has the word of others, to which this worker gave nothing."""
+        differs = theirs ^ self._word
+        if not differs & _VALUES and self._content(_THOROUGH) == _UNKNOWN:
+            self._leave_content_out()
+            return
+        job = self._job
+        mine = ", ".join(f"{name} = {value}" for name, value in self._described())
+        if not differs & _VALUES:
+            mine = f"other samples with the same indices, with {mine}"
+        text = (
+            f"{DISAGREE}data of step {self._step}: {job.unit} {job.rank} has {mine}; "
+            f"the others' rows, of which this step was decoded, say otherwise. {_DATA}"
+        )
+        job.fail(text)
+        error = MismatchError(text)
+        error.everywhere = True
+        raise error
+
+    # ---- the data ----
+
+    def _look_at(self, sampler: Any, number: int) -> _Epoch:
+        if not hasattr(sampler, "describe"):
+            return _Epoch(sampler, number, 0, 0)
+        text = repr(sampler.describe(number)).encode()
+        values = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")
+        epoch = _Epoch(sampler, number, values, 0)
+        content = self._read(epoch, readings=2)
+        if content is not None:
+            epoch = epoch._replace(content=content + 1)
+        self._keep(epoch)
+        return epoch
+
+    def _keep(self, epoch: _Epoch) -> None:
+        self._epochs.pop(id(epoch.sampler), None)
+        if len(self._epochs) == _EPOCHS:
+            del self._epochs[next(iter(self._epochs))]
+        self._epochs[id(epoch.sampler)] = epoch
+
+    def _content(self, readings: int) -> str:
+        """Return the digest of the epoch's two samples, as a text."""
+        if self._epoch is None or not hasattr(self._epoch.sampler, "describe"):
+            return ""
+        content = self._read(self._epoch, readings)
+        return _UNKNOWN if content is None else str(content)
+
+    def _read(self, epoch: _Epoch, readings: int) -> int | None:
+        dataset = epoch.sampler.dataset
+        if any(dataset is one for one in self._unreadable):
+            return None
+        # A DataLoader's processes may not take over what this one has opened.
+        if not hasattr(epoch.sampler, "steps") and not in_memory(dataset):
+            return None
+        return content_digest(dataset, epoch.sampler.seed, epoch.number, readings)
+
+    def _leave_content_out(self) -> None:
+        """Stop comparing the samples of a dataset that is not deterministic."""
+        assert self._epoch is not None
+        dataset = self._epoch.sampler.dataset
+        if not any(dataset is one for one in self._unreadable):
+            self._unreadable.append(dataset)
+            log.warning(
+                "%s returns another sample in every reading, so workers do not get the "
+                "same one for the same index; draw random numbers from torch, numpy or "
+                "`random`, which codedgrad seeds, for reproducible steps",
+                type(dataset).__name__,
+            )
+        self._epoch = self._epoch._replace(content=0)
+        self._keep(self._epoch)
+
+
+def model_tensors(model: Module) -> list[tuple[str, Tensor]]:
+    """Return the parameters and buffers of a model by name.
+
+    Raises:
+        ConfigError: another library exchanges its gradients already.
+    """
+    if type(model).__name__ in ("DistributedDataParallel", "FullyShardedDataParallel"):
+        raise ConfigError(
+            f"the model is a {type(model).__name__}, which exchanges gradients by "
+            f"itself; give the model inside it (model.module), or leave the wrapper out"
+        )
+    return [*model.named_parameters(), *model.named_buffers()]

@@ -1,0 +1,99 @@
+"""Digests of what a dataset holds, from two of its samples.
+
+Workers that read other files, or the same files in another order, go through other
+samples with the same indices. In every epoch the workers therefore read the same two
+samples, which follow from the seed and the epoch, with the same random numbers.
+
+A dataset that returns something else in every reading has no digest. Samples without
+numbers or texts in them (objects of the user's own) have a digest of their types only.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from codedgrad.data.samples import read_sample, tensors_of
+from codedgrad.ops.digest import tensor_digest
+from codedgrad.step.rng import own_rng, seed_pass, spread_bits
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+_SAMPLES = 2
+_WHOLE_BYTES = 1 << 20  # tensors up to this size are looked at as a whole
+_MOST_BYTES = 1 << 20  # of one array or text
+
+
+def content_digest(
+    dataset: Any, seed: int, epoch: int, readings: int = 2
+) -> int | None:
+    """Return the digest of two samples, or None where there is none.
+
+    The generators of random numbers are afterwards as before.
+
+    Args:
+        dataset: a map-style dataset or a tuple of tensors.
+        seed: of the sampler.
+        epoch: the samples are others in every epoch.
+        readings: how often the samples are read; all readings must be the same.
+    """
+    tensors = tensors_of(dataset)
+    if tensors is not None:
+        if sum(t.numel() * t.element_size() for t in tensors) <= _WHOLE_BYTES:
+            return zlib.crc32("".join(map(tensor_digest, tensors)).encode())
+        readings = 1
+    size = len(tensors[0]) if tensors is not None else len(dataset)
+    indices = [spread_bits(seed, epoch, i) % size for i in range(_SAMPLES)]
+    found = set()
+    with own_rng():
+        for _ in range(readings):
+            digest = 0
+            for index in indices:
+                seed_pass(seed, epoch, index)
+                try:
+                    sample = read_sample(dataset, index)
+                except Exception:  # noqa: BLE001 (the step will tell, if it must)
+                    return None
+                for piece in pieces(sample):
+                    digest = zlib.crc32(piece, digest)
+            found.add(digest)
+    return found.pop() if len(found) == 1 else None
+
+
+def pieces(value: Any) -> Iterable[bytes]:
+    """Yield the bytes of a value: numbers, texts, arrays, and whatever holds these."""
+    yield type(value).__name__.encode()
+    if isinstance(value, Tensor):
+        yield tensor_digest(value).encode()
+    elif isinstance(value, np.ndarray | np.generic):
+        array = np.asarray(value)
+        yield f"{array.dtype} {array.shape}".encode()
+        if not array.dtype.hasobject:
+            yield array.tobytes()[:_MOST_BYTES]
+    elif isinstance(value, str):
+        # Folders may be called otherwise on another machine.
+        yield value.replace("\\", "/").rsplit("/", 1)[-1][:_MOST_BYTES].encode()
+    elif value is None or isinstance(value, bool | int | float | complex | bytes):
+        yield repr(value)[:_MOST_BYTES].encode()
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from pieces(key)
+            yield from pieces(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from pieces(item)
+    elif hasattr(value, "tobytes") and hasattr(value, "mode"):  # an image of PIL
+        yield value.tobytes()[:_MOST_BYTES]
+
+
+def in_memory(dataset: Any) -> bool:
+    """Return whether reading a sample opens no file and asks no database."""
+    while isinstance(dataset, torch.utils.data.Subset):
+        dataset = dataset.dataset
+    return isinstance(dataset, list) or tensors_of(dataset) is not None
