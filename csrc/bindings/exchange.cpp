@@ -17,8 +17,17 @@ class Exchange {
   Exchange(std::shared_ptr<Engine> engine, SessionSettings settings)
       : engine_(std::move(engine)),
         session_(engine_->open_session(std::move(settings))) {}
+  // Python's garbage collector comes here when nobody has called close().
+  ~Exchange() {
+    if (!closed_) engine_->drop_session(session_);
+  }
+  Exchange(const Exchange&) = delete;
+  Exchange& operator=(const Exchange&) = delete;
 
-  void close() { engine_->close_session(session_); }
+  void close() {
+    closed_ = true;
+    engine_->close_session(session_);
+  }
 
   std::pair<bool, std::vector<int>> begin(std::int64_t step, double timeout_s) {
     std::vector<int> behind;
@@ -86,6 +95,7 @@ class Exchange {
   }
   std::shared_ptr<Engine> engine_;
   std::shared_ptr<Session> session_;
+  bool closed_ = false;
 };
 
 Wire wire_of(const std::string& name) {

@@ -20,24 +20,30 @@ class LocalTransport final : public Transport {
 
   int rank() const override { return rank_; }
   int size() const override { return hub_->size; }
-  int max_tag() const override { return (1 << 30) - 1; }
+  int max_tag() const override { return hub_->max_tag; }
 
   void send(int dest, int tag, const void* data, std::size_t bytes,
             std::uint64_t id) override {
+    if (dest < 0 || dest >= hub_->size || tag < 0 || tag > hub_->max_tag) {
+      throw std::runtime_error("there is no rank " + std::to_string(dest) +
+                               " or no tag " + std::to_string(tag));
+    }
     std::lock_guard<std::mutex> lock(hub_->mutex);
     const auto visible = hub_->visible_from(rank_, dest);
-    hub_->inbox[dest * hub_->size + rank_].push_back(
-        {{rank_, tag, bytes}, data, id, visible});
+    hub_->inbox[dest][rank_].push_back({{rank_, tag, bytes}, data, id, visible});
     ++pending_sends_;
   }
 
   bool probe(Envelope* envelope) override {
     const auto now = std::chrono::steady_clock::now();
     std::lock_guard<std::mutex> lock(hub_->mutex);
-    for (int i = 0; i < hub_->size; ++i) {
-      next_ = (next_ + 1) % hub_->size;
-      auto& queue = hub_->inbox[rank_ * hub_->size + next_];
+    auto& inbox = hub_->inbox[rank_];
+    auto place = inbox.upper_bound(next_);  // after the source of the last message
+    for (std::size_t i = 0; i < inbox.size(); ++i, ++place) {
+      if (place == inbox.end()) place = inbox.begin();
+      auto& queue = place->second;
       if (queue.empty() || queue.front().visible > now) continue;
+      next_ = place->first;
       taken_ = queue.front();
       queue.pop_front();
       *envelope = taken_.envelope;

@@ -6,6 +6,7 @@
 #include <chrono>
 #include <cstdint>
 #include <deque>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <random>
@@ -26,9 +27,10 @@ struct LocalMessage {
 
 class LocalHub {
  public:
-  LocalHub(int size, int max_delay_us, std::uint64_t seed)
+  LocalHub(int size, int max_delay_us, std::uint64_t seed, int max_tag = (1 << 30) - 1)
       : size(size),
-        inbox(size * size),
+        max_tag(max_tag),
+        inbox(size),
         sent(size),
         max_delay_us_(max_delay_us),
         random_(seed) {}
@@ -38,15 +40,15 @@ class LocalHub {
     if (max_delay_us_ > 0) {
       when += std::chrono::microseconds(random_() % (max_delay_us_ + 1));
     }
-    const auto& queue = inbox[dest * size + source];
+    const auto& queue = inbox[dest][source];
     if (!queue.empty() && queue.back().visible > when) when = queue.back().visible;
     return when;
   }
 
-  const int size;
-  std::mutex mutex;                              // guards everything below
-  std::vector<std::deque<LocalMessage>> inbox;   // [dest * size + source]
-  std::vector<std::vector<std::uint64_t>> sent;  // completed sends, by source
+  const int size, max_tag;
+  std::mutex mutex;  // guards everything below
+  std::vector<std::map<int, std::deque<LocalMessage>>> inbox;  // by dest, by source
+  std::vector<std::vector<std::uint64_t>> sent;                // completed, by source
 
  private:
   const int max_delay_us_;
