@@ -32,13 +32,17 @@ class Transport:
 
 def mpi_transport(fortran_comm: int, max_tag: int = ...) -> Transport:
     """Messages by MPI, with no tag above `max_tag`, even where MPI has more."""
+
 def mpi_build_vendor() -> str: ...
 def mpi_build_version() -> str: ...
 def mpi_library_version() -> str: ...
 def mpi_reads_cuda_memory() -> bool: ...
 
 class LocalHub:
-    """What the ranks of one process exchange through; messages come late at random."""
+    """What the ranks of one process exchange through; messages come late at random.
+
+    Tags above `max_tag` are refused.
+    """
 
     def __init__(
         self, size: int, max_delay_us: int = 0, seed: int = 0, max_tag: int = ...
@@ -53,6 +57,7 @@ class EngineStats:
     pool_bytes: int  # memory held
     in_flight: int  # sends and receives not completed
     unpinned_bytes: int  # memory that a device would rather have pinned
+    sessions: int  # neither closed nor dropped by all workers
 
 class DeviceCalls:
     """A device's runtime as addresses of C functions; see csrc/engine/device.h."""
@@ -186,6 +191,7 @@ class SessionSettings:
 class Exchange:
     """A session of the engine: see `codedgrad.exchange.base` for when to call what."""
 
+    long_addresses: bool  # each message has a header (csrc/engine/mailbox.h)
     def __init__(self, engine: Engine, settings: SessionSettings) -> None: ...
     def close(self) -> None:
         """Free the session, and its number. Collective.

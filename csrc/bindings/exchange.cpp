@@ -29,6 +29,7 @@ class Exchange {
     engine_->close_session(session_);
   }
 
+  bool long_addresses() const { return session_->long_addresses(); }
   std::pair<bool, std::vector<int>> begin(std::int64_t step, double timeout_s) {
     std::vector<int> behind;
     const bool ok = engine_->begin(session_, step, timeout_s, &behind);
@@ -211,6 +212,7 @@ void define_exchange(py::module_& m) {
   py::class_<Exchange, std::shared_ptr<Exchange>>(m, "Exchange")
       .def(py::init<std::shared_ptr<Engine>, SessionSettings>(), "engine"_a,
            "settings"_a)
+      .def_property_readonly("long_addresses", &Exchange::long_addresses)
       .def("close", &Exchange::close, py::call_guard<Release>())
       .def("use_device_sums", &Exchange::use_device_sums, "always"_a,
            py::call_guard<Release>())

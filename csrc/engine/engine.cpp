@@ -157,7 +157,12 @@ bool Engine::stop(double timeout_s) {
 }
 
 EngineStats Engine::stats() const {
-  return {polls_.load(), pool_->bytes(), in_flight_.load(), pool_->unpinned()};
+  std::lock_guard<std::mutex> lock(mutex_);
+  const auto sessions =
+      std::count_if(sessions_.begin(), sessions_.end(),
+                    [](const Place& place) { return place.session != nullptr; });
+  return {polls_.load(), pool_->bytes(), in_flight_.load(), pool_->unpinned(),
+          static_cast<std::size_t>(sessions)};
 }
 
 void Engine::submit(Command command) {

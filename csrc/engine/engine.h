@@ -33,6 +33,7 @@ struct EngineStats {
   std::size_t pool_bytes = 0;      // memory held
   std::size_t in_flight = 0;       // sends and receives not completed
   std::size_t unpinned_bytes = 0;  // memory that could not be pinned for a device
+  std::size_t sessions = 0;        // neither closed nor dropped by all workers
 };
 
 class Engine final : private Outbox {

@@ -127,6 +127,7 @@ class Session {
   bool past_half(std::int64_t step) const;
   std::vector<Settled> drain_settled();
   bool approximate() const { return approximate_ != nullptr; }
+  bool long_addresses() const { return codec_.is_long(); }
   int rows() const { return plan_->rows(); }  // numbers of rows are below
   const Layout& layout() const { return layout_; }
   std::size_t payload_bytes() const { return layout_.count() * bytes_of(dtype_); }

@@ -53,32 +53,48 @@ class LocalTransport final : public Transport {
   }
 
   void receive(void* into, std::uint64_t id) override {
-    if (taken_.envelope.bytes > 0) {
-      std::memcpy(into, taken_.data, taken_.envelope.bytes);
-    }
-    received_.push_back(id);
     std::lock_guard<std::mutex> lock(hub_->mutex);
-    hub_->sent[taken_.envelope.source].push_back(taken_.id);
+    receives_.push_back({taken_, into, id, hub_->soon()});
   }
 
   void poll(std::vector<std::uint64_t>* done) override {
-    done->insert(done->end(), received_.begin(), received_.end());
-    received_.clear();
+    const auto now = std::chrono::steady_clock::now();
+    std::vector<Receive> due;
+    for (std::size_t i = receives_.size(); i-- > 0;) {
+      if (receives_[i].ready > now) continue;
+      due.push_back(receives_[i]);
+      receives_.erase(receives_.begin() + i);
+    }
+    for (const auto& [message, into, id, ready] : due) {
+      if (message.envelope.bytes > 0) {
+        std::memcpy(into, message.data, message.envelope.bytes);
+      }
+      done->push_back(id);
+    }
     std::lock_guard<std::mutex> lock(hub_->mutex);
+    for (const Receive& receive : due) {
+      hub_->sent[receive.message.envelope.source].push_back(receive.message.id);
+    }
     auto& sent = hub_->sent[rank_];
     done->insert(done->end(), sent.begin(), sent.end());
     pending_sends_ -= sent.size();
     sent.clear();
   }
 
-  std::size_t pending() const override { return pending_sends_ + received_.size(); }
+  std::size_t pending() const override { return pending_sends_ + receives_.size(); }
 
  private:
+  struct Receive {
+    LocalMessage message;
+    void* into;
+    std::uint64_t id;
+    std::chrono::steady_clock::time_point ready;
+  };
   std::shared_ptr<LocalHub> hub_;
   const int rank_;
   int next_ = 0;
   LocalMessage taken_;
-  std::vector<std::uint64_t> received_;
+  std::deque<Receive> receives_;  // that are under way
   std::size_t pending_sends_ = 0;
 };
 

@@ -1,6 +1,6 @@
 // Several ranks inside one process, for tests that need no MPI launcher or run under
 // the thread sanitizer. Messages become visible after a random delay, in order per
-// pair.
+// pair, and a receive takes as long again.
 #pragma once
 
 #include <chrono>
@@ -35,11 +35,16 @@ class LocalHub {
         max_delay_us_(max_delay_us),
         random_(seed) {}
 
-  std::chrono::steady_clock::time_point visible_from(int source, int dest) {
+  // Both are called under the mutex.
+  std::chrono::steady_clock::time_point soon() {
     auto when = std::chrono::steady_clock::now();
     if (max_delay_us_ > 0) {
       when += std::chrono::microseconds(random_() % (max_delay_us_ + 1));
     }
+    return when;
+  }
+  std::chrono::steady_clock::time_point visible_from(int source, int dest) {
+    auto when = soon();
     const auto& queue = inbox[dest][source];
     if (!queue.empty() && queue.back().visible > when) when = queue.back().visible;
     return when;
