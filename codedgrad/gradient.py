@@ -126,7 +126,7 @@ class CodedGradient:
         settings, code, seat = self._settings, self.code, self._seat
         passing = PassSettings(
             seed=settings.run.seed,
-            finite=settings.on_nonfinite() == "raise",
+            **seat.nonfinite(settings.on_nonfinite(), self._policy),
             overlap=settings.exchange.overlap,
         )
         injector = Injector(self.faults, seat.worker) if self.faults else None

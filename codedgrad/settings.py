@@ -75,7 +75,8 @@ class RunSettings:
         on_nonfinite: what happens to NaN and Inf. "raise" ends the job, "continue"
             lets them through and counts them in `nonfinite`, and "refuse" (under an
             approximate policy, where it is the default) makes owners leave such rows
-            out and estimate the step from the others. None chooses the default.
+            out and estimate the step from the others. A single worker has nothing to
+            estimate from: "refuse" is "raise" there. None chooses the default.
         faults: slowness to inject, for experiments; None reads CODEDGRAD_FAULTS.
         log: folder in which each worker records its own seconds of compute, for
             `codedgrad plan`; None records nothing.
@@ -178,11 +179,18 @@ class Settings:
         chosen = self.run.on_nonfinite
         if chosen is None:
             chosen = "raise" if resolve(self.policy) is None else "refuse"
-        known = ("raise", "continue") if self.policy == "exact" else NONFINITE
+        exact = resolve(self.policy) is None
+        known = ("raise", "continue") if exact else NONFINITE
         if chosen not in known:
+            why = (
+                "; in an exact step no row can be left out, that takes "
+                "approximate(max_error=...) with max_error > 0"
+                if exact and chosen == "refuse"
+                else ""
+            )
             raise ConfigError(
                 f"on_nonfinite must be one of {known} under {self.policy}, got "
-                f"{chosen!r}"
+                f"{chosen!r}{why}"
             )
         return chosen
 

@@ -30,16 +30,23 @@ class Transport:
     def poll(self) -> list[int]: ...
     def pending(self) -> int: ...
 
-def mpi_transport(fortran_comm: int) -> Transport: ...
+def mpi_transport(fortran_comm: int, max_tag: int = ...) -> Transport:
+    """Messages by MPI, with no tag above `max_tag`, even where MPI has more."""
+
 def mpi_build_vendor() -> str: ...
 def mpi_build_version() -> str: ...
 def mpi_library_version() -> str: ...
 def mpi_reads_cuda_memory() -> bool: ...
 
 class LocalHub:
-    """What the ranks of one process exchange through; messages come late at random."""
+    """What the ranks of one process exchange through; messages come late at random.
 
-    def __init__(self, size: int, max_delay_us: int = 0, seed: int = 0) -> None: ...
+    Tags above `max_tag` are refused.
+    """
+
+    def __init__(
+        self, size: int, max_delay_us: int = 0, seed: int = 0, max_tag: int = ...
+    ) -> None: ...
 
 def local_transport(hub: LocalHub, rank: int) -> Transport: ...
 
@@ -50,6 +57,7 @@ class EngineStats:
     pool_bytes: int  # memory held
     in_flight: int  # sends and receives not completed
     unpinned_bytes: int  # memory that a device would rather have pinned
+    sessions: int  # neither closed nor dropped by all workers
 
 class DeviceCalls:
     """A device's runtime as addresses of C functions; see csrc/engine/device.h."""
@@ -80,7 +88,7 @@ class Engine:
     failure: str
     departed: list[int]
     @staticmethod
-    def over_mpi(fortran_comm: int) -> Engine: ...
+    def over_mpi(fortran_comm: int, max_tag: int = ...) -> Engine: ...
     @staticmethod
     def over_local(hub: LocalHub, rank: int) -> Engine: ...
     def announced(self) -> dict[int, bytes]:
@@ -183,8 +191,14 @@ class SessionSettings:
 class Exchange:
     """A session of the engine: see `codedgrad.exchange.base` for when to call what."""
 
+    long_addresses: bool  # each message has a header (csrc/engine/mailbox.h)
     def __init__(self, engine: Engine, settings: SessionSettings) -> None: ...
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Free the session, and its number. Collective.
+
+        An exchange that Python drops keeps its number; its memory is freed once every
+        worker has dropped it.
+        """
     def use_device_sums(self, always: bool) -> str:
         """Let the device sum where it is faster, or `always`; returns why it cannot."""
     def begin(self, step: int, timeout_s: float) -> tuple[bool, list[int]]:

@@ -97,7 +97,11 @@ def _check_root(root_rank: int, size: int) -> None:
 
 
 def _broadcast_bytes(runtime: Runtime, flat: Tensor, root_rank: int, name: str) -> None:
-    """Copy the root's bytes into everybody's; `name` is for the log of the wait."""
+    """Copy the root's bytes into everybody's; `name` is for the log of the wait.
+
+    Where the wait ends with an error, the bytes live on as long as MPI may write them
+    (see `Request`); nobody else has them.
+    """
     waiting = Waiting(runtime, f"to broadcast {name}", quiet_s=5.0)
     array = flat.numpy()
     for begin in range(0, array.size, _CHUNK_BYTES):

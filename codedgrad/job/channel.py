@@ -17,7 +17,7 @@ Importing this module loads no MPI; `load` does, and must be called first.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, cast
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -72,17 +72,24 @@ def load() -> Library:
 class Request:
     """A collective that is under way.
 
-    It keeps the memory alive that MPI may still read or write. Whoever gives up a wait
-    must therefore keep the request.
+    MPI may read or write its memory until it is complete, and no collective can be
+    cancelled. So a request lives, and keeps the memory alive, until `test` has returned
+    True, even where whoever waited for it has given up.
     """
+
+    _under_way: ClassVar[set[Request]] = set()
 
     def __init__(self, request: MPI.Request, *memory: object) -> None:
         self._request = request
         self._memory = memory
+        self._under_way.add(self)
 
     def test(self) -> bool:
         """Return whether the collective is complete; this also moves it forward."""
-        return bool(self._request.Test())
+        if not self._request.Test():
+            return False
+        self._under_way.discard(self)
+        return True
 
 
 class Channel:

@@ -1,8 +1,8 @@
 """Environment variables. They are read in this file and nowhere else.
 
 No variable beats an argument in silence: CODEDGRAD_FAULTS is used where no `faults`
-argument was given, CODEDGRAD_GPU_* have no argument, and the others belong to
-launchers.
+argument was given, CODEDGRAD_GPU_* and CODEDGRAD_TAG_BITS have no argument, and the
+others belong to launchers.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ _WORLD_SIZES = (
 # user may have set by hand.
 _LAUNCHERS = ("OMPI_", "PMIX_", "PMI_", "HYDRA_", "PRTE_", "HOROVOD_")
 _USERS = ("OMPI_ALLOW", "PRTE_ALLOW", "OMPI_MCA")
+# What the standard of MPI promises at least, and what an int holds.
+_LEAST_TAG_BITS, _MOST_TAG_BITS = 15, 31
 
 
 def faults_text() -> str:
@@ -52,6 +54,24 @@ def gpu_decode() -> str:
         ConfigError: the variable is not 0, 1 or unset.
     """
     return _switch("CODEDGRAD_GPU_DECODE")
+
+
+def max_tag() -> int:
+    """Return the largest MPI tag that the engine may use, by CODEDGRAD_TAG_BITS.
+
+    Unset: whatever MPI offers. It is for tests, and for an MPI that offers more bits
+    than its network carries.
+
+    Raises:
+        ConfigError: the variable is no number from 15 to 31.
+    """
+    value = os.environ.get("CODEDGRAD_TAG_BITS", "") or "31"
+    if value.isdigit() and _LEAST_TAG_BITS <= int(value) <= _MOST_TAG_BITS:
+        return (1 << int(value)) - 1
+    raise ConfigError(
+        f"CODEDGRAD_TAG_BITS must be {_LEAST_TAG_BITS} to {_MOST_TAG_BITS} or unset, "
+        f"got {value!r}"
+    )
 
 
 def _switch(name: str) -> str:

@@ -64,7 +64,9 @@ def init(comm: Any = None, *, timeout_s: float = 600.0) -> None:
         Runtime(
             place=place,
             channel=channel,
-            engine=engine.over_mpi(engine_channel.fortran_handle),
+            engine=engine.over_mpi(
+                engine_channel.fortran_handle, environment.max_tag()
+            ),
             timeout_s=timeout_s,
         )
     )

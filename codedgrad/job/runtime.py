@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from codedgrad.errors import EnvironmentSetupError, MismatchError, WorkerError
+from codedgrad.job import environment
 from codedgrad.job.place import Place
 from codedgrad.job.waiting import Waiting
 
@@ -83,7 +84,9 @@ class Runtime:
         return Runtime(
             place=Place(channel.rank, channel.size),
             channel=channel,
-            engine=type(self.engine).over_mpi(channel.fortran_handle),
+            engine=type(self.engine).over_mpi(
+                channel.fortran_handle, environment.max_tag()
+            ),
             timeout_s=self.timeout_s,
             unit=unit,
         )

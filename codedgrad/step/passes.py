@@ -73,12 +73,14 @@ class PassSettings(NamedTuple):
 
     Attributes:
         seed: seed of the random numbers.
-        finite: whether a loss or gradient that is NaN or infinite is refused.
+        finite: whether a loss or gradient that is NaN or infinite ends the job.
+        finite_sum: whether a decoded sum that is infinite does.
         overlap: whether rows are written, and sent where wanted, during the backward.
     """
 
     seed: int = 0
     finite: bool = True
+    finite_sum: bool = True
     overlap: bool = True
 
 
@@ -251,7 +253,7 @@ class Passes:
             NonFiniteError: the message names the step.
         """
         layout = self._payload.layout
-        if layout.wire != "float16" or not self._settings.finite:
+        if layout.wire != "float16" or not self._settings.finite_sum:
             return
         if not bool(torch.isfinite(total[: layout.gradients]).all()):
             raise NonFiniteError(

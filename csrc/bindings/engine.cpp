@@ -89,7 +89,8 @@ EngineClass define_engine(py::module_& m) {
       .def_readonly("polls", &EngineStats::polls)
       .def_readonly("pool_bytes", &EngineStats::pool_bytes)
       .def_readonly("in_flight", &EngineStats::in_flight)
-      .def_readonly("unpinned_bytes", &EngineStats::unpinned_bytes);
+      .def_readonly("unpinned_bytes", &EngineStats::unpinned_bytes)
+      .def_readonly("sessions", &EngineStats::sessions);
   py::class_<DeviceCalls>(m, "DeviceCalls")
       .def(py::init(&make_device_calls), py::kw_only(), "device"_a, "not_ready"_a,
            "pin_flags"_a, "set_device"_a, "pin"_a, "unpin"_a, "query"_a, "allocate"_a,

@@ -17,9 +17,19 @@ class Exchange {
   Exchange(std::shared_ptr<Engine> engine, SessionSettings settings)
       : engine_(std::move(engine)),
         session_(engine_->open_session(std::move(settings))) {}
+  // Python's garbage collector comes here when nobody has called close().
+  ~Exchange() {
+    if (!closed_) engine_->drop_session(session_);
+  }
+  Exchange(const Exchange&) = delete;
+  Exchange& operator=(const Exchange&) = delete;
 
-  void close() { engine_->close_session(session_); }
+  void close() {
+    closed_ = true;
+    engine_->close_session(session_);
+  }
 
+  bool long_addresses() const { return session_->long_addresses(); }
   std::pair<bool, std::vector<int>> begin(std::int64_t step, double timeout_s) {
     std::vector<int> behind;
     const bool ok = engine_->begin(session_, step, timeout_s, &behind);
@@ -86,6 +96,7 @@ class Exchange {
   }
   std::shared_ptr<Engine> engine_;
   std::shared_ptr<Session> session_;
+  bool closed_ = false;
 };
 
 Wire wire_of(const std::string& name) {
@@ -201,6 +212,7 @@ void define_exchange(py::module_& m) {
   py::class_<Exchange, std::shared_ptr<Exchange>>(m, "Exchange")
       .def(py::init<std::shared_ptr<Engine>, SessionSettings>(), "engine"_a,
            "settings"_a)
+      .def_property_readonly("long_addresses", &Exchange::long_addresses)
       .def("close", &Exchange::close, py::call_guard<Release>())
       .def("use_device_sums", &Exchange::use_device_sums, "always"_a,
            py::call_guard<Release>())

@@ -2,6 +2,7 @@
 // can be driven by an engine, or by itself, as the contract test does
 // (tests/transport).
 #include <cstdint>
+#include <limits>
 #include <optional>
 #include <string>
 #include <tuple>
@@ -77,15 +78,16 @@ void define_transport(py::module_& m) {
 void define_transports(py::module_& m, EngineClass& engine) {
   define_transport(m);
 
-  add(m, engine, "mpi", &make_mpi_transport, "fortran_comm"_a);
+  constexpr int kAny = std::numeric_limits<int>::max();
+  add(m, engine, "mpi", &make_mpi_transport, "fortran_comm"_a, "max_tag"_a = kAny);
   m.def("mpi_build_vendor", &mpi_build_vendor);
   m.def("mpi_build_version", &mpi_build_version);
   m.def("mpi_library_version", &mpi_library_version);
   m.def("mpi_reads_cuda_memory", &mpi_reads_cuda_memory);
 
   py::class_<LocalHub, std::shared_ptr<LocalHub>>(m, "LocalHub")
-      .def(py::init<int, int, std::uint64_t>(), "size"_a, "max_delay_us"_a = 0,
-           "seed"_a = 0);
+      .def(py::init<int, int, std::uint64_t, int>(), "size"_a, "max_delay_us"_a = 0,
+           "seed"_a = 0, "max_tag"_a = (1 << 30) - 1);
   add(m, engine, "local", &make_local_transport, "hub"_a, "rank"_a);
 }
 

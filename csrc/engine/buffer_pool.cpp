@@ -74,8 +74,6 @@ BufferRef BufferPool::get(std::size_t bytes, Memory memory) {
     if (!c.free.empty()) {
       buffer = std::move(c.free.back());
       c.free.pop_back();
-    } else {
-      total_ += bytes;
     }
     c.least_free = std::min(c.least_free, c.free.size());
     if (memory == Memory::kHost && ++c.gets % kTrimEvery == 0) {
@@ -90,11 +88,10 @@ BufferRef BufferPool::get(std::size_t bytes, Memory memory) {
     }
   }
   if (!buffer) {
-    buffer = std::make_unique<Buffer>(bytes, memory, device);
-    if (memory == Memory::kPinned && !buffer->reachable()) {
-      std::lock_guard<std::mutex> lock(mutex_);
-      unpinned_ += bytes;
-    }
+    buffer = std::make_unique<Buffer>(bytes, memory, device);  // it may throw
+    std::lock_guard<std::mutex> lock(mutex_);
+    total_ += bytes;
+    if (memory == Memory::kPinned && !buffer->reachable()) unpinned_ += bytes;
   }
   auto self = shared_from_this();
   return BufferRef(buffer.release(), [self](Buffer* b) { self->put(b); });

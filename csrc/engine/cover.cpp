@@ -146,9 +146,16 @@ class LinearPlan;
 class LinearCover final : public Cover {
  public:
   LinearCover(const LinearPlan* plan, int rows) : plan_(plan), arrived_(rows) {}
-  bool add(int row) override;
-  bool has(int row) const override { return arrived_[row] || complete(); }
-  bool complete() const override { return !weights_.empty(); }
+  bool add(int row) override {
+    if (has(row)) return false;
+    arrived_[row] = true;
+    ++count_;
+    return true;
+  }
+  bool search() override;
+  void found() override { complete_ = true; }
+  bool has(int row) const override { return complete_ || arrived_[row]; }
+  bool complete() const override { return complete_; }
   void decode(const std::vector<const void*>& rows, void* out, void* out2,
               std::size_t count, DType dtype, ops::Wire) const override {
     if (dtype == DType::kFloat32) {
@@ -176,7 +183,8 @@ class LinearCover final : public Cover {
   const LinearPlan* plan_;
   std::vector<bool> arrived_;
   int count_ = 0;
-  std::vector<double> weights_;  // by row, once they cover
+  bool complete_ = false;
+  std::vector<double> weights_;  // by row, once they cover; of the engine's thread
 };
 
 class LinearPlan final : public Plan {
@@ -207,11 +215,10 @@ class LinearPlan final : public Plan {
   mutable std::map<std::vector<bool>, std::vector<double>> cache_;  // engine's thread
 };
 
-bool LinearCover::add(int row) {
-  if (has(row)) return false;
-  arrived_[row] = true;
-  if (++count_ >= plan_->least()) weights_ = plan_->weights(arrived_);
-  return true;
+bool LinearCover::search() {
+  if (count_ < plan_->least()) return false;
+  weights_ = plan_->weights(arrived_);
+  return !weights_.empty();
 }
 
 }  // namespace

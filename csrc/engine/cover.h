@@ -17,13 +17,19 @@ inline std::size_t bytes_of(DType dtype) { return dtype == DType::kFloat32 ? 4 :
 
 using SumProgram = std::vector<int>;  // see ops/cpu/sums.h
 
-// The arrivals of one slice of one bucket in one step. Only the engine's thread calls
-// add(), under the session's lock, so that thread may read without the lock.
+// The arrivals of one slice of one bucket in one step. Only the engine's thread changes
+// it, under the session's lock, so that thread may read without the lock. search(),
+// decode() and program() may take long: they change nothing that other threads read,
+// and are called without the lock.
 class Cover {
  public:
   virtual ~Cover() = default;
   // Notes that `row` has arrived. Returns false when that brought nothing new.
   virtual bool add(int row) = 0;
+  // Looks whether what has arrived covers, where add() could not tell. When it returns
+  // true, found() must follow, under the lock.
+  virtual bool search() { return false; }
+  virtual void found() {}
   // Returns true when `row` has arrived or is implied by what has.
   virtual bool has(int row) const = 0;
   virtual bool complete() const = 0;

@@ -25,7 +25,7 @@ constexpr double kUnusedNapS = 20e-3;   // when no session is, and nobody waits
 }  // namespace
 
 Engine::Engine(std::unique_ptr<Transport> transport)
-    : transport_(std::move(transport)),
+    : transport_(std::make_unique<Mailbox>(std::move(transport))),
       rank_(transport_->rank()),
       size_(transport_->size()),
       max_tag_(transport_->max_tag()),
@@ -42,24 +42,35 @@ Engine::~Engine() { stop(0.0); }
 
 std::shared_ptr<Session> Engine::open_session(SessionSettings settings) {
   std::lock_guard<std::mutex> lock(mutex_);
-  for (int id = 0; id < kSessions; ++id) {
-    if (sessions_[id]) continue;
-    settings.id = id;
-    settings.device = pool_->device();
-    const SessionHost host{rank_, size_, max_tag_, pool_, failure_, this};
-    sessions_[id] = std::make_shared<Session>(settings, host);
-    return sessions_[id];
+  const auto free = std::find_if(sessions_.begin(), sessions_.end(),
+                                 [](const Place& place) { return !place.used; });
+  const auto id = static_cast<int>(free - sessions_.begin());
+  if (id >= kSessions) {
+    throw std::invalid_argument("at most " + std::to_string(kSessions) +
+                                " models can be exchanged in one job; close() those "
+                                "that are not used any more, on every worker");
   }
-  throw std::invalid_argument("at most " + std::to_string(kSessions) +
-                              " models can be exchanged at once; close one");
+  settings.id = id;
+  settings.device = pool_->device();
+  const SessionHost host{rank_, size_, max_tag_, pool_, failure_, this};
+  Place place{true, std::make_shared<Session>(settings, host), {}};
+  if (free == sessions_.end()) sessions_.emplace_back();
+  sessions_[id] = std::move(place);
+  return sessions_[id].session;
 }
 
 void Engine::close_session(const std::shared_ptr<Session>& session) {
-  std::lock_guard<std::mutex> lock(mutex_);
-  for (auto& s : sessions_) {
-    if (s == session) s.reset();
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    for (Place& place : sessions_) {
+      if (place.session == session) place = Place{};
+    }
   }
   pool_->trim();
+}
+
+void Engine::drop_session(const std::shared_ptr<Session>& session) {
+  submit({Command::What::kDrop, session, 0, 0, kAllBuckets, nullptr, {}, {}});
 }
 
 bool Engine::begin(const std::shared_ptr<Session>& session, std::int64_t step,
@@ -71,10 +82,17 @@ bool Engine::begin(const std::shared_ptr<Session>& session, std::int64_t step,
 int Engine::bind_device(const DeviceCalls& calls) {
   pool_->bind(calls);
   const DeviceCalls bound = pool_->device();
-  call([this, bound] {  // results are allocated there
+  int answer = 0;
+  call([this, bound, &answer] {  // results are allocated there
     device_ = bound;
-    bound.set_device(bound.device);
+    answer = bound.set_device(bound.device);
   });
+  if (answer != 0) {
+    throw std::runtime_error("the device answered " + std::to_string(answer) +
+                             " when the engine's thread chose device " +
+                             std::to_string(bound.device) +
+                             "; is it visible to this process, and free?");
+  }
   return bound.device;
 }
 
@@ -84,6 +102,10 @@ void Engine::post(const std::shared_ptr<Session>& session, std::int64_t step, in
     throw std::invalid_argument(
         "the payload has " + std::to_string(session->layout().buckets()) +
         " buckets, there is no bucket " + std::to_string(bucket));
+  }
+  if (row < 0 || row >= session->rows()) {
+    throw std::invalid_argument("the code has " + std::to_string(session->rows()) +
+                                " rows, there is no row " + std::to_string(row));
   }
   if (data->bytes() < session->payload_bytes()) {
     throw std::invalid_argument("a row must have " +
@@ -135,7 +157,12 @@ bool Engine::stop(double timeout_s) {
 }
 
 EngineStats Engine::stats() const {
-  return {polls_.load(), pool_->bytes(), in_flight_.load(), pool_->unpinned()};
+  std::lock_guard<std::mutex> lock(mutex_);
+  const auto sessions =
+      std::count_if(sessions_.begin(), sessions_.end(),
+                    [](const Place& place) { return place.session != nullptr; });
+  return {polls_.load(), pool_->bytes(), in_flight_.load(), pool_->unpinned(),
+          static_cast<std::size_t>(sessions)};
 }
 
 void Engine::submit(Command command) {
@@ -186,9 +213,9 @@ bool Engine::turn() {
     execute(command);
     busy = true;
   }
-  Envelope envelope;
-  for (int i = 0; i < kMessagesPerTurn && transport_->probe(&envelope); ++i) {
-    take_message(envelope);
+  Letter letter;
+  for (int i = 0; i < kMessagesPerTurn && transport_->probe(&letter); ++i) {
+    take_message(letter);
     busy = true;
   }
   done_.clear();
@@ -202,19 +229,18 @@ bool Engine::turn() {
 }
 
 bool Engine::attend() {
-  std::array<std::shared_ptr<Session>, kSessions> restless;
+  restless_.clear();
   {
     std::lock_guard<std::mutex> lock(mutex_);
-    for (int i = 0; i < kSessions; ++i) {
-      const auto& session = sessions_[i];
+    for (const auto& [used, session, dropped] : sessions_) {
       if (session && (session->approximate() || session->summing())) {
-        restless[i] = session;
+        restless_.push_back(session);
       }
     }
   }
   bool busy = false;
-  for (const auto& session : restless) {
-    if (!session || failure_->failed()) continue;
+  for (const auto& session : restless_) {
+    if (failure_->failed()) break;
     try {
       busy = session->poll_sums() || busy;
     } catch (const std::exception& error) {
@@ -223,6 +249,7 @@ bool Engine::attend() {
     }
     if (session->approximate()) busy = session->tick() || busy;
   }
+  restless_.clear();
   return busy;
 }
 
@@ -251,6 +278,9 @@ void Engine::execute(Command& command) {
     case Command::What::kStop:
       say_goodbye();
       break;
+    case Command::What::kDrop:
+      tell_dropped(command.session);
+      break;
   }
 }
 
@@ -277,33 +307,38 @@ bool Engine::post_copied() {
   return busy;
 }
 
-void Engine::send(int dest, int tag, const void* data, std::size_t bytes,
+void Engine::send(int dest, Address address, const void* data, std::size_t bytes,
                   BufferRef keep) {
   const std::uint64_t id = next_id_++;
-  transport_->send(dest, tag, data, bytes, id);
+  transport_->send(dest, address, data, bytes, id);
   Pending pending;
   pending.keep = std::move(keep);
   pending_.emplace(id, std::move(pending));
 }
 
-void Engine::take_message(const Envelope& envelope) {
+std::shared_ptr<Session> Engine::session_of(Address address) const {
+  const auto number = static_cast<std::size_t>(AddressCodec::session_of(address));
+  std::lock_guard<std::mutex> lock(mutex_);
+  return number < sessions_.size() ? sessions_[number].session : nullptr;
+}
+
+void Engine::take_message(const Letter& letter) {
   Pending pending;
   pending.receive = true;
-  pending.source = envelope.source;
-  pending.bytes = envelope.bytes;
-  const Kind kind = TagCodec::kind_of(envelope.tag);
+  pending.source = letter.source;
+  pending.bytes = letter.bytes;
+  const Kind kind = AddressCodec::kind_of(letter.address);
   char* into = nullptr;
   if (kind != Kind::kControl && !failure_->failed()) {
-    std::lock_guard<std::mutex> lock(mutex_);
-    pending.session = sessions_[TagCodec::session_of(envelope.tag)];
+    pending.session = session_of(letter.address);
   }
   if (pending.session) {
-    pending.fields = pending.session->fields(envelope.tag);
-    into = pending.session->place(pending.fields, envelope.source, envelope.bytes,
+    pending.fields = pending.session->fields(letter.address);
+    into = pending.session->place(pending.fields, letter.source, letter.bytes,
                                   &pending.keep);
   } else {
     pending.fields.kind = kind;
-    pending.keep = pool_->get(envelope.bytes);
+    pending.keep = pool_->get(letter.bytes);
     into = pending.keep->data();
   }
   const std::uint64_t id = next_id_++;
@@ -320,7 +355,7 @@ void Engine::complete(std::uint64_t id) {
     pending.session->received(pending.fields, pending.source, pending.keep);
   } else if (pending.fields.kind == Kind::kControl) {
     control(pending.source, pending.keep->data(), pending.bytes);
-  }  // else: a message of a closed session, or after a failure
+  }  // else: a message of a closed or dropped session, or after a failure
 }
 
 // The longer nothing has happened, the longer is the nap. While something is open it is
@@ -341,7 +376,7 @@ void Engine::back_off() {
     std::lock_guard<std::mutex> lock(mutex_);
     const bool gathering = published_ > gathered_rounds_;
     bool used = stopping_ || gathering, open = false, awaited = false, summing = false;
-    for (const auto& session : sessions_) {
+    for (const auto& [taken, session, dropped] : sessions_) {
       if (!session) continue;
       used = true;
       open = session->open_work() || open;

@@ -4,9 +4,13 @@
 //
 // Control messages (start-up comparison, barrier, errors, goodbye) travel beside the
 // gradients in the same order, so a worker that fails is heard by all who wait.
+//
+// Sessions have numbers, which are part of the addresses of their messages and must be
+// the same everywhere. A number is used again only after close_session(), which all
+// workers call together. A session that is dropped keeps its number; its memory is
+// given back once every worker has dropped it, since nothing can come for it then.
 #pragma once
 
-#include <array>
 #include <condition_variable>
 #include <deque>
 #include <functional>
@@ -19,8 +23,8 @@
 #include <unordered_map>
 #include <vector>
 
+#include "engine/mailbox.h"
 #include "engine/session.h"
-#include "transport/transport.h"
 
 namespace codedgrad {
 
@@ -29,6 +33,7 @@ struct EngineStats {
   std::size_t pool_bytes = 0;      // memory held
   std::size_t in_flight = 0;       // sends and receives not completed
   std::size_t unpinned_bytes = 0;  // memory that could not be pinned for a device
+  std::size_t sessions = 0;        // neither closed nor dropped by all workers
 };
 
 class Engine final : private Outbox {
@@ -43,6 +48,9 @@ class Engine final : private Outbox {
   // follow before the first post. Throws std::invalid_argument on bad settings.
   std::shared_ptr<Session> open_session(SessionSettings settings);
   void close_session(const std::shared_ptr<Session>& session);
+  // Says that this worker has lost its hold on the session, at any time: not
+  // collective. The session serves the others until they have dropped it, too.
+  void drop_session(const std::shared_ptr<Session>& session);
 
   // Must come before the first session of a model on a device. The first device that is
   // bound stays; its number is returned. It reaches pinned memory for models on others.
@@ -86,7 +94,7 @@ class Engine final : private Outbox {
 
  private:
   struct Command {
-    enum class What { kBegin, kPost, kPublish, kFail, kStop, kCall } what;
+    enum class What { kBegin, kPost, kPublish, kFail, kStop, kCall, kDrop } what;
     std::shared_ptr<Session> session;
     std::int64_t step = 0;
     int row = 0, bucket = kAllBuckets;
@@ -99,12 +107,12 @@ class Engine final : private Outbox {
     bool receive = false;
     int source = 0;
     std::shared_ptr<Session> session;  // null for control messages
-    TagFields fields;
+    Fields fields;
     BufferRef keep;
     std::size_t bytes = 0;
   };
 
-  void send(int dest, int tag, const void* data, std::size_t bytes,
+  void send(int dest, Address address, const void* data, std::size_t bytes,
             BufferRef keep) override;
   void tell_blob(std::string bytes);
   void say_goodbye();
@@ -119,14 +127,17 @@ class Engine final : private Outbox {
   bool turn();  // one round of the loop; true when something happened
   void execute(Command& command);
   bool post_copied();  // posts the rows whose copy from the device is done
-  void take_message(const Envelope& envelope);
+  void take_message(const Letter& letter);
+  std::shared_ptr<Session> session_of(Address address) const;
+  void tell_dropped(const std::shared_ptr<Session>& session);
+  void dropped_by(int worker, int session);
   void complete(std::uint64_t id);
   void control(int source, const char* data, std::size_t bytes);
   void set_failure(const std::string& text);
   bool finished() const;
   void back_off();
 
-  std::unique_ptr<Transport> transport_;
+  std::unique_ptr<Mailbox> transport_;
   const int rank_, size_, max_tag_;
   const std::shared_ptr<BufferPool> pool_ = std::make_shared<BufferPool>();
   const std::shared_ptr<Failure> failure_ = std::make_shared<Failure>();
@@ -134,7 +145,12 @@ class Engine final : private Outbox {
   mutable std::mutex mutex_;  // guards what follows, up to the engine thread's own
   std::condition_variable commanded_, gathered_;
   std::deque<Command> commands_;
-  std::array<std::shared_ptr<Session>, kSessions> sessions_;
+  struct Place {
+    bool used = false;                 // until it is closed everywhere
+    std::shared_ptr<Session> session;  // null once it is closed, or dropped by all
+    std::vector<int> dropped;          // the workers that have dropped it
+  };
+  std::vector<Place> sessions_;                                // by number
   std::map<std::int64_t, std::map<int, std::string>> rounds_;  // round -> by worker
   std::int64_t published_ = 0, gathered_rounds_ = 0;
   bool ended_ = false;
@@ -144,7 +160,8 @@ class Engine final : private Outbox {
   std::unordered_map<std::uint64_t, Pending> pending_;
   std::uint64_t next_id_ = 0;
   std::vector<std::uint64_t> done_;
-  std::deque<Command> copying_;  // posts that wait for their event
+  std::deque<Command> copying_;                     // posts that wait for their event
+  std::vector<std::shared_ptr<Session>> restless_;  // in attend()
   DeviceCalls device_;
   std::vector<std::int64_t> heard_;  // control rounds received, by worker
   bool stopping_ = false;

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cstring>
+#include <stdexcept>
 
 #include "engine/clock.h"
 #include "engine/engine.h"
@@ -15,6 +16,7 @@ constexpr double kFailureGraceS = 3.0;  // to send and hear of errors
 constexpr char kBlob = 'B';
 constexpr char kError = 'E';
 constexpr char kGoodbye = 'G';
+constexpr char kDropped = 'D';  // a session, with its number
 
 }  // namespace
 
@@ -100,12 +102,15 @@ void Engine::send_control(char type, const std::string& text) {
   data->data()[0] = type;
   std::memcpy(data->data() + 1, text.data(), text.size());
   for (int i = 1; i < size_; ++i) {
-    send((rank_ + i) % size_, static_cast<int>(Kind::kControl), data->data(),
-         text.size() + 1, data);
+    send((rank_ + i) % size_, kControlAddress, data->data(), text.size() + 1, data);
   }
 }
 
 void Engine::control(int source, const char* data, std::size_t bytes) {
+  if (bytes == 0) {
+    throw std::runtime_error("worker " + std::to_string(source) +
+                             " sent a control message of 0 bytes");
+  }
   const std::string text(data + 1, bytes - 1);
   if (data[0] == kBlob) {
     std::lock_guard<std::mutex> lock(mutex_);
@@ -113,18 +118,49 @@ void Engine::control(int source, const char* data, std::size_t bytes) {
     gathered_.notify_all();
   } else if (data[0] == kError) {
     set_failure(text);
+  } else if (data[0] == kDropped) {
+    dropped_by(source, std::stoi(text));
   } else {
     std::lock_guard<std::mutex> lock(mutex_);
     goodbye_[source] = true;
   }
 }
 
+void Engine::tell_dropped(const std::shared_ptr<Session>& session) {
+  int number = -1;
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    for (std::size_t i = 0; i < sessions_.size(); ++i) {
+      if (sessions_[i].session == session) number = static_cast<int>(i);
+    }
+  }
+  if (number < 0 || stopping_) return;  // it was closed, or the job ends
+  send_control(kDropped, std::to_string(number));
+  dropped_by(rank_, number);
+}
+
+void Engine::dropped_by(int worker, int session) {
+  std::shared_ptr<Session> last;  // its memory is freed without the lock
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    if (session < 0 || session >= static_cast<int>(sessions_.size())) return;
+    Place& place = sessions_[session];
+    place.dropped.push_back(worker);
+    if (static_cast<int>(place.dropped.size()) < size_) return;
+    last = std::move(place.session);
+    place.session = nullptr;
+    place.dropped = {};
+  }
+  last.reset();
+  pool_->trim();
+}
+
 void Engine::set_failure(const std::string& text) {
   failure_->set(text);
   std::lock_guard<std::mutex> lock(mutex_);
   gathered_.notify_all();
-  for (auto& session : sessions_) {
-    if (session) session->wake();
+  for (auto& place : sessions_) {
+    if (place.session) place.session->wake();
   }
 }
 

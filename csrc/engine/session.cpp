@@ -31,13 +31,13 @@ std::string Failure::text() const {
 }
 
 Session::Session(const SessionSettings& settings, const SessionHost& host)
-    : id_(settings.id),
-      rank_(host.rank),
+    : rank_(host.rank),
       size_(host.size),
       window_(settings.window),
       dtype_(settings.dtype),
       layout_(settings.bucket_starts, host.size),
-      codec_(settings.window, layout_.buckets(), settings.plan->rows(), host.max_tag),
+      codec_(settings.id, settings.window, layout_.buckets(), settings.plan->rows(),
+             host.max_tag),
       plan_(settings.plan),
       wire_(settings.wire),
       narrow_buckets_(settings.wire == Wire::kAsIs ? 0 : settings.narrow_buckets),
@@ -188,8 +188,7 @@ void Session::tell_progress(std::int64_t step) {
     const int dest = (rank_ + i) % size_;
     if (told_[dest] + 1 + slack >= step - 1) continue;
     told_[dest] = step - 1;
-    const int tag = codec_.encode({Kind::kProgress, id_, step, 0, 0});
-    outbox_->send(dest, tag, nullptr, 0, nullptr);
+    outbox_->send(dest, codec_.encode(Kind::kProgress, step), nullptr, 0, nullptr);
   }
 }
 
@@ -200,7 +199,7 @@ void Session::post(std::int64_t step, int row, int which, const BufferRef& data)
   const int first = which == kAllBuckets ? 0 : which;
   const int last = which == kAllBuckets ? layout_.buckets() - 1 : which;
   for (int bucket = first; bucket <= last; ++bucket) {
-    const int tag = codec_.encode({Kind::kRow, id_, step, bucket, row});
+    const Address address = codec_.encode(Kind::kRow, step, bucket, row);
     const std::size_t element = bytes_on_wire(bucket);
     const bool narrow = wire(bucket) != Wire::kAsIs && size_ > 1;
     const BufferRef message = narrow ? packed(bucket, data) : data;
@@ -209,7 +208,7 @@ void Session::post(std::int64_t step, int row, int which, const BufferRef& data)
       const int dest = (rank_ + i) % size_;
       const Slice slice = layout_.slice(bucket, dest);
       if (slice.count == 0) continue;
-      outbox_->send(dest, tag, message->data() + (slice.offset - before) * element,
+      outbox_->send(dest, address, message->data() + (slice.offset - before) * element,
                     slice.count * element, message);
       told_[dest] = std::max(told_[dest], step - 1);
       sent += slice.count * element;
@@ -238,30 +237,48 @@ BufferRef Session::unpacked(const Slice& slice, Wire wire, const BufferRef& data
   return row;
 }
 
-char* Session::place(const TagFields& f, int source, std::size_t bytes,
-                     BufferRef* keep) {
-  if (f.kind == Kind::kProgress) return nullptr;
-  const Slice slice = layout_.slice(f.bucket, f.kind == Kind::kRow ? rank_ : source);
-  const std::size_t want = slice.count * bytes_on_wire(f.bucket);
-  if (bytes != want) {
-    throw std::runtime_error("worker " + std::to_string(source) + " sent " +
-                             std::to_string(bytes) + " bytes where " +
-                             std::to_string(want) + " were expected");
+void Session::check(const Fields& f, int source, std::size_t bytes) const {
+  const std::string who = "worker " + std::to_string(source) + " sent ";
+  if (f.bucket >= layout_.buckets() || f.row >= plan_->rows()) {
+    throw std::runtime_error(who + "row " + std::to_string(f.row) + " of bucket " +
+                             std::to_string(f.bucket) + ", and there are " +
+                             std::to_string(plan_->rows()) + " rows and " +
+                             std::to_string(layout_.buckets()) + " buckets");
   }
-  std::lock_guard<std::mutex> lock(mutex_);
+  if (f.step > near_.load() + window_) {
+    throw std::runtime_error(who + "a message of step " + std::to_string(f.step) +
+                             ", but this worker is at step " +
+                             std::to_string(near_.load()) + " and the window is " +
+                             std::to_string(window_));
+  }
+  const int owner = f.kind == Kind::kRow ? rank_ : source;
+  const std::size_t want =
+      f.kind == Kind::kProgress
+          ? 0
+          : layout_.slice(f.bucket, owner).count * bytes_on_wire(f.bucket);
+  const bool empty = want == 0 && f.kind != Kind::kProgress;
+  if (bytes != want || empty) {
+    throw std::runtime_error(who + std::to_string(bytes) + " bytes where " +
+                             (empty ? "nothing" : std::to_string(want)) +
+                             (want == 1 ? " was" : " were") + " expected");
+  }
+}
+
+char* Session::place(const Fields& f, int source, std::size_t bytes, BufferRef* keep) {
+  check(f, source, bytes);
+  if (f.kind == Kind::kProgress) return nullptr;
+  open(f.step);
   if (f.kind == Kind::kRow || wire(f.bucket) != Wire::kAsIs) {
     const bool device = memory_ != Memory::kHost && bytes >= device_sums_from_;
     *keep = device ? slice_memory(bytes) : pool_->get(bytes);
     return (*keep)->data();
   }
-  Step* step = open(f.step);
-  if (step == nullptr) throw std::runtime_error("a result came for a closed step");
-  char* at = result_at(step, slice);
-  *keep = step->result;
-  return at;
+  *keep = result_of(f.step);
+  if (!*keep) throw std::runtime_error("a result came for a closed step");
+  return result_at(*keep, layout_.slice(f.bucket, source));
 }
 
-void Session::received(const TagFields& f, int source, const BufferRef& keep) {
+void Session::received(const Fields& f, int source, const BufferRef& keep) {
   if (f.kind == Kind::kProgress) {
     applied(source, f.step - 1);
   } else if (f.kind == Kind::kRow) {
@@ -274,14 +291,9 @@ void Session::received(const TagFields& f, int source, const BufferRef& keep) {
   } else {
     if (wire(f.bucket) != Wire::kAsIs) {
       const Slice slice = layout_.slice(f.bucket, source);
-      char* at = nullptr;
-      {
-        std::lock_guard<std::mutex> lock(mutex_);
-        Step* step = open(f.step);
-        if (step == nullptr) throw std::runtime_error("a result for a closed step");
-        at = result_at(step, slice);
-      }
-      unpack(keep->data(), at, slice.count, wire(f.bucket));
+      const BufferRef result = result_of(f.step);
+      if (!result) throw std::runtime_error("a result came for a closed step");
+      unpack(keep->data(), result_at(result, slice), slice.count, wire(f.bucket));
     }
     slice_in(f.step, source);
   }
@@ -294,30 +306,50 @@ void Session::applied(int worker, std::int64_t step) {
   changed_.notify_all();
 }
 
-Session::Step* Session::open(std::int64_t number) {
-  if (number < floor_) return nullptr;
-  const auto [found, fresh] = steps_.try_emplace(number);
-  Step* step = &found->second;
-  if (!fresh) return step;
-  step->buckets.resize(layout_.buckets());
-  step->slices_missing.assign(size_, 0);
+Session::Step* Session::find(std::int64_t number) {
+  const auto found = steps_.find(number);
+  return found == steps_.end() ? nullptr : &found->second;
+}
+
+void Session::open(std::int64_t number) {
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    if (number < floor_ || steps_.count(number) > 0) return;
+  }
+  Step step = make_step();
+  std::lock_guard<std::mutex> lock(mutex_);
+  steps_.emplace(number, std::move(step));
+}
+
+Session::Step Session::make_step() const {
+  Step step;
+  step.buckets.resize(layout_.buckets());
+  step.slices_missing.assign(size_, 0);
   for (int bucket = 0; bucket < layout_.buckets(); ++bucket) {
     for (int owner = 0; owner < size_; ++owner) {
       if (layout_.slice(bucket, owner).count == 0) continue;
-      ++step->slices_missing[owner];
-      ++step->missing;
+      ++step.slices_missing[owner];
+      ++step.missing;
     }
     if (layout_.slice(bucket, rank_).count == 0) continue;
-    Bucket& b = step->buckets[bucket];
+    Bucket& b = step.buckets[bucket];
     b.cover = plan_->make_cover();
     b.rows.assign(plan_->rows(), nullptr);
   }
   return step;
 }
 
-char* Session::result_at(Step* step, const Slice& slice) {
-  if (!step->result) step->result = pool_->get(payload_bytes(), memory_);
-  return step->result->data() + slice.offset * bytes_of(dtype_);
+BufferRef Session::result_of(std::int64_t number) {
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    const Step* step = find(number);
+    if (step == nullptr || step->result) return step ? step->result : nullptr;
+  }
+  // Only this thread makes results, and a step is not closed before it has one.
+  BufferRef result = pool_->get(payload_bytes(), memory_);
+  std::lock_guard<std::mutex> lock(mutex_);
+  find(number)->result = result;
+  return result;
 }
 
 void Session::note(std::int64_t step, int bucket, int source, int row,
@@ -333,11 +365,13 @@ void Session::note(std::int64_t step, int bucket, int source, int row,
 
 void Session::arrive(std::int64_t number, int bucket, int row, int source,
                      const void* data, const BufferRef& keep) {
+  open(number);
   if (approximate_ && refuse(number, bucket, row, source, data)) return;
   bool complete = false, is_late = false;
+  Bucket* b = nullptr;
   {
     std::lock_guard<std::mutex> lock(mutex_);
-    Bucket* b = undecoded(number, bucket);
+    b = undecoded(number, bucket);
     if (b == nullptr) {
       note(number, bucket, source, row, ArrivalKind::kLate);
       is_late = true;
@@ -351,6 +385,11 @@ void Session::arrive(std::int64_t number, int bucket, int row, int source,
       complete = b->cover->complete();
     }
   }
+  if (!is_late && !complete && b->cover->search()) {
+    complete = true;
+    std::lock_guard<std::mutex> lock(mutex_);
+    b->cover->found();
+  }
   if (is_late) {
     late(number, bucket, row, data, keep);
   } else if (complete) {
@@ -361,15 +400,19 @@ void Session::arrive(std::int64_t number, int bucket, int row, int source,
 }
 
 Session::Bucket* Session::undecoded(std::int64_t number, int bucket) {
-  Step* step = open(number);
+  Step* step = find(number);
   if (step == nullptr || step->buckets[bucket].decoded) return nullptr;
   return &step->buckets[bucket];
 }
 
 void Session::slice_in(std::int64_t number, int owner) {
   std::lock_guard<std::mutex> lock(mutex_);
-  Step* step = open(number);
-  if (step == nullptr) throw std::runtime_error("a slice came for a closed step");
+  Step* step = find(number);
+  if (step == nullptr || step->slices_missing[owner] == 0) {
+    throw std::runtime_error("worker " + std::to_string(owner) +
+                             " sent a slice of step " + std::to_string(number) +
+                             " that is here already");
+  }
   --step->slices_missing[owner];
   if (--step->missing > 0) return;
   std::int64_t through = done_through_.load();

@@ -1,9 +1,11 @@
 // The exchange of one model: open steps, arrivals, decoded slices, the window.
 //
 // Two threads meet here. The training thread calls begin, wait, take, has, done; the
-// engine's thread calls the rest. Steps are changed by the engine's thread under
-// `mutex_` (and erased by take once nothing refers to them), so that thread may read
-// what it alone writes without the lock; decoding, the only long work, runs unlocked.
+// engine's thread calls the rest. Steps are made and changed by the engine's thread
+// under `mutex_` (and erased by take once nothing refers to them), so that thread may
+// read what it alone writes without the lock. Whatever may take long runs without it:
+// decoding, the search for a cover, estimates, and making a step or a buffer, which may
+// have to be pinned. So a question of the training thread never waits for these.
 //
 // Owners and lifetimes: a posted row belongs to its sends and to the open bucket; a
 // decoded slice is kept twice, in a buffer of its own for the sends, and in the
@@ -22,6 +24,7 @@
 #include <string>
 #include <vector>
 
+#include "engine/address.h"
 #include "engine/buffer_pool.h"
 #include "engine/cover.h"
 #include "engine/device_sums.h"
@@ -35,7 +38,7 @@ namespace codedgrad {
 class Outbox {
  public:
   virtual ~Outbox() = default;
-  virtual void send(int dest, int tag, const void* data, std::size_t bytes,
+  virtual void send(int dest, Address address, const void* data, std::size_t bytes,
                     BufferRef keep) = 0;
 };
 
@@ -124,6 +127,8 @@ class Session {
   bool past_half(std::int64_t step) const;
   std::vector<Settled> drain_settled();
   bool approximate() const { return approximate_ != nullptr; }
+  bool long_addresses() const { return codec_.is_long(); }
+  int rows() const { return plan_->rows(); }  // numbers of rows are below
   const Layout& layout() const { return layout_; }
   std::size_t payload_bytes() const { return layout_.count() * bytes_of(dtype_); }
   Memory memory() const { return memory_; }
@@ -133,10 +138,11 @@ class Session {
   // Sends one bucket of a row, or all of them. A pass may still write the other buckets
   // of `data`; the sends read those that were posted.
   void post(std::int64_t step, int row, int bucket, const BufferRef& data);
-  TagFields fields(int tag) const { return codec_.decode(tag, near_.load()); }
-  // Returns where an announced message goes; `keep` owns the place.
-  char* place(const TagFields& f, int source, std::size_t bytes, BufferRef* keep);
-  void received(const TagFields& f, int source, const BufferRef& keep);
+  Fields fields(Address address) const { return codec_.decode(address, near_.load()); }
+  // Returns where an announced message goes; `keep` owns the place. Throws where the
+  // message cannot be one of this session, whatever its sender believes.
+  char* place(const Fields& f, int source, std::size_t bytes, BufferRef* keep);
+  void received(const Fields& f, int source, const BufferRef& keep);
   void wake();
   bool open_work() const;  // something has arrived here and is not finished yet
   bool awaited() const;    // the training thread waits
@@ -170,12 +176,21 @@ class Session {
     int missing = 0;
   };
 
-  Step* open(std::int64_t step);  // null when it is closed already; under mutex_
+  // Makes the step unless it is there or closed already; without the lock.
+  void open(std::int64_t step);
+  Step make_step() const;
+  Step* find(std::int64_t step);  // null when it is closed; under mutex_
+  // Returns the memory of the step's sum, null when the step is closed; without the
+  // lock.
+  BufferRef result_of(std::int64_t step);
+  void check(const Fields& f, int source, std::size_t bytes) const;
   Wire wire(int bucket) const { return bucket < narrow_buckets_ ? wire_ : Wire::kAsIs; }
   std::size_t bytes_on_wire(int bucket) const {
     return wire(bucket) == Wire::kAsIs ? bytes_of(dtype_) : kPackedBytes;
   }
-  char* result_at(Step* step, const Slice& slice);
+  char* result_at(const BufferRef& result, const Slice& slice) const {
+    return result->data() + slice.offset * bytes_of(dtype_);
+  }
   // Returns memory for rows that come and sums that go. Where the device has no more,
   // it is pinned memory, which the device reaches, too.
   BufferRef slice_memory(std::size_t bytes);
@@ -203,10 +218,10 @@ class Session {
   void applied(int worker, std::int64_t step);
   void note(std::int64_t step, int bucket, int source, int row, ArrivalKind kind);
 
-  const int id_, rank_, size_, window_;
+  const int rank_, size_, window_;
   const DType dtype_;
   const Layout layout_;
-  const TagCodec codec_;
+  const AddressCodec codec_;
   const std::shared_ptr<const Plan> plan_;
   const Wire wire_;
   const int narrow_buckets_;

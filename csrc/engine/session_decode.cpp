@@ -66,17 +66,17 @@ bool Session::decode_on_device(std::int64_t number, int bucket) {
   std::vector<int> rows;
   std::vector<const void*> inputs;
   std::vector<BufferRef> keep;
-  char* result = nullptr;
+  const Bucket* b = nullptr;
   {
     std::lock_guard<std::mutex> lock(mutex_);
-    Step* step = open(number);
-    const Bucket& b = step->buckets[bucket];
-    if (!b.cover->program(&program, &rows)) return false;
-    result = result_at(step, slice);
-    for (int row : rows) inputs.push_back(b.rows[row]);
-    for (const auto& [row, buffer] : b.keep) keep.push_back(buffer);
-    keep.push_back(step->result);
+    b = undecoded(number, bucket);
   }
+  if (!b->cover->program(&program, &rows)) return false;
+  const BufferRef whole = result_of(number);
+  char* result = result_at(whole, slice);
+  for (int row : rows) inputs.push_back(b->rows[row]);
+  for (const auto& [row, buffer] : b->keep) keep.push_back(buffer);
+  keep.push_back(whole);
   const BufferRef sent = size_ == 1 ? nullptr : slice_memory(bytes);
   if (sent) keep.push_back(sent);
   const auto reachable = [](const BufferRef& buffer) { return buffer->reachable(); };
@@ -104,13 +104,12 @@ void Session::conclude(std::int64_t number, int bucket, bool exact, const Fill& 
   const Wire narrow = wire(bucket);
   const std::size_t bytes = slice.count * bytes_on_wire(bucket);
   Estimator* estimator = approximate_ ? estimators_[bucket].get() : nullptr;
+  const BufferRef whole = result_of(number);
+  char* result = result_at(whole, slice);
   Bucket* b = nullptr;
-  char* result = nullptr;
   {
     std::lock_guard<std::mutex> lock(mutex_);
-    Step* step = open(number);
-    b = &step->buckets[bucket];
-    result = result_at(step, slice);
+    b = undecoded(number, bucket);
   }
   const bool alone = size_ == 1 && narrow == Wire::kAsIs;
   const BufferRef sent = alone ? nullptr : pool_->get(bytes);
@@ -151,9 +150,9 @@ void Session::conclude(std::int64_t number, int bucket, bool exact, const Fill& 
 
 void Session::send_result(std::int64_t number, int bucket, const BufferRef& sent) {
   const std::size_t bytes = layout_.slice(bucket, rank_).count * bytes_on_wire(bucket);
-  const int tag = codec_.encode({Kind::kResult, id_, number, bucket, 0});
+  const Address address = codec_.encode(Kind::kResult, number, bucket);
   for (int i = 1; i < size_; ++i) {
-    outbox_->send((rank_ + i) % size_, tag, sent->data(), bytes, sent);
+    outbox_->send((rank_ + i) % size_, address, sent->data(), bytes, sent);
   }
   std::lock_guard<std::mutex> lock(mutex_);
   counters_.bytes_sent += bytes * (size_ - 1);
@@ -162,7 +161,7 @@ void Session::send_result(std::int64_t number, int bucket, const BufferRef& sent
 void Session::close_bucket(std::int64_t number, int bucket, double decode_s) {
   {
     std::lock_guard<std::mutex> lock(mutex_);
-    Bucket& b = open(number)->buckets[bucket];
+    Bucket& b = find(number)->buckets[bucket];
     b.decoded = true;
     b.keep.clear();
     b.rows.clear();

@@ -92,13 +92,15 @@ bool Session::settle_if_due(std::int64_t number, int bucket, bool arrived) {
     std::lock_guard<std::mutex> lock(mutex_);
     b = undecoded(number, bucket);
     if (b == nullptr || !b->cover) return false;
-    if (arrived) {
-      if (b->half_s == 0.0 && estimator->units().share(b->rows) >= 0.5 - 1e-9)
-        b->half_s = now;
-      if (!b->refused.empty()) {
-        b->hopeless = estimator->units().rest_is_here(b->rows, b->refused);
-      }
-    }
+  }
+  const Units& units = estimator->units();
+  const bool half = arrived && b->half_s == 0.0 && units.share(b->rows) >= 0.5 - 1e-9;
+  if (arrived && !b->refused.empty()) {
+    b->hopeless = units.rest_is_here(b->rows, b->refused);
+  }
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    if (half) b->half_s = now;
     forced = b->hopeless;
     if (b->tried || number != done_through_.load() + 1) return false;
     if (!forced) {

@@ -1,11 +1,12 @@
 // Several ranks inside one process, for tests that need no MPI launcher or run under
 // the thread sanitizer. Messages become visible after a random delay, in order per
-// pair.
+// pair, and a receive takes as long again.
 #pragma once
 
 #include <chrono>
 #include <cstdint>
 #include <deque>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <random>
@@ -26,27 +27,33 @@ struct LocalMessage {
 
 class LocalHub {
  public:
-  LocalHub(int size, int max_delay_us, std::uint64_t seed)
+  LocalHub(int size, int max_delay_us, std::uint64_t seed, int max_tag = (1 << 30) - 1)
       : size(size),
-        inbox(size * size),
+        max_tag(max_tag),
+        inbox(size),
         sent(size),
         max_delay_us_(max_delay_us),
         random_(seed) {}
 
-  std::chrono::steady_clock::time_point visible_from(int source, int dest) {
+  // Both are called under the mutex.
+  std::chrono::steady_clock::time_point soon() {
     auto when = std::chrono::steady_clock::now();
     if (max_delay_us_ > 0) {
       when += std::chrono::microseconds(random_() % (max_delay_us_ + 1));
     }
-    const auto& queue = inbox[dest * size + source];
+    return when;
+  }
+  std::chrono::steady_clock::time_point visible_from(int source, int dest) {
+    auto when = soon();
+    const auto& queue = inbox[dest][source];
     if (!queue.empty() && queue.back().visible > when) when = queue.back().visible;
     return when;
   }
 
-  const int size;
-  std::mutex mutex;                              // guards everything below
-  std::vector<std::deque<LocalMessage>> inbox;   // [dest * size + source]
-  std::vector<std::vector<std::uint64_t>> sent;  // completed sends, by source
+  const int size, max_tag;
+  std::mutex mutex;  // guards everything below
+  std::vector<std::map<int, std::deque<LocalMessage>>> inbox;  // by dest, by source
+  std::vector<std::vector<std::uint64_t>> sent;                // completed, by source
 
  private:
   const int max_delay_us_;

@@ -2,6 +2,7 @@
 
 #include <mpi.h>
 
+#include <algorithm>
 #include <limits>
 #include <stdexcept>
 
@@ -32,7 +33,7 @@ int checked_count(std::size_t bytes) {
 
 class MpiTransport final : public Transport {
  public:
-  explicit MpiTransport(int fortran_comm) : comm_(MPI_Comm_f2c(fortran_comm)) {
+  MpiTransport(int fortran_comm, int most) : comm_(MPI_Comm_f2c(fortran_comm)) {
     int level = MPI_THREAD_SINGLE;
     check(MPI_Query_thread(&level), "MPI_Query_thread");
     if (level != MPI_THREAD_MULTIPLE) {
@@ -46,6 +47,7 @@ class MpiTransport final : public Transport {
     int found = 0;
     check(MPI_Comm_get_attr(comm_, MPI_TAG_UB, &bound, &found), "MPI_Comm_get_attr");
     max_tag_ = found ? *bound : 32767;  // the least that the standard promises
+    max_tag_ = std::min(max_tag_, most);
   }
 
   int rank() const override { return rank_; }
@@ -117,8 +119,8 @@ class MpiTransport final : public Transport {
 
 }  // namespace
 
-std::unique_ptr<Transport> make_mpi_transport(int fortran_comm) {
-  return std::make_unique<MpiTransport>(fortran_comm);
+std::unique_ptr<Transport> make_mpi_transport(int fortran_comm, int most) {
+  return std::make_unique<MpiTransport>(fortran_comm, most);
 }
 
 std::string mpi_build_vendor() {

@@ -9,8 +9,9 @@
 
 namespace codedgrad {
 
-// `fortran_comm` is MPI_Comm_c2f of a communicator that nobody else uses.
-std::unique_ptr<Transport> make_mpi_transport(int fortran_comm);
+// `fortran_comm` is MPI_Comm_c2f of a communicator that nobody else uses. No tag above
+// `most` is used, even where MPI has more.
+std::unique_ptr<Transport> make_mpi_transport(int fortran_comm, int most);
 
 // These say what the extension was compiled against, and what is loaded now.
 std::string mpi_build_vendor();

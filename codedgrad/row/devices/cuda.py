@@ -36,6 +36,14 @@ class CudaRuntime:
         """Uses this device."""
         self._device = device
 
+    def __eq__(self, other: object) -> bool:
+        """Returns whether both are the same device, so that they may share events."""
+        return isinstance(other, CudaRuntime) and other._device == self._device
+
+    def __hash__(self) -> int:
+        """Returns the device's hash."""
+        return hash(self._device)
+
     def stream(self) -> torch.cuda.Stream:
         """Returns a new CUDA stream on this device."""
         return torch.cuda.Stream(self._device)

@@ -19,16 +19,21 @@ The engine reads a row's bucket only after E1 is done. Its own thread asks for t
 (`cudaEventQuery`), so neither Python nor the device waits. Whatever uses the sum on the
 device comes after E2 in the compute stream. Nothing synchronises the whole device.
 
-`Staging` holds both ends of a copy until the copy's event is done. The events are its
-own and live as long as it does. One that is recorded again stands for a later copy in
-the same stream, so an engine that still asks for the earlier copy waits a little too
-long, but never too short.
+`Staging` holds both ends of a copy until the copy's event is done. Where a model is
+dropped with copies under way, the process holds them on, until a later `Staging` finds
+them done. One event that is recorded again stands for a later copy, so an engine that
+still asks for the earlier copy waits a little too long, but never too short.
+
+The events belong to the process, which never destroys them: the engine may ask for one
+at any time, also when its model is gone. A `Staging` borrows them, and the next one on
+the same device takes over those of one that is gone.
 """
 
 from __future__ import annotations
 
+import weakref
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -37,8 +42,42 @@ if TYPE_CHECKING:
 
     from codedgrad.row.devices.base import DeviceRuntime
 
+    # Events in the order in which they are recorded, with what they protect.
+    Held = deque[tuple[Any, tuple[Tensor, ...]]]
+
 # Copies that can be under way before an event is used for a second one.
 _EVENTS = 64
+
+
+class _Events(NamedTuple):
+    """Events that outlive the `Staging` that records them, and what they protect."""
+
+    runtime: DeviceRuntime
+    device: torch.device
+    out: list[Any]  # E1, in turn
+    before: Any  # E0, and the same for sums
+    back: Any  # E2
+    held: Held
+
+
+_free: list[_Events] = []  # of those that are gone
+
+
+def _borrow(runtime: DeviceRuntime, device: torch.device) -> _Events:
+    """Returns events that nobody else records, made anew if there are none."""
+    for events in _free:
+        if events.runtime == runtime and events.device == device:
+            _drop_done(runtime, events.held)
+            if not events.held:
+                _free.remove(events)
+                return events
+    out = [runtime.event() for _ in range(_EVENTS)]
+    return _Events(runtime, device, out, runtime.event(), runtime.event(), deque())
+
+
+def _drop_done(runtime: DeviceRuntime, held: Held) -> None:
+    while held and runtime.done(held[0][0]):
+        held.popleft()
 
 
 class Staging:
@@ -63,12 +102,11 @@ class Staging:
         self._device, self._count, self._dtype = device, count, dtype
         self._out, self._in = runtime.stream(), runtime.stream()
         self._read: Any = None  # the stream and the event of `to_host`
-        self._events = [runtime.event() for _ in range(_EVENTS)]  # E1, in turn
-        self._before = runtime.event()  # E0, and the same for sums
-        self._back = runtime.event()  # E2
+        events = _borrow(runtime, device)
+        weakref.finalize(self, _free.append, events).atexit = False
+        self._events, self._held = events.out, events.held
+        self._before, self._back = events.before, events.back
         self._next = 0
-        # Events in the order in which they are recorded, with what they protect.
-        self._held: deque[tuple[Any, tuple[Tensor, ...]]] = deque()
 
     def row(self) -> Tensor:
         """Returns device memory for one row [count], with undefined contents."""
@@ -129,5 +167,4 @@ class Staging:
     def _hold(self, event: Any, *tensors: Tensor) -> None:
         """Keeps tensors until the event is done, and drops those whose event is."""
         self._held.append((event, tensors))
-        while self._held and self._runtime.done(self._held[0][0]):
-            self._held.popleft()
+        _drop_done(self._runtime, self._held)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import time
+import weakref
 
 import torch
 from late_device import LateDevice
@@ -73,3 +75,30 @@ def test_the_tail_of_a_sum_comes_to_the_host() -> None:
     tail = stage.to_host(values)
     assert torch.equal(tail, values)
     assert tail.data_ptr() != values.data_ptr()
+
+
+def test_events_and_copies_outlive_a_model_that_is_dropped() -> None:
+    """The engine may still ask for its events, and its rows are still being sent."""
+    device = LateDevice(0.02)
+    stage = staging(device)
+    made = len(device._events)
+    host = torch.empty(COUNT)
+    handle = stage.out(stage.row().fill_(7.0), host, 0, COUNT)
+    event = weakref.ref(device._events[handle - 1])
+    del stage
+    gc.collect()
+    other = staging(device)  # the copy is under way, so its events are not taken over
+    assert len(device._events) == 2 * made
+    seen = []
+    for i in range(4):  # other rows, in memory that the dropped one must still hold
+        seen.append(torch.empty(COUNT))
+        other.out(other.row().fill_(i), seen[-1], 0, COUNT)
+    other.drain()
+    found = event()
+    assert found is not None
+    while not device.done(found):
+        time.sleep(1e-4)
+    assert torch.equal(host, torch.full((COUNT,), 7.0))
+    third = staging(device)  # takes over what is done
+    assert len(device._events) == 2 * made
+    assert third._events[0] is device._events[0]
