@@ -2,8 +2,8 @@
 
 A row is one flat vector of `count` elements,
 
-    [ gradients | buffer changes | used flags | loss | padding ]
-                '------------------- tail -------------------'
+    [ gradients | buffer changes | used flags | loss | weights | padding ]
+                '------------------------ tail ------------------------'
 
 Everything that a step needs is in it, so that one linear combination decodes it all:
 
@@ -15,6 +15,7 @@ Everything that a step needs is in it, so that one linear combination decodes it
 - One flag per parameter, 1 if the pass gave it a gradient, so that a parameter which
   the whole batch did not use keeps `grad = None`, as it does without codedgrad.
 - The loss.
+- The weight of the pass, in two elements (see `codedgrad.row.weights`).
 
 The row is padded until every worker owns a slice of it, and cut into buckets (see
 `codedgrad.row.cuts`).
@@ -73,6 +74,7 @@ class Layout:
         change_area: the place of the buffer changes in the tail.
         used_area: the place of the used flags in the tail.
         loss_place: the place of the loss in the tail.
+        weight_place: the place of the first of the two weights in the tail.
         wire: the name of the type in which gradients travel.
         bucket_starts: where buckets begin, from 0 to `count`.
         narrow_buckets: the number of buckets that travel in a narrow wire type. They
@@ -122,10 +124,11 @@ class Layout:
         self.change_area = slice(0, changes)
         self.used_area = slice(changes, changes + len(named))
         self.loss_place = changes + len(named)
+        self.weight_place = self.loss_place + 1
         self.wire = settings.wire
         self._narrow = self._narrow_type(settings.wire)
         self._workers, self._bucket_mb = workers, settings.bucket_mb
-        self.count = self._padded(self.loss_place + 1)
+        self.count = self._padded(self.weight_place + 2)
         self.narrow_buckets = 0
         self.bucket_starts: list[int] = []
         self.cut(cuts.LATENCY_MB)
