@@ -102,9 +102,8 @@ class CodedGradient:
 
     def _form(self, model: torch.nn.Module, code: Code | None) -> None:
         """Find out who this worker is, and what it is to compute."""
-        run = self._settings.run
+        self.model, run = model, self._settings.run
         seat = self._seat = take_seat(self._runtime, run.local_group, model)
-        self.model = model
         self.code = code_of(fitting(code, seat.workers, seat.group), model, run)
         self._policy = seat.policy(self._settings.policy)
         self.faults = start.faults_of(run.faults, seat.workers)
@@ -118,8 +117,8 @@ class CodedGradient:
             workers=self.code.workers,
             settings=settings.exchange,
         )
-        others = start.others(settings.run, self._policy)
-        start.agree(self._payload, self.code, settings.exchange, others)
+        more = start.others(settings.run, self._policy)
+        start.agree(self._payload, self.code, settings.exchange, more)
         start.cut(self._runtime, self._payload)
 
     def _prepare(self) -> None:
@@ -142,11 +141,10 @@ class CodedGradient:
         self.report: StepReport | None = None
 
     def _open(self, first_step: int) -> Exchange:
-        opening, settings = Opening(first_step, self._policy), self._settings.exchange
+        opening, layout = Opening(first_step, self._policy), self._payload.layout
         self._payload.weights.reset()
-        return self._seat.open_exchange(
-            self.code, self._payload.layout, settings, opening
-        )
+        settings = self._settings.exchange
+        return self._seat.open_exchange(self.code, layout, settings, opening)
 
     # ---- a step ----
 
