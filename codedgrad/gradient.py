@@ -28,6 +28,7 @@ from codedgrad.step.items import WorkList
 from codedgrad.step.late import LatePass
 from codedgrad.step.passes import Passes, PassSettings
 from codedgrad.step.patience import Patience
+from codedgrad.step.pieces import code_of
 from codedgrad.step.rng import own_rng
 from codedgrad.step.state import StepState, Stopwatch
 
@@ -50,9 +51,9 @@ class CodedGradient:
 
         p.grad = sum_g (c_g / C) grad_g      (summed in the order of code.tree)
 
-    in every parameter of every worker, the same bits whichever workers were slow
-    (to rounding for codes with `linear=True`). Float buffers become the same mean of
-    their values after the micro-batches, integer ones (counters) its rounding.
+    in every parameter, the same bits on every worker (with `same_bits=True` whoever was
+    late, but for codes with `linear=True`). Float buffers become the same mean of their
+    values after the passes, integer ones (counters) its rounding.
 
     Attributes:
         model: the model given.
@@ -79,7 +80,8 @@ class CodedGradient:
             **keywords: single settings by name, which win over `settings`: `wire`,
                 `bucket_mb`, `overlap`, `window` (see `ExchangeSettings`); `patience`
                 (see `HelpSettings`); `policy`: "exact" or `approximate(...)`; `seed`,
-                `on_nonfinite`, `faults`, `log`, `local_group` (see `RunSettings`).
+                `same_bits`, `pieces`, `on_nonfinite`, `faults`, `log`,
+                `local_group` (see `RunSettings`).
 
         Raises:
             ConfigError: bad arguments, or a code for another number of workers.
@@ -99,10 +101,9 @@ class CodedGradient:
 
     def _form(self, model: torch.nn.Module, code: Code | None) -> None:
         """Find out who this worker is, and what it is to compute."""
-        run = self._settings.run
+        self.model, run = model, self._settings.run
         seat = self._seat = take_seat(self._runtime, run.local_group, model)
-        self.model = model
-        self.code = fitting(code, seat.workers, seat.group)
+        self.code = code_of(fitting(code, seat.workers, seat.group), model, run)
         self._policy = seat.policy(self._settings.policy)
         self.faults = start.faults_of(run.faults, seat.workers)
 
@@ -115,20 +116,15 @@ class CodedGradient:
             workers=self.code.workers,
             settings=settings.exchange,
         )
-        seed, policy = str(settings.run.seed), str(self._policy or "exact")
-        others = [("seed", seed), ("policy", policy), ("torch", torch.__version__)]
-        start.agree(self._payload, self.code, settings.exchange, others)
+        more = start.others(settings.run, self._policy)
+        start.agree(self._payload, self.code, settings.exchange, more)
         start.cut(self._runtime, self._payload)
         self._check = ValueCheck.of(self._runtime, self._payload, model, self._policy)
 
     def _prepare(self) -> None:
         """Make what a step goes through, and open the exchange."""
         settings, code, seat = self._settings, self.code, self._seat
-        passing = PassSettings(
-            seed=settings.run.seed,
-            **seat.nonfinite(settings.on_nonfinite(), self._policy),
-            overlap=settings.exchange.overlap,
-        )
+        passing = PassSettings.of(settings, self._policy)
         injector = Injector(self.faults, seat.worker) if self.faults else None
         self._passes = Passes(self.model, code, self._payload, passing, injector)
         self._exchange = self._open(first_step=0)
@@ -145,8 +141,9 @@ class CodedGradient:
         self.report: StepReport | None = None
 
     def _open(self, first_step: int) -> Exchange:
-        opening = Opening(first_step, self._policy)
-        settings, layout = self._settings.exchange, self._payload.layout
+        opening, layout = Opening(first_step, self._policy), self._payload.layout
+        self._payload.weights.reset()
+        settings = self._settings.exchange
         return self._seat.open_exchange(self.code, layout, settings, opening)
 
     # ---- a step ----
@@ -156,11 +153,13 @@ class CodedGradient:
         with start.failing_together(self._runtime, "could not read its data"):
             yield from sampler.steps(self.code.parts, self.code.shards)
 
-    def backward(self, loss_fn: Callable[..., Tensor], shards: StepShards) -> Tensor:
+    def backward(self, loss_fn: Callable[..., Any], shards: StepShards) -> Tensor:
         """Compute, exchange and decode one step; add the mean gradient to `p.grad`.
 
         Args:
-            loss_fn: called with one micro-batch's tensors; returns its mean loss.
+            loss_fn: called with the tensors of a shard, or of a piece of one; returns
+                its mean loss, or (loss, weight) where samples are not what it is a mean
+                over: then p.grad = sum_g w_g grad_g / sum_g w_g.
             shards: the step's data, from `steps`.
 
         Returns:

@@ -72,6 +72,16 @@ class RunSettings:
 
     Attributes:
         seed: seed of the random numbers inside the passes (dropout, augmentation).
+        same_bits: False computes a worker's own shard in one pass, at the batch size
+            that you chose; only helpers cut a late shard into micro-batches. All
+            workers hold the same bits in every step, but the rounding, and the dropout
+            masks of a helped shard, can depend on who was late. True computes every
+            shard as its micro-batches, so that no bit depends on who was late. See
+            `codedgrad.step.pieces`.
+        pieces: whether helpers may take single micro-batches. "auto" has them take
+            whole shards where the model has batch norm, which makes a micro-batch
+            another function than its part of the shard. False does so always: give it
+            for a loss that compares the samples of a batch (contrastive, ranking).
         on_nonfinite: what happens to NaN and Inf. "raise" ends the job, "continue"
             lets them through and counts them in `nonfinite`, and "refuse" (under an
             approximate policy, where it is the default) makes owners leave such rows
@@ -87,6 +97,8 @@ class RunSettings:
     """
 
     seed: int = 0
+    same_bits: bool = False
+    pieces: bool | str = "auto"
     on_nonfinite: str | None = None
     faults: Faults | str | None = None
     log: str | Path | None = None
@@ -205,6 +217,8 @@ class Keywords(TypedDict, total=False):
     patience: float
     policy: str | Approximate
     seed: int
+    same_bits: bool
+    pieces: bool | str
     on_nonfinite: str | None
     faults: Faults | str | None
     log: str | Path | None

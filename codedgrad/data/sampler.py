@@ -246,20 +246,25 @@ class StepShards:
         self.sizes = tuple(sizes)
         self._starts = [0, *np.cumsum(self.sizes).tolist()]
 
-    def indices(self, part: int) -> NDArray[np.int64]:
-        """Return the samples of `part`, as indices into the dataset."""
-        return self._samples[self._starts[part] : self._starts[part + 1]]
+    def indices(self, part: int, stop: int | None = None) -> NDArray[np.int64]:
+        """Return the samples of `part`, as indices into the dataset.
 
-    def weight(self, part: int) -> float:
-        """Return the part's share of the step's samples.
-
-        It is the weight of the part's mean gradient in the step's.
+        With `stop` they are those of the parts from `part` to `stop` - 1, in order.
         """
-        return self.sizes[part] / self.total
+        end = part + 1 if stop is None else stop
+        return self._samples[self._starts[part] : self._starts[end]]
 
-    def fetch(self, part: int) -> tuple[Any, ...]:
-        """Return the part's batch, with which the loss function is called."""
-        return self.sampler.fetch(self.indices(part))
+    def weight(self, part: int, stop: int | None = None) -> float:
+        """Return the share of the step's samples that `indices` gives.
+
+        It is the weight of their mean gradient in the step's.
+        """
+        end = part + 1 if stop is None else stop
+        return sum(self.sizes[part:end]) / self.total
+
+    def fetch(self, part: int, stop: int | None = None) -> tuple[Any, ...]:
+        """Return the batch of `indices`, with which the loss function is called."""
+        return self.sampler.fetch(self.indices(part, stop))
 
 
 class ShardBatchSampler:

@@ -7,7 +7,7 @@ themselves know no groups.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, TypedDict
+from typing import TYPE_CHECKING, NamedTuple
 
 from codedgrad.errors import ConfigError
 from codedgrad.exchange.engine import EngineExchange
@@ -44,13 +44,6 @@ class Opening(NamedTuple):
 
     first_step: int = 0
     approximate: Approximate | None = None
-
-
-class Refusals(TypedDict):
-    """What ends the job if it is NaN or infinite; see `PassSettings`."""
-
-    finite: bool
-    finite_sum: bool
 
 
 class Pacing(NamedTuple):
@@ -102,17 +95,6 @@ class Seat:
                 'policy="exact", or local_group=None'
             )
         return approximate
-
-    def nonfinite(self, chosen: str, policy: Approximate | None) -> Refusals:
-        """Returns what ends the job, from `Settings.on_nonfinite` and the policy here.
-
-        With "refuse", owners leave rows out that are not finite. Where every step is
-        exact they cannot, and such a row ends the job, as with "raise".
-        """
-        return Refusals(
-            finite=chosen == "raise" or (chosen == "refuse" and policy is None),
-            finite_sum=chosen != "continue",
-        )
 
     def open_exchange(
         self, code: Code, layout: Layout, settings: ExchangeSettings, opening: Opening

@@ -2,8 +2,8 @@
 
 A row is one flat vector of `count` elements,
 
-    [ gradients | buffer changes | used flags | checks | loss | padding ]
-                '------------------------ tail -----------------------'
+    [ gradients | buffer changes | used flags | checks | loss | weights | padding ]
+                '---------------------------- tail -----------------------------'
 
 Everything that a step needs is in it, so that one linear combination decodes it all:
 
@@ -17,6 +17,7 @@ Everything that a step needs is in it, so that one linear combination decodes it
 - Check bits, by which a step shows whether all its micro-batches were computed from
   the same data (see `codedgrad.row.checks`).
 - The loss.
+- The weight of the pass, in two elements (see `codedgrad.row.weights`).
 
 The row is padded until every worker owns a slice of it, and cut into buckets (see
 `codedgrad.row.cuts`).
@@ -76,6 +77,7 @@ class Layout:
         used_area: the place of the used flags in the tail.
         check_area: the place of the check bits in the tail.
         loss_place: the place of the loss in the tail.
+        weight_place: the place of the first of the two weights in the tail.
         wire: the name of the type in which gradients travel.
         bucket_starts: where buckets begin, from 0 to `count`.
         narrow_buckets: the number of buckets that travel in a narrow wire type. They
@@ -126,10 +128,11 @@ class Layout:
         self.used_area = slice(changes, changes + len(named))
         self.loss_place = self.used_area.stop + checks.ELEMENTS
         self.check_area = slice(self.used_area.stop, self.loss_place)
+        self.weight_place = self.loss_place + 1
         self.wire = settings.wire
         self._narrow = self._narrow_type(settings.wire)
         self._workers, self._bucket_mb = workers, settings.bucket_mb
-        self.count = self._padded(self.loss_place + 1)
+        self.count = self._padded(self.weight_place + 2)
         self.narrow_buckets = 0
         self.bucket_starts: list[int] = []
         self.cut(cuts.LATENCY_MB)

@@ -15,6 +15,7 @@ from codedgrad.row.buffers import Buffers
 from codedgrad.row.layout import Layout
 from codedgrad.row.scatter import scatter
 from codedgrad.row.tail import Tail
+from codedgrad.row.weights import Weights
 from codedgrad.settings import ExchangeSettings
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ class Payload:
         layout: where everything lies in a row.
         buffers: the values of the model's buffers before the step's passes.
         tail: what of the last pass is not a gradient.
+        weights: weighs passes whose loss function says how much they weigh.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class Payload:
         )
         self.buffers = Buffers(self.layout)
         self.tail = Tail(self.layout, self.buffers)
+        self.weights = Weights(self.layout)
 
     def scatter(self, total: Tensor, tail: Tensor | None = None) -> Tensor:
         """Moves a decoded sum to where it belongs, see `codedgrad.row.scatter`.
@@ -63,7 +66,11 @@ class Payload:
 
         Returns:
             The mean loss of the batch, a scalar.
+
+        Raises:
+            MismatchError: some passes gave a weight and some did not.
         """
         if tail is None:
             tail = total[self.layout.gradients :]
+        tail = self.weights.divide(total, tail)
         return scatter(self.layout, self.buffers, total, tail)

@@ -1,6 +1,6 @@
 """The tail of a row: what a pass leaves behind that is not a gradient.
 
-    [ buffer changes | used flags | checks | loss | padding ]
+    [ buffer changes | used flags | checks | loss | weights | padding ]
 
 `Layout` says where these lie. A pass fills the tail, and the encoder writes it into the
 row's last bucket, multiplied by the pass's weight like everything else. In the decoded
@@ -31,6 +31,8 @@ class Tail:
 
     Attributes:
         values: the elements, in the layout's type and on the model's device.
+        weighted: whether the loss function gave the pass its weight; to be set before
+            `fill` (see `codedgrad.row.weights`).
     """
 
     def __init__(self, layout: Layout, buffers: Buffers) -> None:
@@ -39,7 +41,8 @@ class Tail:
         self.values = torch.zeros(
             layout.count - layout.gradients, dtype=layout.dtype, device=layout.device
         )
-        self._loss_place = layout.loss_place
+        self._loss_place, self._weight_place = layout.loss_place, layout.weight_place
+        self.weighted = self._noted = False
         # An assignment to an element takes numpy 0.1 us, and torch 15.
         self._fast_values = self.values.numpy() if layout.on_host else self.values
         self._used = [False] * len(layout.parameters)
@@ -48,6 +51,7 @@ class Tail:
         self._fast_checks = self._checks.numpy() if layout.on_host else None
         self._changes = self.values[layout.change_area]
         self._shaped_changes = buffers.shaped(self._changes)
+        self._note_weighted()
 
     def check(self, word: int, scales: NDArray[Any] | None = None) -> None:
         """Notes the check bits of the passes to come, see `codedgrad.row.checks`.
@@ -79,3 +83,10 @@ class Tail:
         self._buffers.write_changes(self._changes, self._shaped_changes)
         values = self.values if isinstance(loss, Tensor) else self._fast_values
         values[self._loss_place] = loss
+        if self.weighted != self._noted:
+            self._note_weighted()
+
+    def _note_weighted(self) -> None:
+        self._noted = self.weighted
+        self._fast_values[self._weight_place] = float(self.weighted)
+        self._fast_values[self._weight_place + 1] = float(not self.weighted)

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from torch import Tensor
 
     from codedgrad.data import StepShards
     from codedgrad.exchange.base import Exchange
@@ -21,13 +19,13 @@ class StepContext:
 
     Attributes:
         exchange: where rows go and the decoded sum comes from.
-        loss_fn: called with one micro-batch's tensors; returns its mean loss.
+        loss_fn: called with the tensors of a pass; see `codedgrad.step.loss`.
         shards: the step's data, by micro-batch.
         state: what has happened so far.
     """
 
     exchange: Exchange
-    loss_fn: Callable[..., Tensor]
+    loss_fn: Callable[..., Any]
     shards: StepShards
     state: StepState
 

@@ -1,4 +1,4 @@
-"""What is called while the pass of one micro-batch runs, as methods of one object."""
+"""What is called while one pass runs, as methods of one object."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 class PassHooks:
     """Hears of module boundaries (`Visitor`) and of buckets (`LeafListener`)."""
 
-    def __init__(self, passes: Passes, item: RowItem, part: int) -> None:
-        """Watch the pass of micro-batch `part`, which is a piece of `item`."""
+    def __init__(self, passes: Passes, item: RowItem, node: int) -> None:
+        """Watch the pass of tree node `node`, which is `item` or a piece of it."""
         self._passes = passes
         self._item = item
-        self._part = part
+        self._node = node
         self._injector, self._pace = passes.injector, passes.pace
         self._reported = False
         self._suspect = "gradient"
@@ -79,4 +79,4 @@ class PassHooks:
 
     def _report(self, suspect: str) -> None:
         self._reported = True
-        self._passes.report_nonfinite(suspect, self._item.context.step, self._part)
+        self._passes.report_nonfinite(suspect, self._item.context.step, self._node)

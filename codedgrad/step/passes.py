@@ -1,20 +1,24 @@
-"""Passes: forward and backward over micro-batches, into rows.
+"""Passes: forward and backward, into rows.
 
 One item of a worker's work is a node of the summation tree. Its row is
 
     row(node) = weight_g * payload_g            for a leaf, micro-batch g
               = row(left) + row(right)          else
 
-with weight_g = samples of g / samples of the step, so the root is the batch's mean.
+with weight_g = samples of g / samples of the step, so the root is the batch's mean
+(a loss function may give the weight itself, see `codedgrad.step.loss`). A *whole* pass
+computes a node as if it were a leaf: all of its micro-batches in one forward and one
+backward, which differs by rounding only, as long as the model treats samples alike.
+
 The same node gives the same bits on every worker: data and random numbers come from
-(seed, step, g), buffers begin from the step's, and the order of sums is the tree's.
+(seed, step, node), buffers begin from the step's, and the order of sums is the tree's.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from statistics import median
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -24,13 +28,22 @@ from codedgrad.row import devices
 from codedgrad.row.writer import Leaf, RowWriter
 from codedgrad.step.boundaries import Boundaries
 from codedgrad.step.hooks import PassHooks
+from codedgrad.step.loss import Loss, loss_of
+from codedgrad.step.pieces import own_is_whole
 from codedgrad.step.rng import seed_pass
 
 if TYPE_CHECKING:
     from codedgrad.codes import Code
     from codedgrad.faults import Injector
     from codedgrad.row.payload import Payload
+    from codedgrad.settings import Approximate, Settings
     from codedgrad.step.context import StepContext
+
+
+_MEAN_OF_NOTHING = (
+    "If it is a mean over nothing (all labels ignored), let the loss function return "
+    "(loss, weight) with weight 0. Else: "
+)
 
 
 class RowItem(Protocol):
@@ -76,12 +89,37 @@ class PassSettings(NamedTuple):
         finite: whether a loss or gradient that is NaN or infinite ends the job.
         finite_sum: whether a decoded sum that is infinite does.
         overlap: whether rows are written, and sent where wanted, during the backward.
+        whole: whether an item is one pass, and not one pass for each micro-batch.
+        exact: whether every step is; estimates know no weights of loss functions.
     """
 
     seed: int = 0
     finite: bool = True
     finite_sum: bool = True
     overlap: bool = True
+    whole: bool = False
+    exact: bool = True
+
+    @classmethod
+    def of(cls, settings: Settings, policy: Approximate | None) -> PassSettings:
+        """Returns what the settings of a `CodedGradient` say of passes.
+
+        With on_nonfinite="refuse", owners leave rows out that are not finite. Where
+        every step is exact they cannot, and such a row ends the job, as with "raise".
+
+        Args:
+            settings: all settings.
+            policy: when a step here may end with an estimate; None: never.
+        """
+        chosen = settings.on_nonfinite()
+        return cls(
+            seed=settings.run.seed,
+            finite=chosen == "raise" or (chosen == "refuse" and policy is None),
+            finite_sum=chosen != "continue",
+            overlap=settings.exchange.overlap,
+            whole=own_is_whole(settings.run),
+            exact=policy is None,
+        )
 
 
 class Passes:
@@ -174,7 +212,7 @@ class Passes:
         """Compute the row of `node`, which lies `depth` below the item's own node."""
         tree = self._code.tree
         sums: list[Tensor] = []  # to be added to the last micro-batch, outermost first
-        while (left := int(tree.left[node])) >= 0:
+        while not self._settings.whole and (left := int(tree.left[node])) >= 0:
             level = depth + len(sums)
             other = self._spare.get(level)
             if other is None:
@@ -183,15 +221,20 @@ class Passes:
             item.node_ready(left, other)
             sums.append(other)
             node = int(tree.right[node])
-        hooks = PassHooks(self, item, part=node)
+        hooks = PassHooks(self, item, node)
         early = item.early and depth == 0
-        leaf = Leaf(out, item.context.shards.weight(node), sums, hooks, early)
+        share = item.context.shards.weight(*self._span(node))
+        leaf = Leaf(out, share, sums, hooks, early)
         self._pass(item.context, node, leaf, hooks)
 
+    def _span(self, node: int) -> tuple[int, int]:
+        """Returns the micro-batches below a node: the first, and one past the last."""
+        return int(self._code.tree.start[node]), int(self._code.tree.stop[node])
+
     def _pass(
-        self, context: StepContext, part: int, leaf: Leaf, hooks: PassHooks
+        self, context: StepContext, node: int, leaf: Leaf, hooks: PassHooks
     ) -> None:
-        """Compute micro-batch `part` into its leaf: leaf.out = its payload + sums."""
+        """Compute a node in one pass into its leaf: leaf.out = its payload + sums."""
         if leaf.weight == 0.0:  # fewer samples than micro-batches
             self._writer.nothing(leaf)
             return
@@ -202,35 +245,38 @@ class Passes:
         self._writer.begin(leaf)
         try:
             with self._boundaries.watch(hooks), torch.enable_grad():
-                seed_pass(self._settings.seed, context.step, part)
-                loss = self._loss(context, part)
-                value = hooks.loss_computed(loss)
-                self._writer.backward_begins()
-                loss.backward()
-                hooks.check()
-            self._writer.finish(value)
+                seed_pass(self._settings.seed, context.step, node)
+                loss, weight = self._loss(context, node)
+                if weight is not None:
+                    samples = context.shards.total
+                    leaf.weight = self._payload.weights.leaf(weight, samples)
+                self._payload.tail.weighted = weight is not None
+                if weight != 0.0:
+                    value = hooks.loss_computed(loss)
+                    self._writer.backward_begins()
+                    loss.backward()
+                    hooks.check()
+            if weight != 0.0:
+                self._writer.finish(value)
+            else:  # the loss function says that there is nothing to learn from
+                self._writer.abort()
+                self._writer.nothing(leaf)
         finally:
             self._writer.abort()
             for p in self._payload.layout.parameters:
                 p.grad = None
 
-    def _loss(self, context: StepContext, part: int) -> Tensor:
-        loss: Any = context.loss_fn(*context.shards.fetch(part))
-        where = self._where(context.step, part)
-        if not isinstance(loss, Tensor) or loss.numel() != 1:
-            got = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+    def _loss(self, context: StepContext, node: int) -> Loss:
+        place = self._place(context.step, node)
+        loss = loss_of(context.loss_fn(*context.shards.fetch(*self._span(node))), place)
+        if loss.weight is not None and not self._settings.exact:
             raise ConfigError(
-                f"the loss function must return one number as a tensor, got {got} in "
-                f"{where}; reduce it, e.g. with .mean()"
-            )
-        if not loss.requires_grad:
-            raise ConfigError(
-                f"the loss of {where} has no gradient; compute it from the model's "
-                f"output, without torch.no_grad() or .detach()"
+                f"the loss function returned (loss, weight) in {place}, and estimates "
+                f'know no weights yet: use policy="exact", or return the loss alone'
             )
         return loss
 
-    def report_nonfinite(self, suspect: str, step: int, part: int) -> None:
+    def report_nonfinite(self, suspect: str, step: int, node: int) -> None:
         """Count that the loss or gradient of a micro-batch is not finite.
 
         Raises:
@@ -240,10 +286,11 @@ class Passes:
         if self._settings.finite:
             wire = self._payload.layout.wire
             as_sent = "" if wire == "float32" else f" in {wire}, in which it is sent"
+            empty = "" if "loss" not in suspect else _MEAN_OF_NOTHING
             raise NonFiniteError(
-                f"the {suspect} of {self._where(step, part)} is not finite{as_sent}. "
-                f"Lower the learning rate or clip; to go on regardless (e.g. with "
-                f'GradScaler): CodedGradient(..., on_nonfinite="continue")'
+                f"the {suspect} of {self._place(step, node)} is not finite{as_sent}. "
+                f"{empty}Lower the learning rate or clip; to go on regardless (e.g. "
+                f'with GradScaler): CodedGradient(..., on_nonfinite="continue")'
             )
 
     def check_sum(self, total: Tensor, step: int) -> None:
@@ -261,6 +308,12 @@ class Passes:
                 f'float16. Use wire="bfloat16", or scale the loss down'
             )
 
-    def _where(self, step: int, part: int) -> str:
-        shard, micro = divmod(part, self._code.micro)
-        return f"step {step}, shard {shard}, micro-batch {micro}"
+    def _place(self, step: int, node: int) -> str:
+        """Returns where in the training the pass of a node is, for messages."""
+        (first, stop), micro = self._span(node), self._code.micro
+        shard, last = first // micro, (stop - 1) // micro
+        if stop - first == 1:
+            return f"step {step}, shard {shard}, micro-batch {first % micro}"
+        if last > shard:
+            return f"step {step}, shards {shard} to {last}"
+        return f"step {step}, shard {shard}"

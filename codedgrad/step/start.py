@@ -5,6 +5,8 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+import torch
+
 from codedgrad.errors import MismatchError, WorkerError
 from codedgrad.exchange import link
 from codedgrad.faults import Faults
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
     from codedgrad.codes import Code
     from codedgrad.job.runtime import Runtime
     from codedgrad.row.payload import Payload
-    from codedgrad.settings import ExchangeSettings
+    from codedgrad.settings import Approximate, ExchangeSettings, RunSettings
 
 
 def agree(
@@ -50,6 +52,17 @@ def agree(
             *payload.layout.describe(),
         ],
     )
+
+
+def others(run: RunSettings, policy: Approximate | None) -> list[tuple[str, str]]:
+    """Returns the (name, value) pairs of what must agree besides the exchange."""
+    return [
+        ("seed", str(run.seed)),
+        ("same_bits", str(run.same_bits)),
+        ("pieces", str(run.pieces)),
+        ("policy", str(policy or "exact")),
+        ("torch", torch.__version__),
+    ]
 
 
 def cut(runtime: Runtime, payload: Payload) -> None:

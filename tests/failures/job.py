@@ -31,6 +31,7 @@ def train(
     batch: int = 24,
     **settings: Any,
 ) -> None:
+    settings.setdefault("same_bits", True)  # messages name micro-batches
     coded = codedgrad.CodedGradient(model, **settings)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
 

@@ -50,6 +50,7 @@ def run(
     **settings: Any,
 ) -> str:
     """Train and return the digest; the same on every worker, or the test fails."""
+    settings.setdefault("same_bits", True)
     coded = codedgrad.CodedGradient(model, code(), seed=SEED, **settings)
     sampler = codedgrad.ShardSampler(set_of or data(), 48, seed=SEED)
     while coded.step < steps:
@@ -103,7 +104,7 @@ def test_parameters_in_bf16() -> None:
         def loss(x: Tensor, y: Tensor) -> Tensor:
             return criterion(model(x.bfloat16()).float(), y)
 
-        coded = codedgrad.CodedGradient(model, code(), faults=faults)
+        coded = codedgrad.CodedGradient(model, code(), faults=faults, same_bits=True)
         for shards in coded.steps(codedgrad.ShardSampler(data(), 48)):
             coded.backward(loss, shards)
             assert all(p.grad.dtype == torch.bfloat16 for p in model.parameters())
@@ -116,7 +117,7 @@ def test_parameters_in_bf16() -> None:
 
 def test_gradient_accumulation() -> None:
     model = small()
-    coded = codedgrad.CodedGradient(model, code())
+    coded = codedgrad.CodedGradient(model, code(), same_bits=True)
     sums = [torch.zeros_like(p) for p in model.parameters()]
     steps = list(coded.steps(codedgrad.ShardSampler(data(), 48, shuffle=False)))
     for shards in steps:
@@ -135,7 +136,8 @@ def test_grad_scaler_skips_the_step_everywhere() -> None:
     model = small()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
-    coded = codedgrad.CodedGradient(model, code(), on_nonfinite="continue")
+    how: Any = {"on_nonfinite": "continue", "same_bits": True}
+    coded = codedgrad.CodedGradient(model, code(), **how)
     sampler = codedgrad.ShardSampler(data(), 48)
     scales = []
     for epoch in range(2):
@@ -167,7 +169,8 @@ def test_resume_from_a_checkpoint() -> None:
         torch.manual_seed(3)
         model = Net()
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-        return model, optimizer, codedgrad.CodedGradient(model, code(), seed=SEED)
+        how: Any = {"seed": SEED, "same_bits": True}
+        return model, optimizer, codedgrad.CodedGradient(model, code(), **how)
 
     def go(model: nn.Module, optimizer: Any, coded: Any, epochs: list[int]) -> None:
         sampler = codedgrad.ShardSampler(dataset(), 48, seed=SEED)

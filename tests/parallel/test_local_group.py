@@ -119,7 +119,8 @@ def sleepy(steps: int, pass_s: float = 0.02, **how: Any) -> codedgrad.CodedGradi
     model = nn.Linear(6, 3)
     data = TensorDataset(torch.randn(64, 6), torch.randint(0, 3, (64,)))
     code = codes.spread(groups(), micro=8)
-    gradient = codedgrad.CodedGradient(model, code, local_group=group_size(), **how)
+    how |= {"local_group": group_size(), "same_bits": True}
+    gradient = codedgrad.CodedGradient(model, code, **how)
 
     def loss(x: Tensor, y: Tensor) -> Tensor:
         time.sleep(pass_s)
@@ -208,7 +209,8 @@ def test_resume_from_a_checkpoint() -> None:
     def start() -> tuple[nn.Module, codedgrad.CodedGradient]:
         torch.manual_seed(3)
         model = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.Dropout(0.3))
-        return model, codedgrad.CodedGradient(model, local_group=group_size())
+        how: Any = {"local_group": group_size(), "same_bits": True}
+        return model, codedgrad.CodedGradient(model, **how)
 
     model, gradient = start()
     codedgrad.broadcast_parameters(model.state_dict())

@@ -52,7 +52,7 @@ def trained(
 ) -> list[list[float]]:
     """Parameters after training; the same on every worker, or the test fails."""
     code = codes.spread(codedgrad.size(), micro=micro)
-    coded = codedgrad.CodedGradient(model, code, seed=SEED, **how)
+    coded = codedgrad.CodedGradient(model, code, seed=SEED, same_bits=True, **how)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     sampler = codedgrad.ShardSampler(data(), 48, seed=SEED)
     while coded.step < steps:

@@ -42,6 +42,7 @@ def run(
     model = nn.Linear(6, 3)
     data = TensorDataset(torch.randn(64, 6), torch.randint(0, 3, (64,)))
     code = codes.spread(codedgrad.size(), micro=MICRO)
+    settings.setdefault("same_bits", True)  # a call of `loss` is a micro-batch
     coded = codedgrad.CodedGradient(model, code, faults=faults, **settings)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     criterion = nn.CrossEntropyLoss()

@@ -106,7 +106,8 @@ def coded(
     device: str = "cpu",
     **settings: Any,
 ) -> tuple[str, list[float]]:
-    """Train with codedgrad; the digest and the losses."""
+    """Train with codedgrad, by default with the same bits; the digest and losses."""
+    settings.setdefault("same_bits", True)
     model, optimizer, schedule = build(steps, wide)
     model.to(device)
     gradient = codedgrad.CodedGradient(

@@ -1,0 +1,82 @@
+"""Weights that loss functions return: how rows carry them, and the division by them.
+
+Where a loss function returns (loss, weight), micro-batch g has the leaf weight
+
+    v_g = scale * w_g / samples of the step
+
+in place of its share of the samples. Two elements of the tail say which it was: v * 1
+and v * 0 where a weight was given, v * 0 and v * 1 where none was. In the decoded sum
+they are the step's weight V = sum_g v_g and 0, and every worker divides the sum by V.
+Or they are 0 and 1, and nothing is divided. If neither is zero, some passes gave a
+weight and others did not. This is exact, and the same on every worker.
+
+`scale` is a power of two that keeps V near 1, for the range of narrow wires. Each
+worker derives it from the decoded V of the step before, so all have the same one. No
+bit depends on it, unless a number leaves the range of its type.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import TYPE_CHECKING
+
+from codedgrad.errors import MismatchError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from codedgrad.row.layout import Layout
+
+log = logging.getLogger("codedgrad")
+
+
+class Weights:
+    """Weighs the passes of a step, and divides its sum by their weight."""
+
+    def __init__(self, layout: Layout) -> None:
+        """Begin with a scale of 1."""
+        self._place = layout.weight_place
+        self._scale = 1.0
+        self._said = False
+
+    def reset(self) -> None:
+        """Forget the scale; all workers do so before the same step."""
+        self._scale = 1.0
+
+    def leaf(self, weight: float, samples: int) -> float:
+        """Returns the leaf weight of a pass, in a step of so many samples."""
+        return self._scale * weight / samples
+
+    def divide(self, total: Tensor, tail: Tensor) -> Tensor:
+        """Divides a decoded sum by the step's weight, if the step has one.
+
+        Args:
+            total: the sum [count], which is changed.
+            tail: its tail, on the CPU; it may share memory with `total`.
+
+        Returns:
+            The tail, divided.
+
+        Raises:
+            MismatchError: some passes gave a weight and some did not.
+        """
+        weighted, plain = tail[self._place : self._place + 2].tolist()
+        if weighted == 0.0:
+            if plain == 0.0 and not self._said:
+                self._said = True
+                log.warning(
+                    "all weights of a step were 0: it has no gradient, p.grad stays as "
+                    "it was, and its loss is given as 0 (this is said once)"
+                )
+            return tail
+        if plain != 0.0:
+            raise MismatchError(
+                "the loss function returned (loss, weight) in some passes of the step "
+                "and a loss alone in others. Return a weight always, 0 where there is "
+                "nothing to learn from, or never"
+            )
+        tail = tail / weighted
+        total.div_(weighted)
+        self._scale *= 2.0 ** -math.frexp(weighted)[1]
+        return tail

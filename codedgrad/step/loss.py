@@ -1,0 +1,79 @@
+"""What a loss function returns: a loss, or a loss and its weight.
+
+With `(loss, weight)` the gradient of a step is
+
+    sum_g w_g grad_g / sum_g w_g        over all passes g of the step,
+
+whichever worker made which pass. With w_g the number of tokens that loss g is a mean
+over, this is the gradient of the mean over all tokens of the step.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from codedgrad.errors import ConfigError
+
+
+class Loss(NamedTuple):
+    """One pass's loss.
+
+    Attributes:
+        value: a tensor of one number.
+        weight: its weight; None where the loss function returned the loss alone.
+    """
+
+    value: Tensor
+    weight: float | None
+
+
+def loss_of(returned: Any, place: str) -> Loss:
+    """Returns the loss and the weight in what a loss function has returned.
+
+    The loss of a pass with weight 0 is not looked at, so it may be NaN, and need not
+    have a gradient.
+
+    Args:
+        returned: a tensor of one number, or a tuple of it and a weight.
+        place: where in the training that was, for error messages.
+
+    Raises:
+        ConfigError: it is neither, the loss has no gradient, or the weight is negative,
+            not finite or has a gradient.
+    """
+    value, weight = returned, None
+    if isinstance(returned, (tuple, list)) and len(returned) == 2:
+        value, weight = returned[0], _weight(returned[1], place)
+    if not isinstance(value, Tensor) or value.numel() != 1:
+        got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise ConfigError(
+            f"the loss function must return one number as a tensor, or that and a "
+            f"weight, got {got} in {place}; reduce it, e.g. with .mean()"
+        )
+    if not value.requires_grad and weight != 0.0:
+        raise ConfigError(
+            f"the loss of {place} has no gradient; compute it from the model's "
+            f"output, without torch.no_grad() or .detach()"
+        )
+    return Loss(value, weight)
+
+
+def _weight(weight: Any, place: str) -> float:
+    wanted = "wanted a finite number, 0 or more, such as the number of tokens"
+    if isinstance(weight, Tensor) and weight.requires_grad:
+        raise ConfigError(
+            f"the weight of the loss of {place} has a gradient, which would be lost; "
+            f"{wanted}: give weight.detach() if that is what you mean"
+        )
+    try:
+        number = float(weight)
+    except (TypeError, ValueError, RuntimeError):
+        raise ConfigError(
+            f"the weight of the loss of {place} is a {type(weight).__name__}; {wanted}"
+        ) from None
+    if not 0.0 <= number < math.inf:
+        raise ConfigError(f"the weight of the loss of {place} is {number}; {wanted}")
+    return number

@@ -1,0 +1,69 @@
+"""Whether a pass is cut into pieces, by the own worker and by helpers.
+
+| `same_bits` | `pieces` | the own pass | help | bits depend on who is late |
+|---|---|---|---|---|
+| False | "auto", True | whole | single micro-batches | yes |
+| False | False | whole | whole shards | no |
+| True | "auto", True | micro-batches | single micro-batches | no |
+| True | False | whole | whole shards | no |
+
+"auto" becomes False for models with batch norm under `same_bits=False`: a piece is
+normalised by its own statistics, so it is another function than its part of the whole.
+Under `same_bits=True` the own pass has the same pieces, so nothing depends on the help.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from codedgrad.codes.whole import helps_in_pieces, in_shards
+from codedgrad.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from codedgrad.codes import Code
+    from codedgrad.settings import RunSettings
+
+log = logging.getLogger("codedgrad")
+
+
+def own_is_whole(run: RunSettings) -> bool:
+    """Returns whether an item is computed in one pass, however many parts it has."""
+    return not run.same_bits or run.pieces is False
+
+
+def code_of(code: Code, model: nn.Module, run: RunSettings) -> Code:
+    """Returns the code, with help in whole shards where pieces would be wrong.
+
+    Raises:
+        ConfigError: `run.same_bits` or `run.pieces` is nothing that there is.
+    """
+    if not isinstance(run.same_bits, bool):
+        raise ConfigError(f"same_bits must be True or False, got {run.same_bits!r}")
+    if run.pieces != "auto" and not isinstance(run.pieces, bool):
+        raise ConfigError(f'pieces must be "auto", True or False, got {run.pieces!r}')
+    if run.pieces is False:
+        return in_shards(code)
+    if run.pieces == "auto" and not run.same_bits and helps_in_pieces(code):
+        norm = next((n for n, m in model.named_modules() if _normalises(m)), None)
+        if norm is not None:
+            log.info(
+                "%r is a batch norm, which makes a micro-batch another function than "
+                "its part of the shard: helpers take whole shards. pieces=True has "
+                "them take micro-batches (right where the batch norm is frozen)",
+                norm,
+            )
+            return in_shards(code)
+    return code
+
+
+def _normalises(module: nn.Module) -> bool:
+    """Returns whether the module is a batch norm.
+
+    One in eval mode counts, too, because it may be put into training later.
+    """
+    return isinstance(module, _BatchNorm)
