@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from codedgrad.codes import Code
 
 PARTITIONS = ("shuffle", "fixed")
+# The samples of a batch that is not needed: means and deviations over them exist.
+SMALL = 2
 
 
 class ShardSampler:
@@ -218,9 +220,9 @@ class ShardBatchSampler:
     beginning of the epoch, as torch's DistributedSampler does it, or left out.
 
     Attributes:
-        skip: called with the number of steps yielded so far. Where it returns True the
-            step is decoded without this worker, and one index is yielded instead of
-            all.
+        samples: samples of one step on this worker.
+        skip: called before each batch with its number in the epoch. Where it returns
+            True the batch is not needed, and two indices are yielded instead of all.
     """
 
     def __init__(
@@ -264,7 +266,7 @@ class ShardBatchSampler:
         self._shuffle = shuffle
         self._drop_last = drop_last
         self.epoch = 0
-        self._yielded = 0
+        self.samples = self._end - self._begin
         self.skip: Callable[[int], bool] | None = None
 
     def set_epoch(self, epoch: int) -> None:
@@ -283,9 +285,8 @@ class ShardBatchSampler:
         for index in range(len(self)):
             begin = index * self.batch_size
             own = order[begin + self._begin : begin + self._end].tolist()
-            needless = self.skip is not None and self.skip(self._yielded)
-            self._yielded += 1
-            yield own[:1] if needless else own
+            needless = self.skip is not None and self.skip(index)
+            yield own[:SMALL] if needless else own
 
 
 def permutation(
