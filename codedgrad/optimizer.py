@@ -3,10 +3,13 @@
     optimizer = codedgrad.DistributedOptimizer(
         optimizer, named_parameters=model.named_parameters(), code=code, model=model)
 
-The exchange begins in the last `backward()` of a step, bucket by bucket as gradients
-come, and completes inside it, as in DDP, never in `step()`: clipping, GradScaler and
-schedulers need no change. The optimizer that comes back is the one that went in, with
-its class, state, defaults, hooks and pickling.
+The exchange begins in the last `backward()` of `backward_passes_per_step`, bucket by
+bucket as gradients come, and completes inside it, as in DDP: clipping, GradScaler and
+schedulers need no change. Afterwards `p.grad` is the mean over all workers of what it
+would be without codedgrad, however many backward passes a step has. The optimizer that
+comes back is the one that went in, with its class, state, defaults, hooks and pickling;
+`optimizer.state_dict()` also holds what a run needs to go on with the same bits. See
+`codedgrad.step.dropin`.
 
 The loop cannot be run twice for somebody else, so here a worker computes only what
 its code requires. Redundancy comes from fractional repetition, where each group's
@@ -16,35 +19,31 @@ suffices. For back-ups and mid-pass abandonment use `CodedGradient`.
 
 from __future__ import annotations
 
+import gc
 import weakref
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypedDict, cast
+from typing import TYPE_CHECKING, TypedDict, cast
 
 import torch
-from torch import Tensor
 
 from codedgrad import codes
 from codedgrad.errors import ConfigError
-from codedgrad.exchange.engine import EngineExchange
 from codedgrad.job import runtime
-from codedgrad.row.payload import Payload
-from codedgrad.row.writer import Leaf, RowWriter
-from codedgrad.settings import Settings, combine
+from codedgrad.settings import combine
 from codedgrad.step import start
-from codedgrad.step.check import ValueCheck, model_tensors
-from codedgrad.step.rng import seed_pass
+from codedgrad.step.dropin import DropIn
+from codedgrad.step.mean import DropInPlan, Trained
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from torch import Tensor
     from typing_extensions import Unpack
 
     from codedgrad.codes import Code
     from codedgrad.data import ShardBatchSampler
-    from codedgrad.exchange.base import RowBuffer
     from codedgrad.settings import Keywords
 
-_attached: weakref.WeakKeyDictionary[torch.optim.Optimizer, _DropIn] = (
+_attached: weakref.WeakKeyDictionary[torch.optim.Optimizer, DropIn] = (
     weakref.WeakKeyDictionary()
 )
 
@@ -83,14 +82,16 @@ def DistributedOptimizer(
         sampler: give it so that a worker that lags skips the data of steps which are
             decoded already.
         backward_passes_per_step: backward passes before an exchange; their gradients
-            add up, as in torch.
+            add up, as in torch. If a step has fewer, or a rest, `optimizer.step()`
+            exchanges them.
         **keywords: `wire`, `bucket_mb`, `overlap` and `window` (see
             `codedgrad.settings.ExchangeSettings`); `seed` of the random numbers of a
             pass (with `model`).
 
     Raises:
         ConfigError: bad arguments, a code for another number of workers, or one whose
-            rows are not plain sums.
+            rows are not plain sums; or the optimizer or a parameter is distributed
+            already.
         MismatchError: the workers' models, codes or settings differ.
         TypeError: there is no such keyword.
     """
@@ -107,11 +108,10 @@ def DistributedOptimizer(
             settings=combine(None, cast("Keywords", keywords)),
         )
         plan.check(job.size)
-        drop_in = _DropIn(job, list(named_parameters), model, plan)
-    if sampler is not None:
-        sampler.skip = drop_in.decoded
-        drop_in.sampler = sampler
-    _attached[optimizer] = drop_in
+        named = list(named_parameters)
+        _check_free(optimizer, named)
+        trained = Trained(optimizer, named, model, sampler)
+        _attached[optimizer] = DropIn(job, trained, plan)
     return optimizer
 
 
@@ -127,144 +127,29 @@ def detach(optimizer: torch.optim.Optimizer) -> None:
     drop_in.close()
 
 
-@dataclass(frozen=True)
-class DropInPlan:
-    """What a step of the drop-in is.
+def _check_free(
+    optimizer: torch.optim.Optimizer, named: list[tuple[str, Tensor]]
+) -> None:
+    """Refuse what is distributed already: it would be exchanged twice.
 
-    Attributes:
-        code: who computes what.
-        passes: backward passes of a step.
-        settings: of the exchange and the run.
+    Raises:
+        ConfigError: with the remedy.
     """
-
-    code: Code
-    passes: int
-    settings: Settings
-
-    def check(self, workers: int) -> None:
-        """Refuse a code or a number of passes that does not fit.
-
-        Raises:
-            ConfigError: with the remedy.
-        """
-        code = self.code
-        if code.workers != workers:
-            raise ConfigError(
-                f"the code is for {code.workers} workers and the job has {workers}; "
-                f"build it with codedgrad.size()"
-            )
-        if code.linear or any(n != 1 for n in code.required):
-            raise ConfigError(
-                f"the drop-in optimizer needs a code whose workers send one plain sum, "
-                f"like codes.uncoded or codes.fractional; {code.describe()} needs one "
-                f"backward per shard: use codedgrad.CodedGradient"
-            )
-        if self.passes < 1:
-            raise ConfigError(
-                f"backward_passes_per_step must be >= 1, got {self.passes}"
-            )
+    if optimizer in _attached:
+        raise ConfigError(
+            "this optimizer is distributed already; call "
+            "codedgrad.optimizer.detach(optimizer) first"
+        )
+    if _taken(named):
+        gc.collect()  # an optimizer that nobody uses may be part of a cycle
+    if name := _taken(named):
+        raise ConfigError(
+            f"the gradient of {name!r} is exchanged for another optimizer already; "
+            f"call codedgrad.optimizer.detach(optimizer) on that one first"
+        )
 
 
-class _DropIn:
-    """The hooks on the parameters, and the exchange in the last backward of a step."""
-
-    def __init__(
-        self,
-        job: runtime.Runtime,
-        named: list[tuple[str, Tensor]],
-        model: torch.nn.Module | None,
-        plan: DropInPlan,
-    ) -> None:
-        self._job = job
-        self._passes = plan.passes
-        self._seed = plan.settings.run.seed
-        self._step = 0
-        self._passed = 0
-        self._queued = False
-        settings, code = plan.settings.exchange, plan.code
-        buffers = model.named_buffers() if model is not None else ()
-        self._payload = Payload(named, buffers, workers=job.size, settings=settings)
-        others = [("backward_passes_per_step", str(plan.passes))]
-        start.agree(self._payload, code, settings, others)
-        start.cut(job, self._payload)
-        tensors = dict(named) | dict(model_tensors(model) if model is not None else ())
-        self._check = ValueCheck(job, self._payload, tensors.items())
-        self.sampler: ShardBatchSampler | None = None
-        self._exchange = EngineExchange(job, code, self._payload.layout, settings)
-        node = code.work[job.rank][0]
-        self._row = self._exchange.row_of(job.rank, 0)
-        self._first_part = int(code.tree.start[node])
-        covered = int(code.tree.stop[node]) - self._first_part
-        self._weight = covered / code.parts
-        runtime.barrier()  # nobody sends before all have opened their exchange
-        self._handles: list[Any] = [
-            p.register_post_accumulate_grad_hook(self._gradient_ready)
-            for p in self._payload.layout.parameters
-        ]
-        if model is not None:
-            self._handles.append(model.register_forward_pre_hook(self._before_forward))
-        # After the hooks above, which begin the row that it writes.
-        self._writer = RowWriter(self._payload, overlap=settings.overlap)
-        self._buffer: RowBuffer | None = None  # of the row that is being written
-
-    def close(self) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._writer.close()
-        self._exchange.close()
-
-    def decoded(self, step: int) -> bool:
-        """Returns whether that step is decoded, so its data are not needed here."""
-        return self._exchange.done(step)
-
-    # ---- hooks, in the order in which they are called ----
-
-    def _before_forward(self, module: torch.nn.Module, _inputs: Any) -> None:
-        if not (module.training and torch.is_grad_enabled()):
-            return
-        if self._passed == 0:
-            self._payload.buffers.remember()
-        seed_pass(self._seed, self._step, self._first_part + self._passed)
-
-    def _gradient_ready(self, _parameter: Tensor) -> None:
-        if self._queued:
-            return
-        self._queued = True
-        torch.autograd.Variable._execution_engine.queue_callback(self._end_of_backward)
-        if self._passed == self._passes - 1:
-            self._begin_row()
-
-    def _begin_row(self) -> None:
-        """Begin the row in the step's last backward, which completes `p.grad`."""
-        self._check.begin_drop_in(self._step, self.sampler)
-        self._exchange.begin(self._step)
-        if self._exchange.done(self._step):
-            return
-        self._buffer = self._exchange.row_buffer()
-        self._writer.begin(Leaf(self._buffer.tensor, self._weight, (), self, True))
-        self._writer.backward_begins()
-
-    def bucket_checked(self, finite: bool) -> None:
-        """Let NaN and Inf through, as Horovod and DDP do."""
-
-    def bucket_ready(self, bucket: int) -> None:
-        """Send a bucket of the row, which will not change any more."""
-        assert self._buffer is not None  # since _begin_row
-        self._exchange.post_bucket(self._step, self._row, bucket, self._buffer)
-
-    def _end_of_backward(self) -> None:
-        self._queued = False
-        self._passed += 1
-        if self._passed < self._passes:
-            return
-        self._passed = 0
-        with start.failing_together(self._job, f"failed in step {self._step}"):
-            if self._buffer is not None:
-                self._writer.finish(0.0)
-                self._buffer = None
-            self._exchange.wait_all(self._step)
-            total, tail = self._check.verified(self._exchange.take(self._step))
-        for p in self._payload.layout.parameters:
-            p.grad = None
-        self._payload.scatter(total, tail)
-        self._step += 1
+def _taken(named: list[tuple[str, Tensor]]) -> str | None:
+    """Returns the name of a parameter that another optimizer exchanges."""
+    taken = {id(p) for d in _attached.values() for p in d.parameters}
+    return next((name for name, p in named if id(p) in taken), None)

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from codedgrad.codes import Code
 
 PARTITIONS = ("shuffle", "fixed")
+# The samples of a batch that is not needed: means and deviations over them exist.
+SMALL = 2
 
 
 class ShardSampler:
@@ -275,9 +277,9 @@ class ShardBatchSampler:
     beginning of the epoch, as torch's DistributedSampler does it, or left out.
 
     Attributes:
-        skip: called with the number of steps yielded so far. Where it returns True the
-            step is decoded without this worker, and one index is yielded instead of
-            all.
+        samples: samples of one step on this worker.
+        skip: called before each batch with its number in the epoch. Where it returns
+            True the batch is not needed, and two indices are yielded instead of all.
     """
 
     def __init__(
@@ -322,8 +324,8 @@ class ShardBatchSampler:
         self._shuffle = shuffle
         self._drop_last = drop_last
         self.epoch = 0
-        self._yielded = 0
         self._begun: tuple[int, int] | None = None  # the epoch, its order's checksum
+        self.samples = self._end - self._begin
         self.skip: Callable[[int], bool] | None = None
 
     @property
@@ -371,6 +373,5 @@ class ShardBatchSampler:
         for index in range(len(self)):
             begin = index * self.batch_size
             own = order[begin + self._begin : begin + self._end].tolist()
-            needless = self.skip is not None and self.skip(self._yielded)
-            self._yielded += 1
-            yield own[:1] if needless else own
+            needless = self.skip is not None and self.skip(index)
+            yield own[:SMALL] if needless else own

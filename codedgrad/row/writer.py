@@ -157,6 +157,8 @@ class RowWriter:
     def finish(self, loss: float | Tensor) -> None:
         """Writes what is not yet written of the row; called after the backward.
 
+        Without a backward since `begin`, the row is what `p.grad` held before.
+
         Args:
             loss: the mean loss of the micro-batch. A tensor is not waited for.
 
@@ -174,7 +176,7 @@ class RowWriter:
                 if not finished:
                     self._finish(leaf, bucket)
         self._usual = list(map(max, self._usual, self._portions))
-        self._learned = True
+        self._learned |= self._running
 
     def nothing(self, leaf: Leaf) -> None:
         """Writes the whole row of a micro-batch without samples, whose leaf is zero."""

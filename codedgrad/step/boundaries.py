@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
+from codedgrad.step.attach import before_forward
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -48,7 +50,7 @@ class Boundaries:
         for module in model.modules():
             own = list(module.parameters(recurse=False))
             if own or module is model:
-                hook = module.register_forward_pre_hook(self._before_forward)
+                hook = before_forward(module, self._before_forward)
                 self._handles.append(hook)
             first = next((p for p in own if p.requires_grad), None)
             if first is not None:

@@ -1,0 +1,131 @@
+"""Notices when a backward pass begins, when it has ended, and that it never will.
+
+The drop-in does not call `backward()`, the user does. Hooks on the parameters hear of
+the first gradient, and a callback of the autograd engine of the end. A pass that ends
+with an exception has no end: the callback never comes. This is noticed as soon as
+something happens while no backward runs, or while another one runs.
+
+A backward inside of a backward (reentrant checkpointing) belongs to the outer one. Its
+gradients cannot be told from those of the outer one, but by what is on the stack.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import weakref
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch.autograd.graph import _engine_run_backward
+
+from codedgrad.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from types import FrameType
+
+    from torch import Tensor
+
+_NONE = -1  # the number of the graph that runs while no backward does
+_RUNS = _engine_run_backward.__code__
+
+
+class BackwardListener(Protocol):
+    """Hears of the backward passes over a model."""
+
+    def backward_begins(self) -> None:
+        """Called with the first gradient of a pass."""
+
+    def backward_ended(self) -> None:
+        """Called when all gradients of a pass have come, inside of its `backward()`."""
+
+    def backward_failed(self) -> None:
+        """Called some time after a pass that began has ended with an exception."""
+
+
+class Backwards:
+    """The backward passes that reach some parameters; the listener is held weakly."""
+
+    def __init__(
+        self, parameters: Iterable[Tensor], listener: BackwardListener
+    ) -> None:
+        """Attaches the hooks."""
+        self._listener = weakref.ref(listener)
+        self._pass: int | None = None  # the number of its graph
+        self._inner: int | None = None  # the graph of a backward inside of it
+        self._handles = [
+            p.register_post_accumulate_grad_hook(self._gradient_came)
+            for p in parameters
+        ]
+
+    def remove(self) -> None:
+        """Takes the hooks off."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    @property
+    def under_way(self) -> bool:
+        """Whether a pass has begun and has neither ended nor failed."""
+        return self._pass is not None
+
+    def look(self) -> None:
+        """Notices a pass that has failed. Called when something else happens."""
+        if self._pass is not None and not inside_backward():
+            self._forget_failed()
+
+    def _gradient_came(self, _parameter: Tensor) -> None:
+        graph = torch._C._current_graph_task_id()
+        if graph == self._pass or graph == self._inner:
+            return
+        listener = self._listener()
+        if listener is None:
+            return
+        if _is_nested():
+            if self._pass is None:
+                raise ConfigError(
+                    "a backward inside of another backward (reentrant checkpointing) "
+                    "computes the first gradient of the pass; checkpoint with "
+                    "use_reentrant=False, or not the last layers"
+                )
+            self._inner = graph
+            return
+        if self._pass is not None:
+            self._forget_failed()
+        self._pass = graph
+        engine: Any = torch.autograd.Variable._execution_engine
+        engine.queue_callback(self._ended)
+        listener.backward_begins()
+
+    def _ended(self) -> None:
+        self._pass = self._inner = None
+        listener = self._listener()
+        if listener is not None:
+            listener.backward_ended()
+
+    def _forget_failed(self) -> None:
+        self._pass = self._inner = None
+        listener = self._listener()
+        if listener is not None:
+            listener.backward_failed()
+
+
+def inside_backward() -> bool:
+    """Returns whether a backward of this thread is running."""
+    return bool(torch._C._current_graph_task_id() != _NONE)
+
+
+def _is_nested() -> bool:
+    """Returns whether the backward that called our hook runs inside of another one.
+
+    The hook of a backward has the call that runs it on its stack. Only on a thread of
+    the autograd engine, which works for a device, there is none.
+    """
+    frame: FrameType | None = sys._getframe(1)
+    runs = 0
+    while frame is not None:
+        runs += frame.f_code is _RUNS
+        frame = frame.f_back
+    engines = isinstance(threading.current_thread(), threading._DummyThread)
+    return runs > (0 if engines else 1)

@@ -1,0 +1,241 @@
+"""The drop-in: what happens around the forwards and backwards of an unmodified loop.
+
+    first forward       the values of the buffers are noted
+    every forward       random numbers from (seed, step, forward in the step, shard)
+    last backward       begins the row, buckets are sent while it runs
+      its end           waits until the exchange is decoded and sets p.grad and buffers
+    optimizer.step()    exchanges the passes that are left over, and ends the step
+
+An exchange replaces what `p.grad` holds by its mean over all workers. It contains what
+earlier exchanges of the step left there, which is the same on all workers and therefore
+equal to its mean. So any number of exchanges may make a step, several losses add up,
+and `zero_grad` may be called anywhere, as in a loop on one worker. `p.grad` is never
+set aside: at all times it holds what the user would see without codedgrad.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from codedgrad.errors import ConfigError
+from codedgrad.step import closures, start
+from codedgrad.step.ahead import BatchesAhead
+from codedgrad.step.attach import Weakly, before_forward
+from codedgrad.step.backwards import Backwards, inside_backward
+from codedgrad.step.counts import Counts
+from codedgrad.step.mean import (
+    DropInPlan,
+    GradientMean,
+    Progress,
+    Trained,
+    check_outside,
+)
+from codedgrad.step.rng import seed_pass
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from codedgrad.job.runtime import Runtime
+
+
+class DropIn:
+    """What is attached to an optimizer and its model. The optimizer keeps it alive."""
+
+    def __init__(self, job: Runtime, trained: Trained, plan: DropInPlan) -> None:
+        """Open the exchange and attach the hooks. Collective."""
+        self._job = job
+        self._passes, self._seed = plan.passes, plan.settings.run.seed
+        self._counts = Counts()
+        self._passed = 0  # passes that have ended since the last exchange
+        self._passes_made = 0
+        self._failed = False  # a pass since the last exchange has ended by an error
+        self._remembered = False  # the buffers, since the last exchange
+        self._small = False  # a batch of this exchange is one that was not needed
+        self._exchanged = False  # something, since the last optimizer.step()
+        self._mean = GradientMean(job, trained, plan)
+        self._known = set(map(id, self.parameters))
+        self._attach(trained)
+
+    def _attach(self, trained: Trained) -> None:
+        """Attach all hooks; they are taken off when this object is gone."""
+        optimizer, model = trained.optimizer, trained.model
+        self._optimizer = weakref.ref(optimizer)
+        self._backwards = Backwards(self.parameters, self)
+        # Its hooks come after those above, which begin the row that it writes.
+        writer = self._mean.attach()
+        handles: list[Any] = [
+            # These belong to the optimizer, which keeps this object alive by them.
+            optimizer.register_step_pre_hook(self._before_step),
+            optimizer.register_step_post_hook(self._after_step),
+            *self._counts.attach(optimizer),
+        ]
+        if model is not None:
+            handles += self._model_hooks(model)
+        calls = [h.remove for h in handles] + [self._backwards.remove, writer.close]
+        self._detach = weakref.finalize(self, _call, calls)
+        self._detach.atexit = False
+        self._ahead: BatchesAhead | None = None
+        if trained.sampler is not None:
+            self._ahead = BatchesAhead(trained.sampler, model, self)
+
+    def _model_hooks(self, model: torch.nn.Module) -> list[Any]:
+        """Attach the hooks that note buffers and make random numbers."""
+        ours = set(map(id, self._mean.payload.layout.buffers))
+        changing = [
+            before_forward(module, Weakly(self, DropIn._before_change))
+            for module in model.modules()
+            if module is not model and ours & set(map(id, module._buffers.values()))
+        ]
+        root = before_forward(model, Weakly(self, DropIn._before_forward))
+        return [root, *changing]
+
+    def close(self) -> None:
+        """Take the hooks off and close the exchange. Collective."""
+        self._detach()
+        if self._ahead is not None:
+            self._ahead.remove()
+        self._mean.close()
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """The parameters whose gradients are exchanged."""
+        return self._mean.payload.layout.parameters
+
+    def _failing_together(self) -> Any:
+        doing = f"failed in exchange {self._mean.number}"
+        return start.failing_together(self._job, doing)
+
+    # ---- the forward passes ----
+
+    def _before_change(self, module: torch.nn.Module, _inputs: Any) -> None:
+        """The hook of every module with buffers, which may change now."""
+        if torch.compiler.is_compiling():
+            return  # in compiled code, only the hook of the whole model acts
+        if module.training and not self._remembered and not inside_backward():
+            self._remember()
+
+    def _before_forward(self, module: torch.nn.Module, inputs: Any) -> None:
+        """The hook of the whole model."""
+        if not module.training or inside_backward():  # checkpointing computes again
+            return
+        self._backwards.look()
+        if not self._remembered:
+            self._remember()
+        if not torch.is_grad_enabled():
+            return
+        if self._ahead is not None:
+            self._small |= self._ahead.is_small(inputs)
+        counts = self._counts
+        part = self._mean.part + (counts.forwards << 32)
+        seed_pass(self._seed, counts.steps, part)
+        counts.forwards += 1
+
+    def _remember(self) -> None:
+        self._mean.payload.buffers.remember()
+        self._remembered = True
+
+    # ---- the backward passes; see `BackwardListener` ----
+
+    def backward_begins(self) -> None:
+        """The first gradient of a pass has come."""
+        if self._passed == self._passes - 1:
+            with self._failing_together():
+                self._mean.begin(own=not self._small, backward=True)
+
+    def backward_ended(self) -> None:
+        """All gradients of a pass have come."""
+        self._passed += 1
+        self._passes_made += 1
+        if self._passed == self._passes:
+            self._complete()
+
+    def backward_failed(self) -> None:
+        """A pass has ended with an exception, which the user has caught.
+
+        As without codedgrad, the gradients that have come are in `p.grad`, and it is no
+        pass. If a part of the row is sent already, that cannot be undone.
+        """
+        self._failed = True
+        if not self._mean.sent:
+            self._mean.abort()
+            return
+        with self._failing_together():
+            raise ConfigError(
+                "a backward pass ended with an error, which was caught, after a part "
+                "of its gradient had been sent to the other workers; use overlap=False "
+                "where a backward may fail"
+            )
+
+    def _complete(self) -> None:
+        """End the exchange that has begun."""
+        with self._failing_together():
+            self._mean.complete(Progress(self._passed, self._counts.steps))
+            check_outside(self._optimizer(), self._known)
+        self._passed = 0
+        self._small = self._failed = self._remembered = False
+        self._exchanged = True
+
+    # ---- the step of the optimizer ----
+
+    def _before_step(
+        self, _optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Any, dict[str, Any]] | None:
+        """The hook before `optimizer.step()`: no gradient may be left unexchanged."""
+        if inside_backward() and self._backwards.under_way:
+            with self._failing_together():
+                raise ConfigError(
+                    "optimizer.step() was called inside of backward(), before the "
+                    "gradients are those of all workers; call it afterwards"
+                )
+        self._backwards.look()
+        if self._has_more():
+            with self._failing_together():
+                self._mean.begin(own=not self._small, backward=False)
+            self._complete()
+        closure = closures.closure_of(args, kwargs)
+        if closure is None:
+            return None
+        if self._ahead is not None:  # the loss of a small batch is not the batch's
+            self._ahead.remove()
+            self._ahead = None
+        return closures.replaced(args, kwargs, closures.averaged(self._job, closure))
+
+    def _has_more(self) -> bool:
+        """Returns whether the step would use gradients that are not exchanged.
+
+        These are of passes which are too few for an exchange, of one that failed, or,
+        where nothing was exchanged in this step, the user's own (for example from
+        `torch.autograd.grad`).
+        """
+        if self._passed:
+            return True
+        if self._exchanged and not self._failed:
+            return False
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        if self._failed and gradients:
+            return True
+        return not all(map(self._mean.holds, gradients))
+
+    def _after_step(self, *_: Any) -> None:
+        self._counts.steps += 1
+        self._counts.forwards = 0
+        self._exchanged = False
+
+    # ---- see `PassCounter` ----
+
+    def passes_made(self) -> int:
+        """Returns the number of backward passes so far."""
+        return self._passes_made
+
+    def decoded_after(self, passes: int) -> bool:
+        """Returns whether the exchange is decoded that holds the pass so many later."""
+        later = (self._passed + passes) // self._passes
+        return self._mean.done(self._mean.number + later)
+
+
+def _call(functions: list[Any]) -> None:
+    for function in functions:
+        function()
