@@ -77,9 +77,9 @@ WHO = {
 SPARED = {"exception_between_steps": {2}, "leaves_early": {2}}
 
 
-# These end a process, MPI or torch.distributed of some workers, so each has a job of its
-# own. The others follow one another in the same processes, which join a new job after
-# each failure.
+# These end a process, MPI or torch.distributed of some workers, so each has a job of
+# its own. The others follow one another in the same processes, which join a new job
+# after each failure.
 ALONE = {
     "bad_faults",
     "exception_of_a_leader",
