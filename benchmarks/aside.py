@@ -41,8 +41,13 @@ class Aside:
     All its calls are collective.
     """
 
-    def __init__(self, task: str, batch_size: int) -> None:
+    def __init__(self, task: str, batch_size: int, passes: int = 1) -> None:
         """Start the second job, with as many workers as this one.
+
+        Args:
+            task: one of jobs.TASKS.
+            batch_size: samples of a worker.
+            passes: passes of a step.
 
         Raises:
             ImportError: there is no Horovod.
@@ -55,7 +60,7 @@ class Aside:
         self._pids: list[int] = []
         self._others = (COMM.gather(os.getpid()) or [])[1:]
         if COMM.rank == 0:
-            self._start(task, batch_size)
+            self._start(task, batch_size, passes)
         self._everybody(lambda: self._hear(START_S))
         if COMM.rank == 0:
             self._pids = json.loads(self._heard)
@@ -93,13 +98,13 @@ class Aside:
 
     # ---- worker 0 ----
 
-    def _start(self, task: str, batch_size: int) -> None:
+    def _start(self, task: str, batch_size: int, passes: int) -> None:
         clean = {
             name: value
             for name, value in os.environ.items()
             if not name.startswith(OURS) or name.endswith(STAY)
         }
-        script = ["benchmarks/aside.py", task, str(batch_size)]
+        script = ["benchmarks/aside.py", task, str(batch_size), str(passes)]
         self._job: Any = subprocess.Popen(
             ["bash", "launch/mpirun.sh", "-n", str(COMM.size), sys.executable, *script],
             cwd=ROOT,
@@ -160,11 +165,11 @@ def main() -> None:
     """Be a worker of the second job."""
     import torch
     from jobs import Job
-    from step_methods import MICRO, Horovod, block
+    from step_methods import Horovod, block
 
-    task, batch_size = sys.argv[1:]
+    task, batch_size, passes = sys.argv[1:]
     torch.set_num_threads(1)
-    method = Horovod(Job(task, int(batch_size) * COMM.size, MICRO))
+    method = Horovod(Job(task, int(batch_size) * COMM.size), int(passes))
     method.step()
     pids = COMM.gather(os.getpid())
     say(f"ASIDE {json.dumps(pids)}")

@@ -164,12 +164,12 @@ def learn(args: argparse.Namespace) -> dict[str, Any]:
     out: dict[str, Any] = {"task": args.task}
     code = codes.uncoded(n, micro=MICRO)
     methods = {
-        "exact": Counting(Job(args.task, 8 * n, MICRO), code),
+        "exact": Counting(Job(args.task, 8 * n), code),
         "approximate": Counting(
-            Job(args.task, 8 * n, MICRO), code, policy=codedgrad.approximate(0.1)
+            Job(args.task, 8 * n), code, policy=codedgrad.approximate(0.1)
         ),
         "never_wait": Counting(
-            Job(args.task, 8 * n, MICRO), code, policy=codedgrad.approximate(math.inf)
+            Job(args.task, 8 * n), code, policy=codedgrad.approximate(math.inf)
         ),
     }
     for name, factor in (("calm", 1.0), ("straggler_3x", 3.0)):
@@ -198,18 +198,18 @@ def step_times(args: argparse.Namespace) -> dict[str, Any]:
     rounds, steps = (1, 4) if args.toy else (args.rounds, args.steps)
     spread, uncoded = codes.spread(n, micro=MICRO), codes.uncoded(n, micro=MICRO)
     methods = {
-        "exact": Counting(Job("sleep", 32 * n, MICRO), spread),
-        "exact_uncoded": Counting(Job("sleep", 32 * n, MICRO), uncoded),
+        "exact": Counting(Job("sleep", 32 * n), spread),
+        "exact_uncoded": Counting(Job("sleep", 32 * n), uncoded),
     }
     never = {"policy": codedgrad.approximate(0.1, patience=100.0)}
-    methods["patient"] = Counting(Job("sleep", 32 * n, MICRO), spread, **never)
+    methods["patient"] = Counting(Job("sleep", 32 * n), spread, **never)
     for error in (0.1, 0.3, math.inf):
         policy = codedgrad.approximate(error)
         methods[f"approximate_{error:g}"] = Counting(
-            Job("sleep", 32 * n, MICRO), spread, policy=policy
+            Job("sleep", 32 * n), spread, policy=policy
         )
     methods["uncoded_inf"] = Counting(
-        Job("sleep", 32 * n, MICRO), uncoded, policy=codedgrad.approximate(math.inf)
+        Job("sleep", 32 * n), uncoded, policy=codedgrad.approximate(math.inf)
     )
     out: dict[str, Any] = {}
     for name, factor in (("calm", 1.0), ("straggler_10x", 10.0)):

@@ -75,7 +75,7 @@ def main() -> None:
     torch.set_num_threads(1)
     codedgrad.init()
     n = COMM.size
-    coded = Coded(Job("sleep", 32 * n, MICRO), codes.spread(n, micro=MICRO))
+    coded = Coded(Job("sleep", 32 * n), codes.spread(n, micro=MICRO))
     results = {}
     for name, kind, seconds in (
         ("stall_10_passes", "stall", 10 * PASS_S),

@@ -11,8 +11,11 @@ In the task `sleep` the pass is a sleep, so that many workers fit a few cores; t
 is small but real. In `device` there are 10 M parameters in layers whose passes are
 sleeps, as if they were computed elsewhere. Other tasks compute as launch/train.py does.
 
-`--overlap both` adds codedgrad without overlap, and the same steps without exchange,
-each worker for itself or all in lockstep.
+Horovod, DDP and the steps without an exchange are loops as users write them: one whole
+pass over a worker's samples a step. `codedgrad` is the default, `codedgrad_same_bits`
+computes its micro-batches as passes of their own, and `--same-micro-batches` gives
+Horovod and DDP the same ones, as a second column. `--overlap both` adds codedgrad
+without overlap, and steps without an exchange in lockstep.
 """
 
 from __future__ import annotations
@@ -37,7 +40,7 @@ def methods(args: Any) -> dict[str, Any]:
     n = COMM.size
 
     def job() -> Job:
-        return Job(args.task, args.batch_size * n, MICRO, args.device)
+        return Job(args.task, args.batch_size * n, args.device)
 
     code = codes.spread(n, micro=MICRO)
     settings = {
@@ -45,26 +48,33 @@ def methods(args: Any) -> dict[str, Any]:
         "wire": args.wire,
         "overlap": args.overlap != "off",
     }
+    uncoded = codes.uncoded(n, micro=MICRO)
     compared: dict[str, Any] = {
         "codedgrad": Coded(job(), code, **settings),
-        "codedgrad_uncoded": Coded(job(), codes.uncoded(n, micro=MICRO), **settings),
+        "codedgrad_same_bits": Coded(job(), code, same_bits=True, **settings),
+        "codedgrad_uncoded": Coded(job(), uncoded, **settings),
+        "no_exchange": Alone(job()),
     }
     if args.overlap == "both":
         compared["codedgrad_no_overlap"] = Coded(
             job(), code, **{**settings, "overlap": False}
         )
-        compared["no_exchange"] = Alone(job())
         compared["lockstep"] = Lockstep(job())
-    compared[f"ddp_{torch.distributed.get_backend()}"] = Ddp(job())
-    if not args.horovod:
-        return compared
-    try:
-        if args.horovod_aside:
-            compared["horovod"] = Aside(args.task, args.batch_size)
+    backend = torch.distributed.get_backend()
+    for passes in (1, MICRO) if args.same_micro_batches else (1,):
+        suffix = "" if passes == 1 else f"_{passes}_passes"
+        compared[f"ddp_{backend}{suffix}"] = Ddp(job(), passes)
+        if not args.horovod:
+            continue
+        try:
+            if args.horovod_aside:
+                other: Any = Aside(args.task, args.batch_size, passes)
+            else:
+                other = Horovod(job(), passes)
+        except ImportError:
+            say("Horovod is not installed: left out")
         else:
-            compared["horovod"] = Horovod(job())
-    except ImportError:
-        say("Horovod is not installed: left out")
+            compared[f"horovod{suffix}"] = other
     return compared
 
 
@@ -123,6 +133,11 @@ def main() -> None:
         "--wire", choices=("float32", "bfloat16", "float16"), default="float32"
     )
     parser.add_argument("--batch-size", type=int, default=32, help="of one worker")
+    parser.add_argument(
+        "--same-micro-batches",
+        action="store_true",
+        help="Horovod and DDP also with codedgrad's micro-batches as passes of theirs",
+    )
     parser.add_argument("--factors", default="1,2,8,40")
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--steps", type=int, default=10, help="of a block")
@@ -165,8 +180,9 @@ def main() -> None:
         )
         say(f"straggler {factor:g} x, bound {bound}: {shown}")
     write(args.out, "bench_step", results)
-    if isinstance(compared.get("horovod"), Aside):
-        compared["horovod"].close()
+    for method in compared.values():
+        if isinstance(method, Aside):
+            method.close()
     torch.distributed.destroy_process_group()
     codedgrad.shutdown()
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from harness import COMM
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
@@ -16,8 +17,8 @@ import codedgrad
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-PASS_S = 0.05  # seconds of a pass of `sleep`, with all micro-batches of a shard
-LAYERS, LAYER_SIZE, LAYER_S = 10, 1_000_000, 0.004
+PASS_S = 0.05  # seconds of a whole pass of `sleep` over a worker's own samples
+LAYERS, LAYER_SIZE, LAYER_S = 10, 1_000_000, 0.016
 
 TASKS = ("sleep", "device", "gpt10m", "digits", "text")
 
@@ -26,18 +27,17 @@ class Job:
     """One model with its data, which a method trains."""
 
     def __init__(
-        self, task: str, batch: int, micro: int, device: torch.device | str = "cpu"
+        self, task: str, batch: int, device: torch.device | str = "cpu"
     ) -> None:
         """Make the model and its data on `device`.
 
         Args:
             task: one of TASKS.
             batch: samples of a step over all workers.
-            micro: micro-batches of a shard.
             device: device of model and data.
         """
         torch.manual_seed(0)
-        self.micro, self.sleeps = micro, task == "sleep"
+        self.own, self.sleeps = batch // COMM.size, task == "sleep"
         self.last_for(PASS_S)
         self.loss: Callable[..., Tensor] = nn.functional.cross_entropy
         self.data: Any = (torch.randn(512, 64), torch.randint(0, 32, (512,)))
@@ -46,7 +46,7 @@ class Job:
                 nn.Linear(64, 400), nn.ReLU(), nn.Linear(400, 32)
             )
         elif task == "device":
-            layers = [OnDevice(LAYER_SIZE, LAYER_S) for _ in range(LAYERS)]
+            layers = [OnDevice(LAYER_SIZE, LAYER_S, self.own) for _ in range(LAYERS)]
             self.model = nn.Sequential(*layers)
             self.loss = lambda out, _: out.mean()
         else:
@@ -65,14 +65,13 @@ class Job:
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=1e-3)
 
     def last_for(self, seconds: float) -> None:
-        """Make a pass of `sleep` take so long from now on."""
+        """Make a whole pass of `sleep` take so long from now on."""
         self.pass_s = seconds
-        self.sleep_s = seconds / self.micro if self.sleeps else 0.0
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """Return the loss of one micro-batch."""
-        if self.sleep_s:
-            time.sleep(self.sleep_s)
+        """Return the loss of some samples, in time that is in proportion to them."""
+        if self.sleeps:
+            time.sleep(self.pass_s * len(x) / self.own)
         return self.loss(self.model(x), y)
 
     def endless(self, parts: int) -> Any:
@@ -89,19 +88,26 @@ class Job:
 class OnDevice(nn.Module):
     """A layer that computes elsewhere: time passes while the worker's core is free.
 
-    The forward takes `seconds` and the backward twice as long, after which the gradient
-    of `size` elements is there.
+    The forward of a whole pass takes `seconds` and the backward twice as long, after
+    which the gradient of `size` elements is there.
     """
 
-    def __init__(self, size: int, seconds: float) -> None:
-        """Make a layer with one vector of `size` parameters."""
+    def __init__(self, size: int, seconds: float, samples: int) -> None:
+        """Make a layer with one vector of `size` parameters.
+
+        Args:
+            size: number of parameters.
+            seconds: of a forward over `samples`; others take time in proportion.
+            samples: of a whole pass.
+        """
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(size))
-        self.seconds = seconds
+        self.seconds, self.samples = seconds, samples
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the input after `seconds`."""
-        out: Tensor = _Elsewhere.apply(x, self.weight, self.seconds)
+        """Return the input after its time."""
+        seconds = self.seconds * len(x) / self.samples
+        out: Tensor = _Elsewhere.apply(x, self.weight, seconds)
         return out
 
 

@@ -15,8 +15,7 @@ import torch
 from bench_exchange import measure
 from bench_step import methods, scenario
 from harness import COMM, device_of, say, start_torch, write
-from jobs import PASS_S, Job
-from step_methods import MICRO, Alone
+from jobs import PASS_S
 
 import codedgrad
 
@@ -72,12 +71,12 @@ def steps(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
         overlap="on",
         horovod=args.horovod,
         horovod_aside=False,
+        same_micro_batches=False,
         device=device,
         toy=args.toy,
     )
     compared = methods(settings)
-    alone = Job("sleep", settings.batch_size * COMM.size, MICRO, device)
-    compared["no_exchange"] = Alone(alone)
+    alone = compared["no_exchange"].job
     weights = sum(p.numel() for p in alone.model.parameters())
     found: dict[str, Any] = {"gradient_bytes": 4 * weights}
     for regime in ("weak", "strong"):

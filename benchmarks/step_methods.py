@@ -58,12 +58,14 @@ class Stretching:
 class Synchronous:
     """The common part of Horovod and DDP: local passes, then one exchange."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, passes: int = 1) -> None:
+        """Take a job; `passes` over equal parts of a worker's samples make a step."""
         self.job = job
+        self.count = passes
         self.boundaries = Boundaries(job.model)
         self.injector: Injector | None = None
-        self.steps = job.endless(MICRO * COMM.size)
-        self.count = 0
+        self.steps = job.endless(passes * COMM.size)
+        self.done = 0
 
     def straggle(self, faults: str) -> None:
         """Inject this slowness from now on."""
@@ -71,29 +73,29 @@ class Synchronous:
         self.injector = Injector(plan, COMM.rank) if plan else None
 
     def passes(self, loss: Callable[[int, Tensor, Tensor], None]) -> None:
-        """Do the worker's micro-batches, stretched if it is a straggler."""
+        """Do the worker's passes of a step, stretched if it is a straggler."""
         shards = next(self.steps)
         if self.injector is not None:
-            self.injector.begin(self.count, self.job.pass_s)
-        self.count += 1
+            self.injector.begin(self.done, self.job.pass_s)
+        self.done += 1
         injector = self.injector
-        for micro in range(MICRO):
-            batch = shards.fetch(COMM.rank * MICRO + micro)
+        for index in range(self.count):
+            batch = shards.fetch(COMM.rank * self.count + index)
             if injector is None:
-                loss(micro, *batch)
+                loss(index, *batch)
                 continue
             stretching = Stretching(injector)
             injector.resume()
             with self.boundaries.watch(stretching):
-                loss(micro, *batch)
+                loss(index, *batch)
             stretching.visit()
 
 
 class Horovod(Synchronous):
-    """Horovod's DistributedOptimizer, which accumulates the same micro-batches."""
+    """Horovod's DistributedOptimizer."""
 
-    def __init__(self, job: Job) -> None:
-        super().__init__(job)
+    def __init__(self, job: Job, passes: int = 1) -> None:
+        super().__init__(job, passes)
         import horovod.torch as hvd
 
         self.hvd = hvd
@@ -101,14 +103,14 @@ class Horovod(Synchronous):
         self.optimizer = hvd.DistributedOptimizer(
             job.optimizer,
             named_parameters=job.model.named_parameters(),
-            backward_passes_per_step=MICRO,
+            backward_passes_per_step=passes,
         )
 
     def step(self) -> None:
         """Do one step."""
 
-        def one(_micro: int, x: Tensor, y: Tensor) -> None:
-            (self.job.forward(x, y) / MICRO).backward()
+        def one(_index: int, x: Tensor, y: Tensor) -> None:
+            (self.job.forward(x, y) / self.count).backward()
 
         self.passes(one)
         self.optimizer.step()
@@ -118,17 +120,17 @@ class Horovod(Synchronous):
 class Ddp(Synchronous):
     """DistributedDataParallel of torch, on Gloo or NCCL."""
 
-    def __init__(self, job: Job) -> None:
-        super().__init__(job)
+    def __init__(self, job: Job, passes: int = 1) -> None:
+        super().__init__(job, passes)
         self.wrapped = nn.parallel.DistributedDataParallel(job.model)
         job.model = self.wrapped
 
     def step(self) -> None:
         """Do one step."""
 
-        def one(micro: int, x: Tensor, y: Tensor) -> None:
-            self.wrapped.require_backward_grad_sync = micro == MICRO - 1
-            (self.job.forward(x, y) / MICRO).backward()
+        def one(index: int, x: Tensor, y: Tensor) -> None:
+            self.wrapped.require_backward_grad_sync = index == self.count - 1
+            (self.job.forward(x, y) / self.count).backward()
 
         self.passes(one)
         self.job.optimizer.step()
@@ -138,9 +140,9 @@ class Ddp(Synchronous):
 class Alone(Synchronous):
     """The same steps without an exchange: every worker does its own shard alone."""
 
-    def one(self, _micro: int, x: Tensor, y: Tensor) -> None:
+    def one(self, _index: int, x: Tensor, y: Tensor) -> None:
         """Do one pass."""
-        (self.job.forward(x, y) / MICRO).backward()
+        (self.job.forward(x, y) / self.count).backward()
 
     def step(self) -> None:
         """Do one step."""

@@ -80,9 +80,7 @@ def main() -> None:
         f"spread:micro={MICRO},copies=2": codes.spread(n, micro=MICRO, copies=2),
         "fractional:copies=2": codes.fractional(n, copies=2, micro=MICRO),
     }
-    compared = {
-        k: Coded(Job("sleep", 32 * n, MICRO), code) for k, code in policies.items()
-    }
+    compared = {k: Coded(Job("sleep", 32 * n), code) for k, code in policies.items()}
     results: dict[str, Any] = {}
     for name in LOGS if args.traces else ("own",):
         ratios = ratios_of(args.traces, name, steps)

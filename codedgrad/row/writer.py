@@ -1,8 +1,8 @@
 """A micro-batch's leaf is written into its row while its backward is running.
 
-A hook on every parameter counts the gradients that have come. As soon as all gradients
-of a bucket have, the bucket is encoded (see `codedgrad.row.encoder`) while they are
-still in the cache, and the leaf's listener is told, who sends it:
+As soon as all gradients of a bucket have come (see `codedgrad.row.arrival`), the bucket
+is encoded (see `codedgrad.row.encoder`) while they are still in the cache, and the
+leaf's listener is told, who sends it:
 
     row_b = weight * gradients_b + partial sums_b      innermost first
     listener.bucket_ready(b)
@@ -17,23 +17,21 @@ first, then added to, then multiplied by the weight, which is three reads and th
 writes in place of one each.)
 
 A bucket that has been encoded cannot be taken back. Therefore a bucket that holds a
-parameter which this pass does not use waits for the end of the backward. All buckets
-wait for it
+parameter which this pass has not given a gradient yet waits for the end of the
+backward, and a gradient that changes after its bucket was encoded is an error. All
+buckets wait for the end
 
-- in the first pass, which only learns what is usual, for example that a gradient comes
-  in two portions (reentrant checkpointing);
-- if the loss function calls `backward()` itself;
+- in a pass that learns in which order the gradients come;
 - if the user has attached later hooks, which may still change gradients.
 """
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from codedgrad.errors import ConfigError
+from codedgrad.row.arrival import ArrivalOrder
 from codedgrad.row.encoder import encoder_of
 
 if TYPE_CHECKING:
@@ -86,14 +84,14 @@ class Leaf:
 
 
 class RowWriter:
-    """Writes rows with hooks on the parameters of one model; it knows no network.
+    """Writes rows, with hooks on some parameters of one model; it knows no network.
 
     For every micro-batch, `begin` comes before the forward, `backward_begins` before
     the backward, and `finish` after it, or `abort` where the pass ends early.
     """
 
     def __init__(self, payload: Payload, *, overlap: bool) -> None:
-        """Attaches the hooks.
+        """Prepares to write rows.
 
         Args:
             payload: the model's.
@@ -102,57 +100,58 @@ class RowWriter:
         layout = self._layout = payload.layout
         self._tail = payload.tail
         self._encoder = encoder_of(payload)
-        self._handles: list[Any] = []
-        self._hooks: list[int] = []
-        if overlap and len(layout.bucket_starts) > 2:
-            self._handles = [
-                p.register_post_accumulate_grad_hook(partial(self._gradient_came, i))
-                for i, p in enumerate(layout.parameters)
-            ]
-            self._hooks = [_hooks_on(p) for p in layout.parameters]
         count = len(layout.parameters)
         self._buckets = [layout.buckets_of(i) for i in range(count)]
         self._inside = _parameters_by_bucket(layout)
-        self._needs = _needs_by_bucket(layout)
-        self._usual = [1] * count  # the portions in which a gradient comes
-        self._learned = False
+        # A bucket with a part of the tail is encoded after the backward.
+        self._whole = [end <= layout.gradients for end in layout.bucket_starts[1:]]
+        self._order: ArrivalOrder | None = None
+        if overlap and len(layout.bucket_starts) > 2:
+            inside = [
+                own if whole else []
+                for own, whole in zip(self._inside, self._whole, strict=True)
+            ]
+            self._order = ArrivalOrder(layout.parameters, inside, self._complete)
         # The pass that is under way:
         self._leaf: Leaf | None = None
-        self._running = False  # its backward has begun
         self._hooked = False  # its buckets are encoded as gradients come
-        self._portions = [0] * count  # portions that have come, by parameter
         self._given_back = [False] * count  # a gradient came and is encoded
-        self._missing = self._needs.copy()  # what has not come, by bucket
-        self._finished = [False] * len(self._needs)  # by bucket
+        # Gradients of which only some buckets are encoded, with their versions then.
+        self._read: dict[int, tuple[Tensor, int]] = {}
+        self._unready: list[int] = []  # a gradient was missing when the bucket closed
+        self._finished = [False] * len(self._inside)  # by bucket
 
     def close(self) -> None:
         """Takes the hooks off."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
+        if self._order is not None:
+            self._order.close()
 
     def begin(self, leaf: Leaf) -> None:
         """Begins to write a leaf; called before the forward of its micro-batch."""
         self._encoder.begin(soon=leaf.early)
-        # A hook that runs after ours may change what we have read.
-        self._hooked = bool(self._handles) and self._learned and self._hooks_are_last()
-        self._running = False
-        self._portions = [0] * len(self._usual)
-        self._given_back = [False] * len(self._usual)
-        self._missing = self._needs.copy()
-        self._finished = [False] * len(self._needs)
+        self._hooked = False
+        self._given_back = [False] * len(self._buckets)
+        self._read, self._unready = {}, []
+        self._finished = [False] * len(self._inside)
         self._leaf = leaf
+        if self._order is not None:
+            self._order.begin()
 
-    def backward_begins(self) -> None:
+    def backward_begins(self, first: Tensor | None = None) -> None:
         """Tells that the backward of the loss begins.
 
-        Gradients that came earlier are from a backward inside the loss function.
+        Args:
+            first: the parameter whose gradient has come already, if the backward runs.
+                Other gradients that are there are from earlier backwards.
         """
-        self._running = True
+        if self._order is not None:
+            self._hooked = self._order.backward_begins(first)
 
     def abort(self) -> None:
         """Forgets the leaf, if one is being written; its row stays incomplete."""
         self._leaf = None
+        if self._order is not None:
+            self._order.abort()
 
     def finish(self, loss: float | Tensor) -> None:
         """Writes what is not yet written of the row; called after the backward.
@@ -163,10 +162,13 @@ class RowWriter:
             loss: the mean loss of the micro-batch. A tensor is not waited for.
 
         Raises:
-            ConfigError: a gradient is sparse, or has another size than before.
+            ConfigError: a gradient is sparse, or has another size than before, or
+                changed after it was encoded.
         """
         leaf, self._leaf = self._leaf, None
         assert leaf is not None  # `begin` comes first
+        if self._order is not None:
+            self._check_order(self._order)
         self._tail.fill(loss, self._given_back)
         if not leaf.early and not any(self._finished):
             finite = self._encoder.row(leaf.out, leaf.weight, leaf.sums)
@@ -175,46 +177,49 @@ class RowWriter:
             for bucket, finished in enumerate(self._finished):
                 if not finished:
                     self._finish(leaf, bucket)
-        self._usual = list(map(max, self._usual, self._portions))
-        self._learned |= self._running
 
     def nothing(self, leaf: Leaf) -> None:
         """Writes the whole row of a micro-batch without samples, whose leaf is zero."""
         self._encoder.begin(soon=leaf.early)
-        for bucket in range(len(self._needs)):
+        for bucket in range(len(self._inside)):
             self._encoder.nothing(bucket, leaf.out, leaf.sums)
             if leaf.early:
                 leaf.listener.bucket_ready(bucket)
 
-    def _hooks_are_last(self) -> bool:
-        """Returns whether no hook has been added to a parameter since ours."""
-        return self._hooks == [_hooks_on(p) for p in self._layout.parameters]
+    def _check_order(self, order: ArrivalOrder) -> None:
+        """Refuses gradients that came, or changed, after they were encoded."""
+        parameters, names = self._layout.parameters, self._layout.names
+        for index, given_back in enumerate(self._given_back):
+            if given_back and parameters[index].grad is not None:
+                self._refuse(names[index])
+        for index, (gradient, version) in self._read.items():
+            now = parameters[index].grad
+            if now is None and self._given_back[index]:
+                continue
+            if now is not gradient or gradient._version != version:
+                self._refuse(names[index])
+        if any(order.came(i) for b in self._unready for i in self._inside[b]):
+            order.out_of_order()
+        order.end()
 
-    def _gradient_came(self, index: int, _parameter: Tensor) -> None:
-        """The hook: a gradient, or a portion of it, has been added to `p.grad`."""
+    def _refuse(self, name: str) -> None:
+        raise ConfigError(
+            f"the gradient of {name!r} came in 2 portions or was changed by a hook "
+            f"after its last one, in earlier passes it was not, and is encoded "
+            f"already; set overlap=False for a model that does so"
+        )
+
+    def _complete(self, bucket: int) -> None:
+        """Hears that the gradient which usually comes last of a bucket's has come."""
         leaf = self._leaf
-        if leaf is None:
+        if leaf is None or not self._hooked:
             return
-        if not self._running:
-            self._hooked = False
-            return
-        self._portions[index] += 1
-        if not self._hooked or self._portions[index] < self._usual[index]:
-            return
-        buckets = self._buckets[index]
-        if self._portions[index] > self._usual[index]:
-            if any(self._finished[b] for b in buckets):
-                raise ConfigError(
-                    f"the gradient of {self._layout.names[index]!r} came in "
-                    f"{self._portions[index]} portions, in earlier passes in "
-                    f"{self._usual[index]} at most, and is encoded already; set "
-                    f"overlap=False for a model that does so"
-                )
-            return
-        for b in buckets:
-            self._missing[b] -= 1
-            if self._missing[b] == 0:
-                self._finish(leaf, b)
+        assert self._order is not None  # it has called this
+        if all(map(self._order.came, self._inside[bucket])):
+            self._finish(leaf, bucket)
+            self._give_back(bucket)
+        else:
+            self._unready.append(bucket)
 
     def _finish(self, leaf: Leaf, bucket: int) -> None:
         """Encodes a bucket and tells the listener."""
@@ -223,20 +228,26 @@ class RowWriter:
         self._finished[bucket] = True
         if leaf.early:
             leaf.listener.bucket_ready(bucket)
-        if self._hooked:
-            self._give_back(bucket)
 
     def _give_back(self, bucket: int) -> None:
         """Drops gradients all of whose buckets are finished, which nobody needs.
 
         The next gradient gets the memory, which is still in the cache. So a backward
-        does not touch a whole model's worth of new pages.
+        does not touch a whole model's worth of new pages. A gradient that is still
+        needed is remembered with its version, so that a change of it is seen.
         """
         for index in self._inside[bucket]:
+            parameter = self._layout.parameters[index]
+            gradient = parameter.grad
+            assert gradient is not None  # `_complete` has looked
+            known, version = self._read.get(index, (gradient, gradient._version))
+            if known is not gradient or version != gradient._version:
+                self._refuse(self._layout.names[index])
             if all(self._finished[b] for b in self._buckets[index]):
-                parameter = self._layout.parameters[index]
-                self._given_back[index] = parameter.grad is not None
+                self._given_back[index] = True
                 parameter.grad = None
+            else:
+                self._read[index] = (gradient, version)
 
 
 def _parameters_by_bucket(layout: Layout) -> list[list[int]]:
@@ -246,16 +257,3 @@ def _parameters_by_bucket(layout: Layout) -> list[list[int]]:
         for bucket in layout.buckets_of(index):
             inside[bucket].append(index)
     return inside
-
-
-def _needs_by_bucket(layout: Layout) -> list[int]:
-    """Returns how many parts a bucket waits for: its gradients, and the tail as one."""
-    bounds = itertools.pairwise(layout.bucket_starts)
-    return [
-        len(inside) + (end > layout.gradients)
-        for inside, (_, end) in zip(_parameters_by_bucket(layout), bounds, strict=True)
-    ]
-
-
-def _hooks_on(parameter: Tensor) -> int:
-    return len(getattr(parameter, "_post_accumulate_grad_hooks", None) or ())

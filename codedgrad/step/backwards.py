@@ -34,8 +34,8 @@ _RUNS = _engine_run_backward.__code__
 class BackwardListener(Protocol):
     """Hears of the backward passes over a model."""
 
-    def backward_begins(self) -> None:
-        """Called with the first gradient of a pass."""
+    def backward_begins(self, first: Tensor) -> None:
+        """Called with the parameter that gets the first gradient of a pass."""
 
     def backward_ended(self) -> None:
         """Called when all gradients of a pass have come, inside of its `backward()`."""
@@ -75,7 +75,7 @@ class Backwards:
         if self._pass is not None and not inside_backward():
             self._forget_failed()
 
-    def _gradient_came(self, _parameter: Tensor) -> None:
+    def _gradient_came(self, parameter: Tensor) -> None:
         graph = torch._C._current_graph_task_id()
         if graph == self._pass or graph == self._inner:
             return
@@ -96,7 +96,7 @@ class Backwards:
         self._pass = graph
         engine: Any = torch.autograd.Variable._execution_engine
         engine.queue_callback(self._ended)
-        listener.backward_begins()
+        listener.backward_begins(parameter)
 
     def _ended(self) -> None:
         self._pass = self._inner = None

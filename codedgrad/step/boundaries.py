@@ -1,8 +1,13 @@
 """Module boundaries of a pass: where it can be slowed down, timed or abandoned.
 
-Hooks before the forward of every module that has parameters of its own, and after the
-gradient of the first of them, call the visitor while a pass of ours runs. Modules
-without parameters have no hook, because a hook costs a module call microseconds.
+At a boundary the visitor is called while a pass of ours runs: before the forward of a
+module, or after the gradient of a module's first parameter. A hook costs microseconds,
+which small modules do not take, and eight boundaries at about equal times are enough to
+leave a pass soon. So the second pass only, which learns, has a hook on every module
+with parameters of its own (the first pass is full of allocations); the passes after it
+have hooks at the chosen places. Where a later pass meets few of these, because
+it takes another way through the model, the places are chosen again.
+
 Nothing else of the model is touched: gradients, the user's hooks and `state_dict` stay
 as they are.
 
@@ -12,17 +17,20 @@ the graph in two; the boundaries after gradients stay.
 
 from __future__ import annotations
 
+import time
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
+from torch import nn
 
 from codedgrad.step.attach import before_forward
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
-    from torch import Tensor, nn
+MOST = 8  # boundaries of a pass
 
 
 class Abandoned(BaseException):
@@ -45,17 +53,14 @@ class Boundaries:
 
     def __init__(self, model: nn.Module) -> None:
         """Attach the hooks."""
+        self._places = list(_places(model))
         self._visitor: Visitor | None = None
         self._handles: list[Any] = []
-        for module in model.modules():
-            own = list(module.parameters(recurse=False))
-            if own or module is model:
-                hook = before_forward(module, self._before_forward)
-                self._handles.append(hook)
-            first = next((p for p in own if p.requires_grad), None)
-            if first is not None:
-                hook = first.register_post_accumulate_grad_hook(self._after_gradient)
-                self._handles.append(hook)
+        self._visits: list[tuple[int, float]] = []  # place and time, of one pass
+        self._chosen = False
+        self._passes = 0  # complete ones since the hooks were attached
+        self._usual = 0  # visits of the pass that was learned from, at chosen places
+        self._attach(range(len(self._places)))
 
     def remove(self) -> None:
         """Take the hooks off the model."""
@@ -66,18 +71,82 @@ class Boundaries:
     @contextmanager
     def watch(self, visitor: Visitor) -> Iterator[None]:
         """Inside, `visitor.visit` is called at every boundary."""
+        self._visits = []
         self._visitor = visitor
+        begin = time.monotonic()
         try:
             yield
+            self._completed(begin)
         finally:
             self._visitor = None
 
-    def _before_forward(self, _module: nn.Module, _inputs: Any) -> None:
+    def _completed(self, begin: float) -> None:
+        """Learn from a pass that was not left early."""
+        self._passes += 1
+        if self._chosen:
+            if 2 * len(self._visits) < self._usual:
+                self._choose_from(range(len(self._places)))
+                self._chosen, self._passes = False, 1
+        elif self._passes >= 2:
+            places = spread_out(self._visits, begin, time.monotonic())
+            self._usual = sum(place in places for place, _ in self._visits)
+            self._choose_from(sorted(places))
+            self._chosen = True
+
+    def _choose_from(self, places: Iterable[int]) -> None:
+        self.remove()
+        self._attach(places)
+
+    def _attach(self, places: Iterable[int]) -> None:
+        for place in places:
+            at = self._places[place]
+            hook = partial(self._visit, place)
+            if isinstance(at, nn.Module):
+                self._handles.append(before_forward(at, hook))
+            else:
+                self._handles.append(at.register_post_accumulate_grad_hook(hook))
+
+    def _visit(self, place: int, *_: Any) -> None:
         if torch.compiler.is_compiling():
             return
         if self._visitor is not None:
+            self._visits.append((place, time.monotonic()))
             self._visitor.visit()
 
-    def _after_gradient(self, _parameter: Tensor) -> None:
-        if self._visitor is not None:
-            self._visitor.visit()
+
+def _places(model: nn.Module) -> Iterator[nn.Module | torch.Tensor]:
+    """Yields the modules and parameters that can have a hook."""
+    for module in model.modules():
+        own = list(module.parameters(recurse=False))
+        if own or module is model:
+            yield module
+        first = next((p for p in own if p.requires_grad), None)
+        if first is not None:
+            yield first
+
+
+def spread_out(visits: list[tuple[int, float]], begin: float, end: float) -> set[int]:
+    """Returns the places that give at most `MOST` visits, at about equal times.
+
+    Args:
+        visits: place and time of every visit of a pass.
+        begin: when the pass began.
+        end: when it ended.
+    """
+    count: dict[int, int] = {}
+    for place, _ in visits:
+        count[place] = count.get(place, 0) + 1
+    chosen: set[int] = set()
+    used = 0
+    for i in range(MOST):
+        wanted = begin + (end - begin) * i / MOST
+        free = [v for v in visits if v[0] not in chosen and used + count[v[0]] <= MOST]
+        if not free:
+            break
+        place, at = min(free, key=lambda visit: abs(visit[1] - wanted))
+        if abs(at - wanted) <= (end - begin) / MOST or not chosen:
+            chosen.add(place)
+            used += count[place]
+    if not chosen and count:  # each place is visited often: a recurrent model
+        chosen.add(min(count, key=count.__getitem__))
+    return chosen

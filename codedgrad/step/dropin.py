@@ -139,11 +139,11 @@ class DropIn:
 
     # ---- the backward passes; see `BackwardListener` ----
 
-    def backward_begins(self) -> None:
+    def backward_begins(self, first: Tensor) -> None:
         """The first gradient of a pass has come."""
         if self._passed == self._passes - 1:
             with self._failing_together():
-                self._mean.begin(own=not self._small, backward=True)
+                self._mean.begin(own=not self._small, first=first)
 
     def backward_ended(self) -> None:
         """All gradients of a pass have come."""
@@ -193,7 +193,7 @@ class DropIn:
         self._backwards.look()
         if self._has_more():
             with self._failing_together():
-                self._mean.begin(own=not self._small, backward=False)
+                self._mean.begin(own=not self._small)
             self._complete()
         closure = closures.closure_of(args, kwargs)
         if closure is None:

@@ -158,12 +158,13 @@ class GradientMean:
         self._writer = RowWriter(self.payload, overlap=overlap)
         return self._writer
 
-    def begin(self, *, own: bool, backward: bool) -> None:
+    def begin(self, *, own: bool, first: Tensor | None = None) -> None:
         """Begin an exchange.
 
         Args:
             own: send a row, unless the exchange is decoded without it.
-            backward: a backward runs that completes `p.grad`, which else is complete.
+            first: the parameter with the first gradient of a backward that runs and
+                completes `p.grad`; None: it is complete.
         """
         self._values.begin_drop_in(self.number, self._sampler)
         self._exchange.begin(self.number)
@@ -171,8 +172,8 @@ class GradientMean:
             return
         self._row = self._exchange.row_buffer()
         self._writer.begin(Leaf(self._row.tensor, self._weight, (), self, True))
-        if backward:
-            self._writer.backward_begins()
+        if first is not None:
+            self._writer.backward_begins(first)
 
     def bucket_checked(self, finite: bool) -> None:
         """Let NaN and Inf through, as Horovod and DDP do."""

@@ -44,6 +44,7 @@ _MEAN_OF_NOTHING = (
     "If it is a mean over nothing (all labels ignored), let the loss function return "
     "(loss, weight) with weight 0. Else: "
 )
+_PACED_STEPS = 64  # after a step that this worker was late in
 
 
 class RowItem(Protocol):
@@ -147,6 +148,7 @@ class Passes:
         self._writer = RowWriter(payload, overlap=settings.overlap)
         device = devices.runtime_of(payload.layout.device)
         self._pace = devices.Pace(device) if device is not None else None
+        self._paced_steps = 0  # so many steps will be paced still
         self._spare: dict[int, Tensor] = {}  # partial sums, by depth
         self._durations: deque[float] = deque(maxlen=16)
         self._usual_visits = 0
@@ -160,8 +162,8 @@ class Passes:
 
     @property
     def pace(self) -> devices.Pace | None:
-        """What keeps the host close to a device."""
-        return self._pace
+        """What keeps the host close to a device; None while this worker is not late."""
+        return self._pace if self._paced_steps else None
 
     @property
     def usual_s(self) -> float:
@@ -182,8 +184,17 @@ class Passes:
             return 0.0
         return min(1.0, max(0, self.visits - 1) / self._usual_visits)
 
+    def note_late(self) -> None:
+        """Hear that the step was decoded before this worker had done its part.
+
+        For a while passes keep the host close to the device, so that they can be left
+        early. A worker that is not late does not pay for that.
+        """
+        self._paced_steps = _PACED_STEPS
+
     def begin(self, step: int) -> None:
         """Prepare for the first pass of a step on this worker."""
+        self._paced_steps = max(0, self._paced_steps - 1)
         self.visits = 0
         if self._injector is not None:
             self._injector.begin(step, self.usual_s)

@@ -40,6 +40,7 @@ class OwnWork:
         """Compute and send the own items, unless the step is decoded before."""
         state = context.state
         if state.forwarded:
+            self._passes.note_late()
             return
         clock = Stopwatch()
         self._passes.begin(context.step)
@@ -50,6 +51,7 @@ class OwnWork:
         except Abandoned:
             state.abandoned = True
             state.done = self._passes.progress()
+            self._passes.note_late()
         else:
             self._passes.note_duration(clock.total())
         self._late.over(abandoned=state.abandoned)

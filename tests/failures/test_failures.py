@@ -77,13 +77,30 @@ WHO = {
 SPARED = {"exception_between_steps": {2}, "leaves_early": {2}}
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_every_worker_says_what_is_wrong(case: str, tmp_path: Path) -> None:
-    begin, workers = time.monotonic(), PROCESSES.get(case, WORKERS)
+# These end a process, MPI or torch.distributed of some workers, so each has a job of
+# its own. The others follow one another in the same processes, which join a new job
+# after each failure.
+ALONE = {
+    "bad_faults",
+    "exception_of_a_leader",
+    "overflow_in_a_group",
+    "a_member_at_another_step",
+    "exception_between_steps",
+    "leaves_early",
+    "leaves_in_training",
+    "exception_in_the_loss",
+    "exception_of_a_member",
+    "a_member_leaves",
+    "no_thread_multiple",
+}
+
+
+def run(folder: Path, cases: list[str], workers: int, limit_s: int) -> str:
+    """Run the cases in one job; return what it printed."""
     done = subprocess.run(
-        ["timeout", "--kill-after=5", "60", "bash", "launch/mpirun.sh",
+        ["timeout", "--kill-after=5", str(limit_s), "bash", "launch/mpirun.sh",
          "-n", str(workers), sys.executable, "tests/failures/job.py",
-         case, str(tmp_path)],
+         str(folder), *cases],
         cwd=ROOT,
         env=os.environ | {"PYTHON": sys.executable},
         stdout=subprocess.PIPE,
@@ -91,16 +108,51 @@ def test_every_worker_says_what_is_wrong(case: str, tmp_path: Path) -> None:
         text=True,
         check=False,
     )  # fmt: skip
-    seconds = time.monotonic() - begin
     assert done.returncode not in (0, 124, 137), done.stdout
-    assert seconds < LIMIT_S, f"{seconds:.0f} s: {done.stdout}"
+    return done.stdout
+
+
+def check(folder: Path, case: str, printed: str) -> None:
+    """Every worker wrote what is wrong."""
+    workers = PROCESSES.get(case, WORKERS)
     for worker in set(range(workers)) - SPARED.get(case, set()):
-        file = tmp_path / f"{worker}.txt"
-        assert file.exists(), f"worker {worker} said nothing: {done.stdout}"
+        file = folder / f"{case}.{worker}.txt"
+        assert file.exists(), f"worker {worker} said nothing: {printed}"
         for words in CASES[case]:
-            assert words in file.read_text(), done.stdout
+            assert words in file.read_text(), printed
         if worker != workers - 1:
-            assert WHO.get(case, "") in file.read_text(), done.stdout
+            assert WHO.get(case, "") in file.read_text(), printed
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c in ALONE])
+def test_every_worker_says_what_is_wrong_and_ends(case: str, tmp_path: Path) -> None:
+    begin = time.monotonic()
+    printed = run(tmp_path, [case], PROCESSES.get(case, WORKERS), 60)
+    seconds = time.monotonic() - begin
+    assert seconds < LIMIT_S, f"{seconds:.0f} s: {printed}"
+    check(tmp_path, case, printed)
+
+
+@pytest.fixture(scope="module", params=[WORKERS, 4])
+def one_job(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, int, str]:
+    """The folder, the size and the output of a job that fails again and again."""
+    workers: int = request.param
+    folder = tmp_path_factory.mktemp("failures")
+    cases = [
+        c for c in CASES if c not in ALONE and PROCESSES.get(c, WORKERS) == workers
+    ]
+    return folder, workers, run(folder, cases, workers, 200)
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c not in ALONE])
+def test_every_worker_says_what_is_wrong(
+    case: str, one_job: tuple[Path, int, str]
+) -> None:
+    folder, workers, printed = one_job
+    if PROCESSES.get(case, WORKERS) == workers:
+        check(folder, case, printed)
 
 
 def test_no_mpi_at_all() -> None:

@@ -168,11 +168,12 @@ def test_a_backward_inside_the_loss_function() -> None:
         model(x).sum().backward()
         return model(x)
 
-    assert same(model, [model, forward]).early == []
+    assert same(model, [model, forward]).early  # the earlier portions are in the sum
     assert same(model, [forward, model]).early
 
 
-def test_hooks_of_the_user_after_ours() -> None:
+def test_hooks_of_the_user() -> None:
+    """Those that come before ours are seen; after one behind ours, buckets wait."""
     model = layers()
 
     def clamp(p: Tensor) -> None:
@@ -182,7 +183,67 @@ def test_hooks_of_the_user_after_ours() -> None:
         for p in module.parameters():
             p.register_post_accumulate_grad_hook(clamp)
 
-    assert same(model, [model, model], clip).early == []
+    assert same(model, [model, model], clip).early
+    model = layers()
+    early, late = Bench(model), Bench(model, overlap=False)
+    early.row(model)
+    handles = [p.register_post_accumulate_grad_hook(clamp) for p in model.parameters()]
+    assert torch.equal(early.row(model), late.row(model))
+    assert early.early == []
+    for handle in handles:
+        handle.remove()
+    assert torch.equal(early.row(model), late.row(model))
+    assert early.early
+
+
+def test_one_hook_per_bucket() -> None:
+    """Counted: after the pass that learns, a bucket has one hook at most."""
+    model = layers()
+    bench = Bench(model)
+    bench.row(model)
+    bench.row(model)
+    hooks = sum(len(p._post_accumulate_grad_hooks or ()) for p in model.parameters())
+    assert hooks <= len(bench.layout.bucket_starts) - 1
+
+
+def test_gradients_that_are_there_before_the_backward() -> None:
+    """They are added to, as in an accumulation; some get no further portion."""
+    model = layers()
+    skip = lambda x: model[3](model[0](x))  # noqa: E731
+    early, late = Bench(model), Bench(model, overlap=False)
+    for forward in (model, model, skip):
+        rows = []
+        for bench in (early, late):
+            model(X).square().sum().backward()
+            rows.append(bench.row(forward))
+        assert torch.equal(*rows)
+    assert 0 < len(early.early) < len(early.sent)
+
+
+def test_another_order_than_learned() -> None:
+    """Layers run in turned order: equal bits, and the order is learned again."""
+    model = layers()
+    turned = lambda x: model[0](model[1](model[2](model[3](x))))  # noqa: E731
+    bench = same(model, [model, model, turned, turned, turned, turned])
+    assert len(bench.early) >= len(bench.sent) - 2
+
+
+def test_a_gradient_that_is_changed_after_it_was_encoded() -> None:
+    """One of whose buckets the last still waits for the neighbour's gradient."""
+    model = layers()
+    bench = Bench(model)
+    bench.row(model)
+
+    def change(g: Tensor) -> Tensor:
+        for p in model[3].parameters():
+            if p.grad is not None:
+                p.grad.mul_(2)
+        return g
+
+    model[2].bias.register_hook(change)
+    model[2].weight.register_hook(change)
+    with pytest.raises(ConfigError, match=r"'3\.\w+'.*overlap=False"):
+        bench.row(model)
 
 
 def test_nothing_and_closing() -> None:

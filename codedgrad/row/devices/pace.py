@@ -12,10 +12,11 @@ if TYPE_CHECKING:
 class Pace:
     """Bounds the number of module boundaries that the host is ahead of the device.
 
-    A host that has queued a whole pass on the device can no longer abandon it.
+    A host that has queued a whole pass on the device can no longer abandon it. A pass
+    has few boundaries (`codedgrad.step.boundaries`), so few are ahead.
     """
 
-    def __init__(self, runtime: DeviceRuntime, ahead: int = 8) -> None:
+    def __init__(self, runtime: DeviceRuntime, ahead: int = 2) -> None:
         """Lets the host be `ahead` boundaries in front of the device, and no more."""
         self._runtime = runtime
         self._free = [runtime.event() for _ in range(ahead)]

@@ -1,0 +1,162 @@
+"""The order in which a backward brings gradients, learned in one pass.
+
+A Python hook costs a backward microseconds, on each parameter far more than the
+encoding of small models. So only one pass, which learns the order, has a hook on every
+parameter. From then on a bucket has one hook, on the parameter whose gradient comes
+last of the bucket's: when it is called, the others have come.
+
+The order may change. A gradient that has not come when the hook is called makes its
+bucket wait for the end of the backward, and the order is learned again in a later pass;
+one that comes later although its bucket is encoded is refused by the writer.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from torch import Tensor
+
+_LONGEST_REST = 256  # passes between two that learn
+
+
+class ArrivalOrder:
+    """Tells of the buckets of one model whose gradients have all come.
+
+    Attributes:
+        learned: False in a pass that learns the order and tells nothing.
+    """
+
+    def __init__(
+        self,
+        parameters: Sequence[Tensor],
+        inside: Sequence[Sequence[int]],
+        complete: Callable[[int], None],
+    ) -> None:
+        """Prepare to learn; the hooks come with the first `begin`.
+
+        Args:
+            parameters: those of the model.
+            inside: for every bucket, the indices of the parameters in it.
+            complete: called with a bucket whose gradients have all come.
+        """
+        self._parameters = parameters
+        self._inside = inside
+        self._complete = complete
+        self.learned = False
+        self._handles: list[Any] = []
+        self._closes: dict[int, list[int]] = {}  # by parameter, the buckets it closes
+        self._usual: dict[int, int] = {}  # portions of each closing gradient
+        self._came: list[int] = []  # the portions of this pass, in their order
+        self._rest = 0  # passes until the order may be learned again
+        self._next_rest = 1
+        self._late = False  # a bucket had to wait for a gradient out of order
+        self._running = False
+        self._earlier: dict[int, tuple[Tensor, int]] = {}  # gradients, their versions
+
+    def close(self) -> None:
+        """Take the hooks off."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def begin(self) -> None:
+        """Prepare for a pass, before its forward."""
+        self._running = False
+        self._came = []
+        if self.learned and self._late and self._rest == 0:
+            self.learned = False
+            self._next_rest = min(2 * self._next_rest, _LONGEST_REST)
+            self.close()
+        self._rest = max(0, self._rest - 1)
+        self._late = False
+        if not self._handles:
+            self._attach(range(len(self._parameters)))
+
+    def backward_begins(self, first: Tensor | None = None) -> bool:
+        """Begin to listen; returns whether buckets will be told of in this backward.
+
+        They are not while the order is learned, and where the user has attached a hook
+        to a closing parameter after ours, which may change the gradient.
+
+        Args:
+            first: the parameter whose gradient has come already, if one has. All other
+                gradients that are there now are from earlier backwards.
+        """
+        self._running = True
+        self._earlier = {
+            i: (p.grad, p.grad._version)
+            for i, p in enumerate(self._parameters)
+            if p.grad is not None and p is not first
+        }
+        return self.learned and all(
+            _last_hook(self._parameters[i]) == handle.id
+            for i, handle in zip(self._closes, self._handles, strict=True)
+        )
+
+    def came(self, index: int) -> bool:
+        """Return whether this backward has given the parameter a gradient so far."""
+        gradient = self._parameters[index].grad
+        if gradient is None:
+            return False
+        earlier = self._earlier.get(index)
+        return (
+            earlier is None
+            or earlier[0] is not gradient
+            or earlier[1] != gradient._version
+        )
+
+    def end(self) -> None:
+        """Stop to listen, after a backward that is complete."""
+        if self._running and not self.learned and self._came:
+            self._learn()
+        self._running = False
+
+    def abort(self) -> None:
+        """Stop to listen; nothing is learned from a pass that ended early."""
+        self._running = False
+
+    def out_of_order(self) -> None:
+        """Hear that a gradient came after the hook of its bucket was called."""
+        self._late = True
+
+    def _attach(self, indices: Iterable[int]) -> None:
+        self._handles = [
+            self._parameters[i].register_post_accumulate_grad_hook(
+                partial(self._gradient_came, i)
+            )
+            for i in indices
+        ]
+
+    def _learn(self) -> None:
+        last = {index: place for place, index in enumerate(self._came)}
+        self._closes = {}
+        for bucket, indices in enumerate(self._inside):
+            came = [i for i in indices if i in last]
+            if came:
+                closing = max(came, key=last.__getitem__)
+                self._closes.setdefault(closing, []).append(bucket)
+        self._usual = {i: self._came.count(i) for i in self._closes}
+        self._rest = self._next_rest
+        self.learned = True
+        self.close()
+        self._attach(self._closes)  # now, so that hooks of the user's are after ours
+
+    def _gradient_came(self, index: int, _parameter: Tensor) -> None:
+        """The hook: a gradient, or a portion of it, has been added to `p.grad`."""
+        if not self._running:
+            return
+        self._came.append(index)
+        if not self.learned or self._came.count(index) != self._usual[index]:
+            return
+        for bucket in self._closes[index]:
+            self._complete(bucket)
+
+
+def _last_hook(parameter: Tensor) -> int | None:
+    """Returns the number of the hook that is called last with the gradient."""
+    hooks = getattr(parameter, "_post_accumulate_grad_hooks", None)
+    return next(reversed(hooks)) if hooks else None
