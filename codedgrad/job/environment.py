@@ -15,7 +15,15 @@ from codedgrad.errors import ConfigError
 _WORLD_SIZES = (
     ("HOROVOD_SIZE", "horovodrun --gloo"),
     ("OMPI_COMM_WORLD_SIZE", "Open MPI's mpirun"),
+    ("MV2_COMM_WORLD_SIZE", "MVAPICH's mpirun"),
     ("PMI_SIZE", "MPICH's mpirun"),
+)
+# Launchers that start processes without MPI, by a variable that only they set.
+_WITHOUT_MPI = (
+    ("TORCHELASTIC_RUN_ID", "torchrun (or accelerate launch)"),
+    ("GROUP_RANK", "torchrun"),
+    ("RANK", "a launcher that sets RANK and WORLD_SIZE (torchrun, deepspeed, ...)"),
+    ("WORLD_SIZE", "a launcher that sets WORLD_SIZE"),
 )
 # By these a process knows that a launcher has started it; the second line is what a
 # user may have set by hand.
@@ -82,7 +90,11 @@ def _switch(name: str) -> str:
 
 
 def launcher_world() -> tuple[str, int] | None:
-    """Return (launcher, workers it started), or None if there is no sign of one."""
+    """Return (launcher, workers it started), or None if there is no sign of one.
+
+    A launcher of MPI processes comes first: under mpirun, the variables of torchrun
+    belong to something around the job, or are set for other libraries.
+    """
     names = list(_WORLD_SIZES)
     if "SLURM_PROCID" in os.environ and "SLURM_STEP_ID" in os.environ:
         names.append(("SLURM_NTASKS", "srun"))
@@ -90,7 +102,17 @@ def launcher_world() -> tuple[str, int] | None:
         value = os.environ.get(variable, "")
         if value.isdigit():
             return name, int(value)
+    value = os.environ.get("WORLD_SIZE", "")
+    for variable, name in _WITHOUT_MPI:
+        if value.isdigit() and variable in os.environ:
+            return name, int(value)
     return None
+
+
+def slurm_tasks() -> int:
+    """Return the number of tasks of the Slurm job around this process, or 0."""
+    value = os.environ.get("SLURM_NTASKS", "")
+    return int(value) if value.isdigit() and "SLURM_JOB_ID" in os.environ else 0
 
 
 def without_launcher() -> dict[str, str]:
@@ -106,12 +128,14 @@ def without_launcher() -> dict[str, str]:
     }
 
 
-def export_torchrun_variables(values: dict[str, object]) -> None:
-    """Set RANK, WORLD_SIZE, ... for libraries that look for them, unless they are set.
+def keep_others_alone() -> None:
+    """Keep libraries in this process from making DDP of an MPI job.
 
-    Args:
-        values: by name; those that are None are left out.
+    Accelerate, and with it transformers' Trainer, takes a size above 1 in Open MPI's
+    variables for a wish to train with DistributedDataParallel, on CPUs. Gradients would
+    be averaged twice then, and all workers would wait for the slowest. It looks at
+    MPICH's variable first, which Open MPI does not use. For the same reason nothing
+    here sets RANK, LOCAL_RANK or WORLD_SIZE.
     """
-    for name, value in values.items():
-        if value is not None:
-            os.environ.setdefault(name, str(value))
+    if "OMPI_COMM_WORLD_SIZE" in os.environ:
+        os.environ.setdefault("PMI_SIZE", "1")

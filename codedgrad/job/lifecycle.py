@@ -70,7 +70,7 @@ def init(comm: Any = None, *, timeout_s: float = 600.0) -> None:
             timeout_s=timeout_s,
         )
     )
-    environment.export_torchrun_variables(place.torchrun_variables())
+    environment.keep_others_alone()
     _tell_others_of_exceptions()
     atexit.register(_at_exit)
 

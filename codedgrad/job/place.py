@@ -29,18 +29,6 @@ class Place:
     cross_rank: int = 0
     cross_size: int = 1
 
-    def torchrun_variables(self) -> dict[str, object]:
-        """Return what torchrun would set; None for what is not known."""
-        one_machine = self.local_size == self.size
-        return {
-            "RANK": self.rank,
-            "WORLD_SIZE": self.size,
-            "LOCAL_RANK": self.local_rank,
-            "LOCAL_WORLD_SIZE": self.local_size,
-            "MASTER_ADDR": "127.0.0.1" if one_machine else None,
-            "MASTER_PORT": 29500,
-        }
-
 
 def find_place(job: Channel) -> Place:
     """Find out where the processes of the job run. Collective."""

@@ -5,10 +5,14 @@ Each error names what was found and the remedy, and points to the doctor.
 
 from __future__ import annotations
 
+import logging
+import multiprocessing
 from typing import Any
 
 from codedgrad.errors import EnvironmentSetupError
 from codedgrad.job import channel, environment
+
+log = logging.getLogger("codedgrad")
 
 _DOCTOR = "`python -m codedgrad doctor` says what this machine has."
 
@@ -81,13 +85,38 @@ def check_launcher(world_size: int) -> None:
     """
     launched = environment.launcher_world()
     if launched is None or launched[1] == world_size:
+        if world_size == 1:
+            _say_alone()
         return
     name, size = launched
-    remedy = (
-        "start it with `horovodrun --mpi` or mpirun"
-        if "gloo" in name
-        else "use the launcher that belongs to the MPI that mpi4py loads"
-    )
+    if "gloo" in name:
+        remedy = "start it with `horovodrun --mpi` or mpirun"
+    elif "torchrun" in name or "WORLD_SIZE" in name:
+        remedy = (
+            f"each would train alone on all the data. Start the script with MPI, e.g. "
+            f"`mpirun -n {size} python train.py` (see launch/README.md); in a "
+            f"process that is to be alone, unset RANK, LOCAL_RANK and WORLD_SIZE"
+        )
+    else:
+        remedy = "use the launcher that belongs to the MPI that mpi4py loads"
     raise EnvironmentSetupError(
         f"{name} started {size} workers, but MPI sees {world_size}: {remedy}. {_DOCTOR}"
     )
+
+
+def _say_alone() -> None:
+    """Log that this process is the only worker; a warning if that looks wrong."""
+    tasks = environment.slurm_tasks()
+    if tasks > 1:
+        log.warning(
+            "1 worker, although this Slurm job has %d tasks; to train with all of "
+            "them, start the script with `srun --mpi=pmix` or mpirun",
+            tasks,
+        )
+    elif multiprocessing.parent_process() is not None:
+        log.warning(
+            "1 worker, in a process that Python's multiprocessing has started; to "
+            "train with several, start the script with mpirun instead of mp.spawn"
+        )
+    else:
+        log.info("1 worker")

@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from codedgrad.errors import ConfigError, MismatchError
 from codedgrad.job import agreement
 from codedgrad.job.runtime import DISAGREE
-from codedgrad.ops.digest import tensor_digest
 from codedgrad.row import checks
+from codedgrad.row.digest import tensor_digest
 from codedgrad.step.content import content_digest, in_memory
 from codedgrad.step.rng import spread_bits
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from codedgrad.data.samples import read_sample, tensors_of
-from codedgrad.ops.digest import tensor_digest
+from codedgrad.row.digest import tensor_digest
 from codedgrad.step.rng import own_rng, seed_pass, spread_bits
 
 if TYPE_CHECKING:

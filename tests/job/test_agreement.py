@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from types import SimpleNamespace
 
 import pytest
@@ -18,17 +19,28 @@ def compare(
 ) -> MismatchError | None:
     """What worker 0 is told where it has MINE and the others these."""
 
-    def gather(data: bytes, occasion: str) -> list[bytes]:
-        assert occasion == "to compare the settings"
-        same = [("\x1e".join("\x1f".join(p) for p in o)).encode() for o in others]
-        return [data, *same]
+    texts = [("\x1e".join("\x1f".join(p) for p in o)).encode() for o in others]
+    occasions: list[str] = []
 
-    monkeypatch.setattr(runtime, "_current", SimpleNamespace(gather=gather))
+    def gather(data: bytes, occasion: str) -> list[bytes]:
+        occasions.append(occasion)
+        if occasion == "to compare the settings":
+            assert len(data) == 16  # a hash, whatever the length of the text
+            hashes = [hashlib.blake2b(t, digest_size=16).digest() for t in texts]
+            return [data, *hashes]
+        return [data, *texts]
+
+    job = SimpleNamespace(gather=gather, unit="worker")
+    monkeypatch.setattr(runtime, "_current", job)
+    found = None
     try:
         check_agreement("settings", MINE)
     except MismatchError as error:
-        return error
-    return None
+        found = error
+    # Nobody raises before all have the texts.
+    assert len(occasions) == (1 if found is None else 3)
+    assert found is None or found.everywhere
+    return found
 
 
 def test_all_agree(monkeypatch: pytest.MonkeyPatch) -> None:

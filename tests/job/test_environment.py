@@ -9,13 +9,14 @@ import pytest
 from codedgrad.errors import ConfigError
 from codedgrad.job import environment
 
-LAUNCHERS = ("OMPI_", "PMI", "SLURM_", "HOROVOD_")
+LAUNCHERS = ("OMPI_", "PMI", "MV2_", "SLURM_", "HOROVOD_", "TORCHELASTIC_")
+OTHERS = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "GROUP_RANK"}
 
 
 @pytest.fixture(autouse=True)
 def no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
-        if name.startswith(LAUNCHERS):
+        if name.startswith(LAUNCHERS) or name in OTHERS:
             monkeypatch.delenv(name)
 
 
@@ -55,10 +56,54 @@ def test_an_environment_without_a_launcher(monkeypatch: pytest.MonkeyPatch) -> N
     assert not left.keys() & set(dropped)
 
 
-def test_torchruns_variables_beat_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "environ", {"RANK": "7"})
-    environment.export_torchrun_variables({"RANK": 1, "WORLD_SIZE": 2, "ADDR": None})
-    assert os.environ == {"RANK": "7", "WORLD_SIZE": "2"}
+TORCHRUN = {"TORCHELASTIC_RUN_ID": "none", "GROUP_RANK": "0", "RANK": "1"}
+DEEPSPEED = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "4"}
+
+
+@pytest.mark.parametrize(
+    ("variables", "name"),
+    [
+        ({**TORCHRUN, "WORLD_SIZE": "4"}, "torchrun (or accelerate launch)"),
+        ({"GROUP_RANK": "0", "RANK": "3", "WORLD_SIZE": "4"}, "torchrun"),
+        (DEEPSPEED, "a launcher that sets RANK"),
+        ({"WORLD_SIZE": "4"}, "a launcher that sets WORLD_SIZE"),
+    ],
+)
+def test_a_launcher_without_mpi(
+    variables: dict[str, str], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable, value in variables.items():
+        monkeypatch.setenv(variable, value)
+    found = environment.launcher_world()
+    assert found is not None
+    assert found[0].startswith(name)
+    assert found[1] == 4
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")  # mpirun comes first
+    assert environment.launcher_world() == ("Open MPI's mpirun", 2)
+
+
+@pytest.mark.parametrize("variables", [TORCHRUN, {"RANK": "0"}, {"WORLD_SIZE": "?"}])
+def test_a_rank_without_a_size_is_no_launcher(
+    variables: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable, value in variables.items():
+        monkeypatch.setenv(variable, value)
+    assert environment.launcher_world() is None
+
+
+def test_nothing_makes_other_libraries_believe_in_torchrun(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(os, "environ", {"OMPI_COMM_WORLD_SIZE": "2"})
+    environment.keep_others_alone()
+    # What Accelerate takes for the number of processes of DDP.
+    names = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE", "WORLD_SIZE")
+    assert next(os.environ[n] for n in names if n in os.environ) == "1"
+    assert not os.environ.keys() & OTHERS
+    assert environment.launcher_world() == ("Open MPI's mpirun", 2)
+    monkeypatch.setattr(os, "environ", {"PMI_SIZE": "2"})
+    environment.keep_others_alone()
+    assert os.environ == {"PMI_SIZE": "2"}
 
 
 def test_switches(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,13 +47,3 @@ def test_places(on: str, rank: int, numbers: tuple[int, ...]) -> None:
     channel: Any = FakeChannel(rank, list(on), list(range(len(on))))
     assert find_place(channel) == Place(*numbers)
     assert channel.machine.freed
-
-
-def test_torchruns_variables() -> None:
-    variables = Place(2, 4, 2, 4).torchrun_variables()
-    assert variables["RANK"] == variables["LOCAL_RANK"] == 2
-    assert variables["WORLD_SIZE"] == variables["LOCAL_WORLD_SIZE"] == 4
-    assert variables["MASTER_ADDR"] == "127.0.0.1"
-    # Where the job spans machines, the address of the first is not known here.
-    elsewhere = Place(2, 4, local_size=2, cross_rank=1, cross_size=2)
-    assert elsewhere.torchrun_variables()["MASTER_ADDR"] is None

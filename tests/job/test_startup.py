@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import pytest
 
 from codedgrad.errors import EnvironmentSetupError
@@ -49,7 +51,12 @@ def test_an_engine_of_another_mpi() -> None:
 
 @pytest.mark.parametrize(
     ("name", "remedy"),
-    [("horovodrun --gloo", "horovodrun --mpi"), ("srun", "use the launcher that")],
+    [
+        ("horovodrun --gloo", "horovodrun --mpi"),
+        ("srun", "use the launcher that"),
+        ("torchrun", "mpirun -n 4 python"),
+        ("a launcher that sets WORLD_SIZE", "unset RANK, LOCAL_RANK and WORLD_SIZE"),
+    ],
 )
 def test_a_launcher_of_another_mpi(
     name: str, remedy: str, monkeypatch: pytest.MonkeyPatch
@@ -59,3 +66,16 @@ def test_a_launcher_of_another_mpi(
     words = f"{name} started 4 workers, but MPI sees 1: .*{remedy}"
     with pytest.raises(EnvironmentSetupError, match=words):
         startup.check_launcher(1)
+
+
+@pytest.mark.parametrize("tasks", [0, 4])
+def test_one_worker_is_said(
+    tasks: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(environment, "launcher_world", lambda: None)
+    monkeypatch.setattr(environment, "slurm_tasks", lambda: tasks)
+    with caplog.at_level(logging.INFO, logger="codedgrad"):
+        startup.check_launcher(1)
+    (record,) = caplog.records
+    assert record.getMessage().startswith("1 worker")
+    assert record.levelno == (logging.WARNING if tasks else logging.INFO)

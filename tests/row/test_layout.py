@@ -54,8 +54,9 @@ def test_every_element_belongs_to_one_thing(wire: str, workers: int) -> None:
     assert not tail.any()
     tail[layout.change_area] += 1
     tail[layout.used_area] += 1
+    tail[layout.check_area] += 1
     tail[layout.loss_place] += 1
-    parts = 3 + 3 + 1 + len(layout.parameters) + 1
+    parts = 3 + 3 + 1 + len(layout.parameters) + checks.ELEMENTS + 1
     assert (tail[:parts] == 1).all()
     assert not tail[parts:].any()
 
