@@ -24,6 +24,7 @@ from codedgrad.errors import (
 from codedgrad.faults import Faults
 from codedgrad.gradient import CodedGradient
 from codedgrad.job.broadcast import broadcast_optimizer_state, broadcast_parameters
+from codedgrad.job.checkpoint import save
 from codedgrad.job.lifecycle import init, is_initialized, shutdown
 from codedgrad.job.runtime import (
     barrier,
@@ -74,6 +75,7 @@ __all__ = [
     "local_size",
     "monitor",
     "rank",
+    "save",
     "shutdown",
     "size",
 ]

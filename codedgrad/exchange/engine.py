@@ -9,7 +9,8 @@ from codedgrad.exchange.base import Arrival, RowBuffer, Settled
 from codedgrad.exchange.memory import memory_of
 from codedgrad.exchange.plan import check_wire, plan_of, required_rows, row_number
 from codedgrad.exchange.settle import engine_settings
-from codedgrad.job.waiting import Waiting
+from codedgrad.job.progress import Deadlock
+from codedgrad.job.waiting import Waiting, give_up
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -64,8 +65,6 @@ class EngineExchange:
             ConfigError: the engine refuses the settings (window, buckets, rows), or
                 nothing can be estimated of this code's rows.
         """
-        from codedgrad.job import _engine
-
         self._runtime, self._code = runtime, code
         self._starts = layout.bucket_starts
         self._count = layout.bucket_starts[-1]
@@ -75,30 +74,45 @@ class EngineExchange:
         estimates = None
         if approximate is not None:
             estimates = engine_settings(approximate, code, layout)
-        plain = layout.narrow_buckets == 0 and approximate is None
+        self._session: dict[str, Any] = {
+            "plan": plan,
+            "bucket_starts": layout.bucket_starts,
+            "dtype": str(layout.dtype).removeprefix("torch."),
+            "window": settings.window,
+            "wire": layout.wire,
+            "narrow_buckets": layout.narrow_buckets,
+            "approximate": estimates,
+        }
+        self._layout = layout
+        self._begun = first_step - 1  # the last step that was begun
+        self._open(first_step)
+        self._made = runtime.track(first_step)
+        self._deadlock = Deadlock(runtime, self._give_up, self._made)
+
+    def _open(self, first_step: int) -> None:
+        """Open the session of the engine, whose first step is `first_step`."""
+        from codedgrad.job import _engine
+
+        plan, layout = self._session["plan"], self._layout
+        plain = layout.narrow_buckets == 0 and self._session["approximate"] is None
         self._memory = memory_of(
-            runtime,
+            self._runtime,
             layout,
             summable=plain and plan.most_inputs <= _engine.MOST_DEVICE_INPUTS,
         )
         try:
             self._core = _engine.Exchange(
-                runtime.engine,
+                self._runtime.engine,
                 _engine.SessionSettings(
-                    plan=plan,
-                    bucket_starts=layout.bucket_starts,
-                    dtype=str(layout.dtype).removeprefix("torch."),
-                    window=settings.window,
-                    first_step=first_step,
-                    wire=layout.wire,
-                    narrow_buckets=layout.narrow_buckets,
-                    approximate=estimates,
-                    memory=self._memory.kind,
+                    **self._session, first_step=first_step, memory=self._memory.kind
                 ),
             )
         except ValueError as error:
             raise ConfigError(str(error)) from None
         self._memory.opened(self._core)
+
+    def _give_up(self, text: str) -> None:
+        give_up(self._runtime, text)
 
     # ---- a step, in order ----
 
@@ -112,15 +126,29 @@ class EngineExchange:
 
     def begin(self, step: int) -> float:
         """See `base.Exchange`."""
-        waiting = None
+        if step == self._begun and self._runtime.size == 1:
+            self._begin_again(step)
+        self._begun = step
+        occasion, waiting = f"to begin step {step}", None
         while True:
+            self._deadlock.look(occasion, step)
             ok, behind = self._core.begin(step, 0.0 if waiting is None else 1.0)
             if ok:
                 return 0.0 if waiting is None else waiting.seconds()
             if waiting is None:
-                waiting = Waiting(self._runtime, f"to begin step {step}")
+                waiting = Waiting(self._runtime, occasion)
             else:
                 waiting.tick(behind)
+
+    def _begin_again(self, step: int) -> None:
+        """Drop what a step that an exception has ended has sent so far.
+
+        Only a worker that is alone comes here; where there are others, such an
+        exception is the end of the job.
+        """
+        self._memory.close()
+        self._core.close()
+        self._open(step)
 
     def forwarded(self, step: int) -> bool:
         """See `base.Exchange`."""
@@ -159,13 +187,17 @@ class EngineExchange:
 
     def wait_all(self, step: int) -> None:
         """See `base.Exchange`."""
-        waiting = Waiting(self._runtime, f"in step {step}", quiet_s=5.0)
+        occasion = f"in step {step}"
+        waiting = Waiting(self._runtime, occasion, quiet_s=5.0)
         while not self.wait(step, 1.0):
+            self._deadlock.look(occasion, step)
             waiting.tick(self._blockers(step))
 
     def take(self, step: int) -> tuple[Tensor, Tensor]:
         """See `base.Exchange`."""
-        return self._memory.result(self._core.take(step))
+        result = self._memory.result(self._core.take(step))
+        self._made.steps = step + 1
+        return result
 
     def _blockers(self, step: int) -> list[int]:
         """Returns workers whose own rows are missing; else owners whose slices are."""
@@ -216,3 +248,4 @@ class EngineExchange:
         self._runtime.gather(b"", "to close an exchange")
         self._core.close()
         self._runtime.gather(b"", "to close an exchange")
+        self._runtime.progress.forget(self._made)

@@ -159,7 +159,7 @@ class GroupChannel:
         awaited = self.ranks[:1] if leader_only else self.ranks
         others = [r for r in awaited if r != self.job.rank]
         runtime = self._longer if leader_only else self.job
-        waiting = Waiting(runtime, occasion, quiet_s=5.0)
+        waiting = Waiting(runtime, occasion, quiet_s=5.0, joined=True)
         begin = ticked = time.monotonic()
         try:
             while not test():

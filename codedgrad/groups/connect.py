@@ -112,7 +112,7 @@ class Leaders:
 
     def __init__(self, job: Runtime, ranks: list[int]) -> None:
         """Connect the leaders, whose `ranks` are those in the job. Collective."""
-        self.runtime = job.over(job.channel.of_ranks(ranks), "group")
+        self.runtime = job.over(job.channel.of_ranks(ranks), "group", ranks)
         self._tie = _Tie(job.engine, self.runtime.engine)
 
     def stop(self, timeout_s: float) -> bool:

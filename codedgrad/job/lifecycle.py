@@ -4,9 +4,11 @@ A worker's engine serves the others until all have come to the end, so leaving i
 collective. There are three ways to leave:
 
     the script ends, or calls `shutdown`    wait for everybody, then leave together
-    the script raises an exception          tell it to the others, who stop with it
-    another worker has failed               stop; MPI_Finalize could wait for ever, so
-                                            the process aborts at its exit
+    the script raises an exception, or      tell it to the others, who stop with it
+    ends with `sys.exit(1)`
+    another worker has failed               stop; where some worker has not stopped,
+                                            MPI_Finalize could wait for ever, so the
+                                            process aborts at its exit
 
 `before_leaving` registers what has to be written in each of these cases.
 """
@@ -19,10 +21,12 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from codedgrad.errors import MismatchError, WorkerError
+from codedgrad.errors import CodedGradError, MismatchError
 from codedgrad.job import environment, runtime, startup
 from codedgrad.job.channel import Channel
+from codedgrad.job.exit_status import ScriptEnd
 from codedgrad.job.place import find_place
+from codedgrad.job.progress import AT_THE_END, decode_steps, uneven
 from codedgrad.job.runtime import Runtime
 
 if TYPE_CHECKING:
@@ -36,6 +40,8 @@ _STOP_S = 30.0  # until an engine has sent all that it still has to send
 _LEAVE_S = 5.0  # until the engines of all others have ended
 
 _crashed = False
+_script: ScriptEnd | None = None  # how the script ends; None before `init`
+_deserted: Runtime | None = None  # was left while others had not left it
 _before_leaving: list[Callable[[], None]] = []
 
 
@@ -51,6 +57,7 @@ def init(comm: Any = None, *, timeout_s: float = 600.0) -> None:
         EnvironmentSetupError: there is no MPI, it runs below MPI_THREAD_MULTIPLE, the
             engine was built for another one, or the launcher belongs to another one.
     """
+    global _script
     if is_initialized():
         return
     mpi = startup.load_mpi()
@@ -71,8 +78,10 @@ def init(comm: Any = None, *, timeout_s: float = 600.0) -> None:
         )
     )
     environment.keep_others_alone()
-    _tell_others_of_exceptions()
-    atexit.register(_at_exit)
+    if _script is None:  # the first `init` of this process
+        _script = ScriptEnd()
+        _tell_others_of_exceptions()
+        atexit.register(_at_exit)
 
 
 def is_initialized() -> bool:
@@ -92,28 +101,43 @@ def shutdown() -> None:
 
     Raises:
         WorkerError: a worker failed, or did not come within `timeout_s`.
+        MismatchError: the workers have made different numbers of steps, or some of them
+            wait for something else.
     """
     _leave()
 
 
-def _leave() -> bool:
-    """Leave as `shutdown` does; return True if every worker has left, too."""
+def _leave() -> None:
+    """Leave as `shutdown` does, and note it if some worker has not left, too."""
+    global _deserted
     _write_records()
     leaver = runtime.find_current()
     if leaver is None:
-        return True
+        return
     runtime.set_current(None)
-    if _crashed or leaver.engine.failed:
-        return _stop(leaver, _FAILURE_GRACE_S)
+    clean, problem = False, None
     try:
-        leaver.gather(b"", "at the end of the job")
-    except (WorkerError, MismatchError):
-        _stop(leaver, _FAILURE_GRACE_S)
-        raise
-    clean = _stop(leaver, _STOP_S)
-    if clean:
-        _leave_together(leaver)
-    return clean
+        if _crashed or leaver.engine.failed:
+            clean = _stop(leaver, _FAILURE_GRACE_S)
+            return
+        try:
+            blobs = leaver.gather(leaver.progress.encode(), AT_THE_END)
+            problem = uneven(leaver.unit, [decode_steps(blob) for blob in blobs])
+        except BaseException as error:
+            leaver.fail(f"worker {leaver.rank} could not leave the job: {error}")
+            clean = _stop(leaver, _FAILURE_GRACE_S)
+            raise
+        clean = _stop(leaver, _STOP_S)
+        if clean:
+            _leave_together(leaver)
+    finally:
+        if not clean:
+            _deserted = leaver
+    if problem is not None:
+        raise MismatchError(
+            f"{problem}. Run the same number of steps on every worker: with samplers "
+            f"of the same length, and without leaving the loop on some of them only"
+        )
 
 
 def _write_records() -> None:
@@ -162,14 +186,19 @@ def _tell_others_of_exceptions() -> None:
 
 
 def _at_exit() -> None:
+    global _crashed, _deserted
     leaver = runtime.find_current()
+    failure = None if _script is None else _script.failure()
+    if leaver is not None and failure is not None and not _crashed:
+        _crashed = True
+        leaver.fail(f"worker {leaver.rank} failed: {failure}")
     try:
-        clean = _leave()
-    except (WorkerError, MismatchError) as error:
+        _leave()
+    except CodedGradError as error:
         log.error("%s", error)  # noqa: TRY400
-        clean = False
-    if leaver is not None and not clean:
+        _deserted = leaver  # an exit status of 0 would say that all is well
+    if _deserted is not None:
         # MPI_Finalize would wait for workers that may never come to it.
         sys.stdout.flush()
         sys.stderr.flush()
-        leaver.channel.abort(1)
+        _deserted.channel.abort(1)

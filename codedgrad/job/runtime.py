@@ -14,9 +14,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from codedgrad.errors import EnvironmentSetupError, MismatchError, WorkerError
 from codedgrad.job import environment
 from codedgrad.job.place import Place
+from codedgrad.job.progress import Announcement, Progress, StepCount
 from codedgrad.job.waiting import Waiting
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from codedgrad.job.channel import Channel
 
 DISAGREE = "the workers disagree about the "  # every MismatchError begins so
@@ -54,6 +57,9 @@ class Runtime:
         unit: what a rank is called in messages.
         parts: what features have set up for the whole job, by name.
         link: the cost of a message, once `exchange.link` has measured it.
+        progress: the steps that this process has made.
+        outer: the runtime of the whole job, and the ranks in it of these processes;
+            None in the runtime of the whole job.
     """
 
     place: Place
@@ -63,6 +69,8 @@ class Runtime:
     unit: str = "worker"
     parts: dict[str, Part] = field(default_factory=dict)
     link: Link | None = None
+    progress: Progress = field(default_factory=Progress)
+    outer: tuple[Runtime, Sequence[int]] | None = None
 
     @property
     def rank(self) -> int:
@@ -74,12 +82,13 @@ class Runtime:
         """The number of processes."""
         return self.place.size
 
-    def over(self, channel: Channel, unit: str) -> Runtime:
+    def over(self, channel: Channel, unit: str, ranks: Sequence[int]) -> Runtime:
         """Return a runtime of some of these processes, with an engine of its own.
 
         Args:
             channel: connects those processes; the engine takes it over.
             unit: what one of them is called in messages.
+            ranks: the ranks in this runtime of those processes, in their order.
         """
         return Runtime(
             place=Place(channel.rank, channel.size),
@@ -89,7 +98,25 @@ class Runtime:
             ),
             timeout_s=self.timeout_s,
             unit=unit,
+            progress=self.progress,
+            outer=(self, ranks),
         )
+
+    def track(self, first_step: int) -> StepCount:
+        """Return the count of steps of a new exchange of these processes."""
+        return self.progress.track(self.unit, first_step)
+
+    def places(self) -> dict[int, Announcement]:
+        """Return who waits in a collective that this worker has not come to."""
+        blobs = self.engine.announced()
+        places = {w: Announcement.decode(blob) for w, blob in blobs.items()}
+        if self.outer is not None:
+            job, ranks = self.outer
+            theirs = job.places()
+            for rank, outer_rank in enumerate(ranks):
+                if outer_rank in theirs:
+                    places.setdefault(rank, theirs[outer_rank])
+        return places
 
     def gather(self, data: bytes, occasion: str) -> list[bytes]:
         """Collect a small byte string from each worker. Collective.
@@ -108,28 +135,34 @@ class Runtime:
             WorkerError: a worker failed, or did not come within `timeout_s`.
             MismatchError: the workers wait on different occasions.
         """
-        self.engine.publish(occasion.encode() + b"\0" + data)
+        self.engine.publish(Announcement.encode(occasion, self.progress, data))
         waiting = Waiting(self, occasion, quiet_s=5.0)
         while True:
             blobs, missing = self._poll_gather()
             if blobs is not None:
                 break
             waiting.tick(missing)
-        pairs = [blob.split(b"\0", 1) for blob in blobs]
-        if any(pair[0] != pairs[0][0] for pair in pairs):
+        told = [Announcement.decode(blob) for blob in blobs]
+        if any(one.occasion != told[0].occasion for one in told):
             places = "; ".join(
-                f"{self.unit} {worker} {pair[0].decode()}"
-                for worker, pair in enumerate(pairs)
+                f"{self.unit} {worker} {one.occasion}"
+                for worker, one in enumerate(told)
             )
             raise MismatchError(
                 f"the workers are at different places: {places}. Run the same script "
                 f"with the same arguments on every worker."
             )
-        return [pair[1] for pair in pairs]
+        return [one.data for one in told]
 
     def fail(self, text: str) -> None:
-        """End the job on every worker with this message; nothing if it has failed."""
-        self.engine.fail(text)
+        """End the job on every worker with this message; nothing if it has failed.
+
+        Where there is one worker, nobody waits for it: the exception that its caller
+        raises is all there is to a failure, and the next call may succeed, as in the
+        next cell of a notebook.
+        """
+        if self.size > 1 or self.outer is not None:
+            self.engine.fail(text)
 
     def error(self) -> WorkerError | MismatchError:
         """Return the job's first failure as an exception."""

@@ -1,8 +1,9 @@
 """A wait for other workers that ends and says for whom.
 
 Whatever a worker waits for, it polls, and calls `Waiting.tick` about once a second.
-A tick logs who is missing, and gives up when those have left the job or when nothing
-has come for `timeout_s`. So no wait hangs, and each error names a worker.
+A tick logs who is missing, and gives up when those have left the job, when they wait
+for this worker in turn (see `progress`), or when nothing has come for `timeout_s`. So
+no wait hangs, and each error names a worker.
 """
 
 from __future__ import annotations
@@ -12,16 +13,15 @@ import time
 from typing import TYPE_CHECKING, Any, Protocol
 
 from codedgrad.errors import WorkerError
+from codedgrad.job.progress import GRACE_S, Deadlock
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from codedgrad.errors import CodedGradError
+    from codedgrad.job.progress import Announcement
 
 log = logging.getLogger("codedgrad")
-
-# What a worker that leaves has sent may still be on its way when its goodbye is here.
-_GONE_GRACE_S = 5.0
 
 
 class Job(Protocol):
@@ -43,6 +43,9 @@ class Job(Protocol):
     def timeout_s(self) -> float:
         """Seconds without news after which a wait is given up."""
 
+    def places(self) -> dict[int, Announcement]:
+        """Return who waits in a collective that this worker has not come to."""
+
     def fail(self, text: str) -> None:
         """End the job on every worker with this message."""
 
@@ -57,10 +60,15 @@ class Waiting:
         job: whose workers are waited for.
         occasion: completes the sentence "worker 0 waits ... for worker(s) 3".
         quiet_s: seconds before the first message in the log.
+        joined: every worker has to join this wait, so one that waits in a collective
+            is waited for in vain. Exchanges look by themselves, and know the steps.
     """
 
-    def __init__(self, job: Job, occasion: str, quiet_s: float = 1.0) -> None:
+    def __init__(
+        self, job: Job, occasion: str, quiet_s: float = 1.0, *, joined: bool = False
+    ) -> None:
         self.job = job
+        self._deadlock = Deadlock(job, self.give_up) if joined else None
         self.occasion = occasion
         self.begin = time.monotonic()
         self._logged = self.begin + quiet_s - 1.0
@@ -76,12 +84,14 @@ class Waiting:
         """
         waited_s = self.seconds()
         job, unit, names = self.job, self.job.unit, self._names(workers)
-        if workers and waited_s > _GONE_GRACE_S:
+        if workers and waited_s > GRACE_S:
             gone = [w for w in job.engine.departed if w in workers]
             if gone:
-                self._give_up(f"{unit}(s) {gone} have left the job; {self.occasion}")
+                self.give_up(f"{unit}(s) {gone} have left the job; {self.occasion}")
+        if self._deadlock is not None:
+            self._deadlock.look(self.occasion, among=workers)
         if waited_s > job.timeout_s:
-            self._give_up(
+            self.give_up(
                 f"nothing came from {unit}(s) {names} for {waited_s:.0f} s "
                 f"{self.occasion}; raise codedgrad.init(timeout_s=...) if that is "
                 f"normal"
@@ -96,20 +106,31 @@ class Waiting:
         """Return the seconds since the wait began."""
         return time.monotonic() - self.begin
 
+    def give_up(self, text: str) -> None:
+        """End the wait, and the job, with this reason; see `give_up`."""
+        give_up(self.job, text)
+
     def _names(self, workers: Sequence[int]) -> str:
         """Name the workers and, where they wait for others in turn, say for what."""
-        places = self.job.engine.announced()
-        words = []
-        for worker in workers:
-            place = places.get(worker, b"").split(b"\0")[0].decode()
-            words.append(f"{worker} (which waits {place})" if place else str(worker))
+        places = self.job.places()
+        words = [
+            f"{worker} (which waits {places[worker].occasion})"
+            if worker in places
+            else str(worker)
+            for worker in workers
+        ]
         return ", ".join(words) or "none in particular"
 
-    def _give_up(self, text: str) -> None:
-        # If the job has failed meanwhile, its first failure is the reason: those who
-        # have left have left because of it.
-        if self.job.engine.failed:
-            raise self.job.error()
-        text = f"{self.job.unit} {self.job.rank} gave up: {text}"
-        self.job.fail(text)
-        raise WorkerError(text)
+
+def give_up(job: Job, text: str) -> None:
+    """End a wait that has no end, and the job with it.
+
+    Raises:
+        WorkerError: always. If the job has failed meanwhile, its first failure is the
+            reason: those who have left have left because of it.
+    """
+    if job.engine.failed:
+        raise job.error()
+    text = f"{job.unit} {job.rank} gave up: {text}"
+    job.fail(text)
+    raise WorkerError(text)

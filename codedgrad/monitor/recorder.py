@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import logging
 import math
+import os
 import time
 from operator import attrgetter
 from pathlib import Path
@@ -17,6 +20,8 @@ if TYPE_CHECKING:
 
     from codedgrad.monitor.columns import Column
     from codedgrad.monitor.report import StepReport
+
+log = logging.getLogger("codedgrad")
 
 _FLUSH_EVERY_S = 1.0  # a killed worker loses at most this much of its log
 _STEP, *_OTHERS = LOGGED
@@ -42,6 +47,9 @@ class Recorder:
         done           The share of the required passes that was done.
 
     The other columns are fields of `StepReport`.
+
+    A log that can no longer be written (the disk is full, the folder was removed) ends
+    with one warning, and the training goes on without it.
     """
 
     def __init__(self, folder: str | Path, worker: int) -> None:
@@ -61,10 +69,12 @@ class Recorder:
             ) from None
         except OSError as error:
             raise ConfigError(f"the log {path} cannot be written: {error}") from error
+        self._path = path
         self._worker = str(worker)
         self._texts = [_text_of(column, worker) for column in LOGGED]
         self._writer = csv.writer(self._file, lineterminator="\n")
         self._lines: list[tuple[str, ...]] = [HEADER]
+        self._flushed = 0.0
         self.flush()
 
     def step(self, report: StepReport, done: float) -> None:
@@ -74,6 +84,8 @@ class Recorder:
             report: The report of the step.
             done: The share of the own required passes that was done.
         """
+        if self._file.closed:
+            return
         # If nothing was done, the time so far is all that is known: a lower bound.
         own_s = report.compute_s / done if done > 0.0 else report.compute_s
         seconds = math.nan if report.fast_forwarded else own_s
@@ -87,16 +99,33 @@ class Recorder:
 
     def flush(self) -> None:
         """Hand all lines so far to the operating system."""
-        self._writer.writerows(self._lines)
-        self._file.flush()
-        self._lines.clear()
+        if self._file.closed:
+            return
+        try:
+            self._write()
+        except OSError as error:
+            log.warning(
+                "the log %s cannot be written any more (%s); it ends here, and the "
+                "training goes on without it",
+                self._path,
+                error,
+            )
+            with contextlib.suppress(OSError):  # it tries to write once more
+                self._file.close()
         self._flushed = time.monotonic()
 
     def close(self) -> None:
         """Write the remaining lines and close the file; a second call does nothing."""
-        if not self._file.closed:
-            self.flush()
-            self._file.close()
+        self.flush()
+        self._file.close()
+
+    def _write(self) -> None:
+        self._writer.writerows(self._lines)
+        self._lines.clear()
+        self._file.flush()
+        # What is written to a file that was removed is lost without an error.
+        if not os.path.samestat(self._path.stat(), os.fstat(self._file.fileno())):
+            raise FileNotFoundError(f"another file has taken the place of {self._path}")
 
 
 def _text_of(column: Column, worker: int) -> Callable[[Any], str]:

@@ -144,11 +144,13 @@ bool Engine::call(std::function<void()> work) {
 }
 
 bool Engine::stop(double timeout_s) {
-  if (!thread_.joinable()) return pending_.empty();
+  if (!thread_.joinable()) return ended_together_;
   stop_timeout_s_.store(timeout_s);
   submit({Command::What::kStop, nullptr, 0, 0, kAllBuckets, nullptr, {}, {}});
   thread_.join();
-  if (pending_.empty()) return true;
+  // A worker that has not said goodbye may never come to MPI_Finalize either.
+  ended_together_ = pending_.empty() && all_have_left();
+  if (pending_.empty()) return ended_together_;
   // MPI may still read or write these: they outlive the engine.
   new std::unordered_map<std::uint64_t, Pending>(std::move(pending_));
   transport_.release();

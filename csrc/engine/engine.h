@@ -88,7 +88,7 @@ class Engine final : private Outbox {
 
   // Says goodbye, and ends the thread when all workers have said it and all is sent.
   // After a failure, or when `timeout_s` has passed, it ends the thread regardless.
-  // Returns true when nothing was left under way.
+  // Returns true when all have said it and nothing was left under way.
   bool stop(double timeout_s);
   EngineStats stats() const;
 
@@ -134,6 +134,7 @@ class Engine final : private Outbox {
   void complete(std::uint64_t id);
   void control(int source, const char* data, std::size_t bytes);
   void set_failure(const std::string& text);
+  bool all_have_left() const;  // every worker has said goodbye
   bool finished() const;
   void back_off();
 
@@ -170,6 +171,7 @@ class Engine final : private Outbox {
   std::atomic<std::size_t> in_flight_{0};
 
   std::atomic<double> stop_timeout_s_{0.0};
+  bool ended_together_ = false;  // what `stop` returned
   std::thread thread_;
 };
 

@@ -182,11 +182,13 @@ void Engine::tell_before_the_end(const std::string& text) {
   }
 }
 
+bool Engine::all_have_left() const {
+  return std::all_of(goodbye_.begin(), goodbye_.end(), [](bool said) { return said; });
+}
+
 bool Engine::finished() const {
   if (!stopping_) return false;
-  const bool all =
-      std::all_of(goodbye_.begin(), goodbye_.end(), [](bool said) { return said; });
-  if (all && transport_->pending() == 0 && copying_.empty()) return true;
+  if (all_have_left() && transport_->pending() == 0 && copying_.empty()) return true;
   const double grace = stop_timeout_s_.load();
   const double limit = failure_->failed()
                            ? stop_by_s_ - grace + std::min(grace, kFailureGraceS)

@@ -142,15 +142,96 @@ def leaves_early() -> None:
     train(nn.Linear(4, 3))
 
 
-def leaves_in_training() -> None:
-    """One worker calls shutdown() while the others train on."""
+def train_until(stop: Any, step: int = 1, code: codes.Code | None = None) -> None:
+    """Train, but let the last worker call `stop` instead of a step; True ends it."""
+    coded = codedgrad.CodedGradient(nn.Linear(4, 3), code or everybody())
+    sampler = codedgrad.ShardSampler(DATA, 24)
+    for epoch in range(50):
+        sampler.set_epoch(epoch)
+        for shards in coded.steps(sampler):
+            if last() and coded.step == step and stop():
+                return
+            coded.backward(lambda x, y: criterion(coded.model(x), y), shards)
 
+
+def train_drop_in_until(stop: Any) -> None:
+    """The same with the drop-in."""
+    model = nn.Linear(4, 3)
+    optimizer = codedgrad.DistributedOptimizer(
+        torch.optim.SGD(model.parameters(), lr=0.1), model.named_parameters()
+    )
+    for step in range(50):
+        if last() and step == 1 and stop():
+            return
+        criterion(model(DATA.tensors[0]), DATA.tensors[1]).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def leaves_in_training() -> None:
+    """One worker calls shutdown() in a step while the others train on."""
+    train_until(codedgrad.shutdown)
+
+
+def ends_by_a_break() -> None:
+    train_until(lambda: True)
+
+
+def ends_by_a_break_in_the_drop_in() -> None:
+    train_drop_in_until(lambda: True)
+
+
+def ends_by_exit_0() -> None:
+    train_until(lambda: sys.exit(0))
+
+
+def ends_by_exit_0_in_the_drop_in() -> None:
+    train_drop_in_until(sys.exit)
+
+
+def ends_by_exit_3() -> None:
+    train_until(lambda: sys.exit(3))
+
+
+def ends_by_exit_3_in_the_drop_in() -> None:
+    train_drop_in_until(lambda: sys.exit(3))
+
+
+def ends_by_exit_in_the_loss() -> None:
     def loss(coded: codedgrad.CodedGradient, x: torch.Tensor) -> torch.Tensor:
-        if last() and coded.step == 1:
-            codedgrad.shutdown()
-        return x
+        return sys.exit("no licence") if last() and coded.step == 1 else x
 
     train(nn.Linear(4, 3), code=everybody(), loss=loss)
+
+
+def ends_while_others_help() -> None:
+    """Back-ups do the work of the worker that has gone, as long as the window lets."""
+    train_until(lambda: True, code=codes.spread(codedgrad.size(), micro=4))
+
+
+def barrier_of_one() -> None:
+    train_until(codedgrad.barrier)
+
+
+def barrier_of_one_in_the_drop_in() -> None:
+    train_drop_in_until(codedgrad.barrier)
+
+
+def endless_loop() -> None:
+    def stop() -> None:
+        while True:
+            pass
+
+    train_until(stop)
+
+
+def shutdown_after_a_failure() -> None:
+    """The others catch the error and shut down; one worker is in an endless loop."""
+    try:
+        endless_loop()
+    except codedgrad.WorkerError:
+        codedgrad.shutdown()
+        raise
 
 
 def sparse_gradient() -> None:

@@ -14,6 +14,8 @@ ROOT = Path(__file__).parent.parent.parent
 WORKERS = 3
 LIMIT_S = 30.0
 
+REMEDY = ["Run the same number of steps"]
+ENDED = ["for worker 2, which has ended its training", *REMEDY]
 CASES = {
     "different_code": ["worker 2 has code = spread", "micro=2", "worker 0 has spread"],
     "different_model": ["worker 2 has parameter 0 'weight' = (4, 4)", "(3, 4)"],
@@ -26,7 +28,19 @@ CASES = {
     "exception_in_the_loss": ["KeyError", "xyzzy"],
     "exception_between_steps": ["worker 2 failed: OSError: disk full"],
     "leaves_early": ["worker 2 at the end of the job", "worker 0 to compare the code"],
-    "leaves_in_training": ["for 10 s", "at the end of the job"],
+    "leaves_in_training": [*ENDED, "after 1 step"],
+    "ends_by_a_break": [*ENDED, "after 1 step"],
+    "ends_by_a_break_in_the_drop_in": [*ENDED, "after 1 step"],
+    "ends_by_exit_0": [*ENDED, "after 1 step"],
+    "ends_by_exit_0_in_the_drop_in": [*ENDED, "after 1 step"],
+    "ends_by_exit_3": ["worker 2 failed: its script ended with sys.exit(3)"],
+    "ends_by_exit_3_in_the_drop_in": ["its script ended with sys.exit(3)"],
+    "ends_by_exit_in_the_loss": ["worker 2 failed in step 1: SystemExit: no licence"],
+    "ends_while_others_help": [*ENDED, "after 1 step"],
+    "barrier_of_one": ["for worker 2, which waits in a barrier after 1 step", *REMEDY],
+    "barrier_of_one_in_the_drop_in": ["which waits in a barrier after 1", *REMEDY],
+    "endless_loop": ["nothing came from worker(s) 2 for 1", "in step 1"],
+    "shutdown_after_a_failure": ["nothing came from worker(s) 2 for 1", "in step 1"],
     "sparse_gradient": ["'embedding.weight' has a sparse gradient", "sparse=False"],
     "several_devices": ["several devices (cpu, meta)", "one device"],
     "dataset_too_small": ["64 samples, fewer than the 65 of one step"],
@@ -51,7 +65,7 @@ CASES = {
     "exception_of_a_leader": ["KeyError", "xyzzy"],
     "overflow_in_a_group": ["step 0, shard", "in float16, in which it is sent"],
     "a_member_at_another_step": ["worker 3 begins step 1", "worker 2, step 0"],
-    "a_member_leaves": ["gave up: nothing came from", "for 10 s"],
+    "a_member_leaves": ["gave up: it waits", "worker 3, which has ended its training"],
     "no_thread_multiple": ["MPI_THREAD_MULTIPLE", "thread_level"],
 }
 # How many processes start where it is not WORKERS: two groups of two.
@@ -74,7 +88,16 @@ WHO = {
     "gradient_not_a_number": "worker 2 failed in step 2: NonFiniteError",
 }
 # These write nothing: the exception was their own, or they had left.
-SPARED = {"exception_between_steps": {2}, "leaves_early": {2}}
+SPARED = {
+    case: {2}
+    for case in [
+        *("exception_between_steps", "leaves_early", "ends_by_a_break"),
+        *("ends_by_a_break_in_the_drop_in", "ends_by_exit_0", "ends_by_exit_3"),
+        *("ends_by_exit_0_in_the_drop_in", "ends_by_exit_3_in_the_drop_in"),
+        *("ends_by_exit_in_the_loss", "ends_while_others_help", "endless_loop"),
+        "shutdown_after_a_failure",
+    ]
+}
 
 
 # These end a process, MPI or torch.distributed of some workers, so each has a job of

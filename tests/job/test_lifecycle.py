@@ -11,7 +11,7 @@ import pytest
 from job.fakes import fake_runtime
 
 import codedgrad
-from codedgrad.errors import WorkerError
+from codedgrad.errors import MismatchError, WorkerError
 from codedgrad.job import lifecycle, runtime
 
 
@@ -27,15 +27,17 @@ class Job:
         )
         usual = {
             "publish": lambda _: None,
-            "gather": lambda _: ([b"at the end of the job\0"], []),
+            "gather": lambda _: ([b"at the end of the job\0"] * 2, []),
             "stop": lambda _: self.note("stops the engine") or True,
             "fail": self.note,
         }
-        self.runtime = fake_runtime(1, channel=channel, **(usual | engine))
+        self.runtime = fake_runtime(2, channel=channel, **(usual | engine))
         part = SimpleNamespace(stop=lambda _: self.note("stops a part") or True)
         self.runtime.parts["part"] = part
         patch.setattr(runtime, "_current", self.runtime)
         patch.setattr(lifecycle, "_crashed", False)
+        patch.setattr(lifecycle, "_deserted", None)
+        patch.setattr(lifecycle, "_script", None)
 
     def note(self, call: str) -> None:
         self.calls.append(call)
@@ -59,6 +61,61 @@ def test_after_a_failure_nobody_is_waited_for(monkeypatch: pytest.MonkeyPatch) -
     assert job.calls == ["stops a part", "stops the engine"]
 
 
+@pytest.mark.parametrize("by_hand", [True, False])
+@pytest.mark.parametrize("failed", [True, False])
+def test_who_leaves_others_behind_aborts(
+    failed: bool, by_hand: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MPI_Finalize would wait for the worker that has not said goodbye, for ever."""
+    job = Job(monkeypatch, failed=failed)
+    job.runtime.engine.stop = lambda _: False
+    if by_hand:
+        codedgrad.shutdown()
+        assert "aborts with 1" not in job.calls
+    lifecycle._at_exit()
+    assert job.calls[-1] == "aborts with 1"
+
+
+@pytest.mark.parametrize("by_hand", [True, False])
+def test_the_engine_stops_whatever_ends_the_wait_at_the_end(
+    by_hand: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It polls MPI, which must not be over before."""
+    places = [b"at the end of the job\0", b"in a barrier\0"]
+    job = Job(monkeypatch, gather=lambda _: (places, []))
+    if by_hand:
+        with pytest.raises(MismatchError, match="worker 1 in a barrier"):
+            codedgrad.shutdown()
+    else:
+        lifecycle._at_exit()
+    assert "stops the engine" in job.calls
+    assert ("aborts with 1" in job.calls) is not by_hand
+
+
+def test_who_made_fewer_steps_is_told_at_the_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ends = [b"at the end of the job\0worker1:%d" % n for n in (8, 5)]
+    job = Job(monkeypatch, gather=lambda _: (ends, []))
+    with pytest.raises(MismatchError, match="8 were made, but worker 1 made 5; the mo"):
+        codedgrad.shutdown()
+    assert job.calls == ["stops a part", "stops the engine", "leaves together"]
+
+
+def test_an_exit_with_an_error_is_told_to_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    job = Job(monkeypatch)
+    end = SimpleNamespace(failure=lambda: "its script ended with sys.exit(3)")
+    monkeypatch.setattr(lifecycle, "_script", end)
+    lifecycle._at_exit()
+    assert job.calls == [
+        "worker 0 failed: its script ended with sys.exit(3)",
+        "stops a part",
+        "stops the engine",
+    ]
+
+
 def test_who_fails_at_the_end_stops_and_says_so(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -68,7 +125,7 @@ def test_who_fails_at_the_end_stops_and_says_so(
     job = Job(monkeypatch, gather=gather)
     with caplog.at_level(logging.ERROR, logger="codedgrad"):
         lifecycle._at_exit()
-    assert job.calls == ["stops a part", "stops the engine", "aborts with 1"]
+    assert job.calls[-3:] == ["stops a part", "stops the engine", "aborts with 1"]
     assert "worker 1 failed: disk full" in caplog.text
 
 
