@@ -122,8 +122,8 @@ def _over(a: float, b: float) -> float:
     return a / b
 
 
-def main() -> None:
-    """Measure every scenario."""
+def options() -> Any:
+    """Return what the command line says."""
     parser = arguments(str(__doc__))
     parser.add_argument("--task", choices=TASKS, default="sleep")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
@@ -149,7 +149,12 @@ def main() -> None:
         action="store_true",
         help="in processes of its own, stopped but for its blocks; one machine, CPU",
     )
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Measure every scenario."""
+    args = options()
     torch.set_num_threads(1)
     codedgrad.init()
     args.device = device_of(args.device)
