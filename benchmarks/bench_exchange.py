@@ -26,7 +26,6 @@ from harness import (
     synchronize,
     write,
 )
-
 from known_gradients import STEPS, gradient
 
 import codedgrad
