@@ -4,6 +4,9 @@
 
 Each fills the same slots: the gradient lies in a torch tensor, and when the call
 returns the sum over the workers lies in one. No worker is slow, and nothing overlaps.
+
+Gradients tell worker, position and step, and sums are compared with the truth before
+and after the timing, so that a slice in a wrong place or of another step is found out.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from harness import (
     synchronize,
     write,
 )
+from known_gradients import STEPS, gradient
 
 import codedgrad
 from codedgrad import codes
@@ -47,6 +51,33 @@ class Flat(NamedTuple):
     narrow_buckets: int = 0
     device: torch.device = torch.device("cpu")
     gradients: int = 0
+
+
+class Steps:
+    """The gradients of this worker, step by step, in a tensor that is reused."""
+
+    def __init__(self, count: int, device: torch.device) -> None:
+        """Compute all gradients and their sums."""
+        every = [
+            [gradient(worker, step, count) for worker in range(COMM.size)]
+            for step in range(STEPS)
+        ]
+        self._mine = [each[COMM.rank].to(device) for each in every]
+        self._sums = [torch.stack(each).sum(0).to(device) for each in every]
+        self.source = self._mine[0].clone()
+        self._step = 0
+
+    def next(self) -> None:
+        """Go on to the next step."""
+        self._step = (self._step + 1) % STEPS
+        self.source.copy_(self._mine[self._step])
+
+    def check(self, name: str, action: Sum) -> None:
+        """Compare the sums of all steps with the truth."""
+        for _ in range(STEPS):
+            self.next()
+            if not torch.equal(action(), self._sums[self._step]):
+                raise SystemExit(f"{name} gave a wrong sum")
 
 
 def codedgrad_sum(source: torch.Tensor) -> Sum:
@@ -111,16 +142,13 @@ def measure(
     """Return {size: {method: summary}}; `sizes` are elements by name."""
     results: dict[str, Any] = {}
     for name, count in sizes.items():
-        source = torch.full((count,), float(COMM.rank + 1), device=device)
+        steps = Steps(count, device)
         actions = {
-            "codedgrad": codedgrad_sum(source),
-            **peers(source, name, horovod=horovod),
+            "codedgrad": codedgrad_sum(steps.source),
+            **peers(steps.source, name, horovod=horovod),
         }
-        want = COMM.size * (COMM.size + 1) / 2
         for method, action in actions.items():
-            got = action()
-            if not bool((got == want).all()):
-                raise SystemExit(f"{method} gave a wrong sum at {name}")
+            steps.check(f"{method} at {name}, before the timing,", action)
 
         def whole(action: Sum) -> Callable[[], None]:
             def run() -> None:
@@ -132,6 +160,8 @@ def measure(
         rounds = 5 if toy else max(20, min(300, (200 << 20) // count))
         timed = {method: whole(action) for method, action in actions.items()}
         seconds = interleaved(timed, rounds, warm_up=3)
+        for method, action in actions.items():
+            steps.check(f"{method} at {name}, after the timing,", action)
         rows = {method: summary(s) for method, s in seconds.items()}
         ours = rows["codedgrad"]["median_ms"]
         for row in rows.values():

@@ -56,6 +56,11 @@ class MpiTransport final : public Transport {
 
   void send(int dest, int tag, const void* data, std::size_t bytes,
             std::uint64_t id) override {
+    if (dest < 0 || dest >= size_ || tag < 0 || tag > max_tag_) {
+      // MPI_PROC_NULL, which may be -1 or -2, would swallow the message.
+      throw std::runtime_error("there is no rank " + std::to_string(dest) +
+                               " or no tag " + std::to_string(tag));
+    }
     MPI_Request request = MPI_REQUEST_NULL;
     check(MPI_Isend(data, checked_count(bytes), MPI_BYTE, dest, tag, comm_, &request),
           "MPI_Isend");

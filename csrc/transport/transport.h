@@ -19,7 +19,8 @@ struct Envelope {
 // receiver that does not look, however many are under way. Messages of one pair of
 // ranks, which may be a rank and itself, are announced by probe() in the order in which
 // they were sent, whatever their size and tag. Errors are thrown as std::runtime_error
-// with the transport's own words.
+// with the transport's own words. There are no time-outs here: who waits looks again,
+// and gives up when it likes.
 class Transport {
  public:
   virtual ~Transport() = default;
@@ -30,8 +31,9 @@ class Transport {
   virtual int max_tag() const = 0;
 
   // Starts a send of 0 or more bytes. `data` belongs to the caller and must stay valid
-  // and unchanged until poll() has reported `id`, which the caller chooses. A transport
-  // may refuse 2 GiB and more: it throws, and nothing has been started.
+  // and unchanged until poll() has reported `id`, which the caller chooses. A rank or
+  // tag that is not there is refused, and a transport may refuse 2 GiB and more: it
+  // throws, and nothing has been started.
   virtual void send(int dest, int tag, const void* data, std::size_t bytes,
                     std::uint64_t id) = 0;
 

@@ -28,7 +28,7 @@ def engines() -> Iterator[list[Any]]:
 
 
 class SlowPins:
-    """A device that pins memory only after somebody else has asked and got an answer."""
+    """A device that pins memory only after somebody else has got an answer."""
 
     def __init__(self, answer: int = 0) -> None:
         self.pinning, self.asked = threading.Event(), threading.Event()
@@ -94,7 +94,7 @@ def test_memory_is_pinned_while_questions_are_answered(engines: list[Any]) -> No
 def test_a_device_that_cannot_be_chosen_is_told(engines: list[Any]) -> None:
     engines.append(_engine.Engine.over_local(_engine.LocalHub(1), 0))
     device = SlowPins(answer=101)
-    with pytest.raises(RuntimeError, match="answered 101 when .* chose device 2"):
+    with pytest.raises(RuntimeError, match=r"answered 101 when .* chose device 2"):
         engines[0].bind_device(device.calls())
 
 

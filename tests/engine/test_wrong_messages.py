@@ -124,7 +124,7 @@ def test_what_belongs_to_no_session_is_dropped(pair: Any) -> None:
 
 def test_late_rows_are_counted(pair: Any) -> None:
     """A row that comes after its slice was decoded changes nothing, and is told."""
-    _engine_, exchange, stranger = pair
+    _worker, exchange, stranger = pair
     mine, theirs = CODE.row_node(0, 0), CODE.row_node(1, 0)
     data = exchange.acquire()
     np.frombuffer(data, np.float32)[:] = 1.0
@@ -142,7 +142,7 @@ def test_late_rows_are_counted(pair: Any) -> None:
 
 @pytest.mark.parametrize("row", [-1, ROWS])
 def test_a_row_that_is_not_there_is_not_sent(pair: Any, row: int) -> None:
-    _engine_, exchange, _stranger = pair
+    _worker, exchange, _stranger = pair
     with pytest.raises(ValueError, match=f"3 rows, there is no row {row}"):
         exchange.post(0, row, exchange.acquire())
 

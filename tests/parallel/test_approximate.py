@@ -150,7 +150,7 @@ def test_rows_with_nan_are_refused_and_the_step_goes_on() -> None:
             value = value * math.nan
         return value
 
-    if alone():  # nobody else to go on from: NonFiniteError, as in exact steps
+    if alone():  # nobody else to go on from: see tests/step/test_refuse.py
         return
     job.run(12, loss)
     assert all(map(math.isfinite, job.losses))
@@ -243,6 +243,16 @@ def test_same_policy_in_float64_and_narrow_wires() -> None:
             gradient.backward(lambda a, b: (model(a) - b).square().mean(), shards)
     assert len(set(everywhere(str(model.weight.grad.sum().item())))) == 1
     gradient.close()
+
+
+def test_exact_steps_cannot_refuse_rows() -> None:
+    settings = codedgrad.settings.Settings
+    run = codedgrad.settings.RunSettings(on_nonfinite="refuse")
+    for policy in ("exact", codedgrad.approximate(0.0)):
+        with pytest.raises(codedgrad.ConfigError, match="max_error > 0"):
+            settings(policy=policy, run=run).on_nonfinite()
+    assert settings(policy=codedgrad.approximate(0.1), run=run).on_nonfinite()
+    assert settings(policy=codedgrad.approximate(0.0)).on_nonfinite() == "raise"
 
 
 def test_settings_are_checked() -> None:

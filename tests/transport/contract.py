@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pytest
 from transport.folded import folded
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 LIMIT_S = 20.0
 GIB = 1 << 30
+MOST_TAG = (1 << 31) - 1
 SIZES = (0, 1, 3, 4095, 4096, 4097, 65_536, (1 << 20) + 1)
 IDS = (1 << 63) + 1  # ids are the caller's: any 64 bits
 
@@ -207,6 +209,48 @@ def bookkeeping(peer: Peer) -> None:
     assert peer.transport.pending() == 0
 
 
+def nothing_blocks(peer: Peer) -> None:
+    """No call waits for the others: not when all is silent, not when a send is stuck.
+
+    The transport has no time-outs of its own; who waits for a message looks again.
+    """
+    data = pattern(peer.rank, 0, (1 << 20) + 5)
+    peer.meet()
+    begin = time.monotonic()
+    for _ in range(200):
+        assert peer.transport.probe() is None
+        assert peer.poll() == []
+    peer.send(peer.next, 1, data)  # nobody takes it yet
+    for _ in range(200):
+        peer.poll()
+    assert time.monotonic() - begin < LIMIT_S / 2
+    peer.meet()
+    (message,) = peer.finish(1)
+    assert np.array_equal(message.data, pattern(peer.previous, 0, (1 << 20) + 5))
+
+
+def failures(peer: Peer) -> None:
+    """What cannot be sent is refused at once, with words, and harms nothing else."""
+    data = pattern(peer.rank, 1, 5000)
+    peer.send(peer.next, 2, data)
+    for dest, tag in (
+        (peer.size, 0),
+        (-1, 0),
+        (peer.next, -5),
+        (peer.next, peer.transport.max_tag + 1),
+    ):
+        if tag > MOST_TAG:  # no number of 32 bits is too large for it
+            continue
+        with pytest.raises(RuntimeError, match=r"\w+"):
+            peer.transport.send(dest, tag, data, next(peer.ids))
+        assert peer.transport.pending() == len(peer.open)
+    peer.send(peer.next, 3, data)
+    found = peer.finish(2)
+    assert [m.tag for m in found] == [2, 3]
+    want = pattern(peer.previous, 1, 5000)
+    assert all(np.array_equal(m.data, want) for m in found)
+
+
 def beyond_two_gib(peer: Peer) -> None:
     """2 GiB - 1 bytes arrive. More arrive, too, or send() refuses them in its words.
 
@@ -254,6 +298,8 @@ CASES = {
         many_in_flight,
         unexpected,
         memory_is_free_when_reported,
+        nothing_blocks,
+        failures,
         beyond_two_gib,
     )
 }

@@ -30,15 +30,24 @@ def local(ranks: int) -> Callable[[int], Any]:
     return lambda rank: _engine.local_transport(hub, rank)
 
 
+def short_tags(ranks: int) -> Callable[[int], Any]:
+    """It offers the least that the contract allows."""
+    hub = _engine.LocalHub(ranks, 200, 1, (1 << 15) - 1)
+    return lambda rank: _engine.local_transport(hub, rank)
+
+
 def mpi(world: Any) -> Any:
-    """On a communicator of its own, as in a job."""
+    """On a communicator of its own, as in a job, with the tags of UCX."""
     messages = world.Dup()  # it lives until MPI ends
-    return _engine.mpi_transport(messages.py2f())
+    return _engine.mpi_transport(messages.py2f(), (1 << 23) - 1)
 
 
 # Transports whose ranks are threads of one process: from the number of ranks to what
 # makes the transport of each.
-THREADS: dict[str, Callable[[int], Callable[[int], Any]]] = {"local": local}
+THREADS: dict[str, Callable[[int], Callable[[int], Any]]] = {
+    "local": local,
+    "short_tags": short_tags,
+}
 # Transports whose ranks are processes, which mpirun starts: what makes a process's
 # transport; it gets mpi4py's communicator.
 PROCESSES: dict[str, Callable[[Any], Any]] = {"mpi": mpi}
