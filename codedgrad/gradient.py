@@ -116,7 +116,7 @@ class CodedGradient:
             settings=settings.exchange,
         )
         seed, policy = str(settings.run.seed), str(self._policy or "exact")
-        others = [("seed", seed), ("policy", policy), ("torch", torch.__version__)]
+        others = [("seed", seed), ("policy", policy)]
         start.agree(self._payload, self.code, settings.exchange, others)
         start.cut(self._runtime, self._payload)
         self._check = ValueCheck.of(self._runtime, self._payload, model, self._policy)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from codedgrad.errors import MismatchError, WorkerError
 from codedgrad.exchange import link
 from codedgrad.faults import Faults
-from codedgrad.job import agreement, environment, lifecycle
+from codedgrad.job import agreement, environment, lifecycle, likeness, runtime
 from codedgrad.monitor.recorder import Recorder
 from codedgrad.monitor.reporter import Reporter
 
@@ -28,7 +28,9 @@ def agree(
     settings: ExchangeSettings,
     others: list[tuple[str, str]],
 ) -> None:
-    """Compare code, model and settings over all workers. Collective.
+    """Compare code, model, settings and hardware over all workers. Collective.
+
+    Unlike hardware is worth a warning; anything else that differs is an error.
 
     Args:
         payload: of this worker's model.
@@ -44,12 +46,14 @@ def agree(
         [
             ("code", f"{code.describe()} [{code.fingerprint()[:12]}]"),
             *others,
+            *likeness.settings(),
             ("window", str(settings.window)),
             ("bucket_mb", str(settings.bucket_mb)),
             ("wire", settings.wire),
             *payload.layout.describe(),
         ],
     )
+    likeness.compare_hardware(runtime.current(), payload.layout.device)
 
 
 def cut(runtime: Runtime, payload: Payload) -> None:
