@@ -7,9 +7,11 @@ the same names. The bytes travel by MPI, since they are many and come once.
 from __future__ import annotations
 
 import io
+import pickle
 import time
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -67,16 +69,22 @@ def broadcast_optimizer_state(
 ) -> None:
     """Give every worker the root worker's optimizer state. Collective.
 
+    Numbers and arrays of numpy become Python's and torch's, also on the root, so that
+    all workers compute with the same types.
+
     Raises:
-        ConfigError: `root_rank` is no worker.
+        ConfigError: `root_rank` is no worker, or the state holds objects that are
+            neither tensors nor numbers, texts and containers of these.
         ValueError: the optimizers have other parameter groups (from torch).
     """
     runtime = current()
     _check_root(root_rank, runtime.size)
     data = b""
     if runtime.rank == root_rank:
+        for settings in (*optimizer.param_groups, *optimizer.state.values()):
+            settings.update({k: _plain(v) for k, v in settings.items()})
         file = io.BytesIO()
-        torch.save(optimizer.state_dict(), file)
+        torch.save(_plain(optimizer.state_dict()), file)
         data = file.getvalue()
     sizes = runtime.gather(
         str(len(data)).encode(), "to broadcast the optimizer's state"
@@ -87,8 +95,32 @@ def broadcast_optimizer_state(
         flat = torch.zeros(int(sizes[root_rank]), dtype=torch.uint8)
     _broadcast_bytes(runtime, flat, root_rank, "the optimizer's state")
     if runtime.rank != root_rank:
-        state = torch.load(io.BytesIO(flat.numpy().tobytes()), weights_only=True)
+        try:
+            state = torch.load(io.BytesIO(flat.numpy().tobytes()), weights_only=True)
+        except pickle.UnpicklingError as error:
+            raise ConfigError(
+                f"the optimizer's state of worker {root_rank} holds something else "
+                f"than tensors, numbers and texts ({error}); keep such objects out of "
+                f"the optimizer's groups and state"
+            ) from error
         optimizer.load_state_dict(state)
+
+
+def _plain(value: Any) -> Any:
+    """Return a state with Python's numbers and torch's tensors in place of numpy's.
+
+    torch reads back nothing else, for safety, and a learning rate like
+    `0.1 * np.sqrt(size)` is a number of numpy.
+    """
+    if isinstance(value, dict):
+        return {_plain(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    if isinstance(value, tuple):
+        return tuple(_plain(item) for item in value)
+    if isinstance(value, np.generic):
+        return value.item()
+    return torch.tensor(value) if isinstance(value, np.ndarray) else value
 
 
 def _check_root(root_rank: int, size: int) -> None:

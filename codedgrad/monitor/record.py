@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from codedgrad.monitor.report import COLUMNS
+from codedgrad.monitor.ring import ReportRing
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from codedgrad.monitor.report import StepReport
+
+
+_TIMES = ("step_s", "compute_s", "wait_s")
+_COUNTS = ("redundant_passes", "abandoned", "fast_forwarded")
 
 
 class Estimate(NamedTuple):
@@ -58,9 +63,12 @@ class RunRecord:
     """
 
     def __init__(self, limit: int = 100_000) -> None:
-        """Start empty; keep at most `limit` reports and `limit` estimates."""
+        """Start empty; keep at most `limit` reports and `limit` estimates.
+
+        With many workers fewer reports are kept, so that their arrivals take 64 MiB.
+        """
         self._limit = limit
-        self.reports: list[StepReport] = []
+        self.reports = ReportRing(limit)
         self.late_rows: dict[int, int] = {}
         self.refused_rows: dict[int, int] = {}
         self._estimates: dict[tuple[int, int], Estimate] = {}
@@ -68,8 +76,6 @@ class RunRecord:
     def append(self, report: StepReport) -> None:
         """Add the report of a step."""
         self.reports.append(report)
-        if len(self.reports) > self._limit:
-            del self.reports[: self._limit // 10]
 
     def late(self, worker: int) -> None:
         """Count an own row of `worker` that came after its step was over."""
@@ -116,7 +122,7 @@ class RunRecord:
 
         The value is NaN where a worker's row had not arrived at the end of the step.
         """
-        return self._by_worker("arrivals_s", workers)
+        return self.reports.arrivals(workers)
 
     def save(self, path: Path, workers: int) -> None:
         """Write an .npz with one array for each saved column of the reports.
@@ -125,25 +131,14 @@ class RunRecord:
             path: The file to write.
             workers: The number of workers; arrays by worker are [steps, workers].
         """
-        saved = [column for column in COLUMNS if column.saved]
         arrays: dict[str, Any] = {
-            column.name: self._by_worker(column.name, workers)
-            for column in saved
+            column.name: self.reports.arrivals(workers)
             if column.kind == "by worker"
+            else self.reports.numbers(column.name)
+            for column in COLUMNS
+            if column.saved
         }
-        for column in saved:
-            if column.kind == "number":
-                values = [getattr(report, column.name) for report in self.reports]
-                arrays[column.name] = np.array(values)
         np.savez_compressed(path, **arrays)
-
-    def _by_worker(self, name: str, workers: int) -> NDArray[np.float64]:
-        """Values [steps, workers] of a column "by worker"; NaN where there is none."""
-        out = np.full((len(self.reports), workers), np.nan)
-        for i, report in enumerate(self.reports):
-            for worker, value in getattr(report, name).items():
-                out[i, worker] = value
-        return out
 
     def summary(self, skip: int = 0) -> dict[str, Any]:
         """Summarise the run.
@@ -155,18 +150,19 @@ class RunRecord:
             Medians of times, the mean "step_s_mean", and counts. If there were
             estimates or refused rows, "decoder" holds `decoder_summary`.
         """
-        kept = self.reports[skip:] or self.reports
-        if not kept:
+        reports = self.reports
+        if not reports:
             return {"steps": 0}
+        first = skip if skip < len(reports) else 0
+        values = {name: reports.numbers(name)[first:] for name in _TIMES}
+        counts = {name: int(reports.numbers(name).sum()) for name in _COUNTS}
         out: dict[str, Any] = {
-            "steps": len(self.reports),
-            "step_s": statistics.median(r.step_s for r in kept),
-            "step_s_mean": statistics.fmean(r.step_s for r in kept),
-            "compute_s": statistics.median(r.compute_s for r in kept),
-            "wait_s": statistics.median(r.wait_s for r in kept),
-            "redundant_passes": sum(r.redundant_passes for r in self.reports),
-            "abandoned": sum(r.abandoned for r in self.reports),
-            "fast_forwarded": sum(r.fast_forwarded for r in self.reports),
+            "steps": len(reports),
+            "step_s": float(np.median(values["step_s"])),
+            "step_s_mean": float(np.mean(values["step_s"])),
+            "compute_s": float(np.median(values["compute_s"])),
+            "wait_s": float(np.median(values["wait_s"])),
+            **counts,
         }
         if self._estimates or self.refused_rows:
             out["decoder"] = self.decoder_summary()

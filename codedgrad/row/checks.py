@@ -31,8 +31,10 @@ BITS = 24
 ELEMENTS = 2 * BITS
 ALL = (1 << BITS) - 1
 
-_SHIFTS = np.arange(BITS)
-_POWERS = 1 << _SHIFTS
+_POWERS = 1 << np.arange(BITS)
+# The elements [16] of every byte of a word; a look-up is ten times as fast as shifts.
+_BYTES = np.stack([np.arange(256) >> i & 1 for i in range(8)], axis=1).astype(float)
+_BYTES = np.stack([_BYTES, 1.0 - _BYTES], axis=2).reshape(256, 16)
 # With steps multiplied by square roots of primes, scales never come again.
 _PRIMES = [2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71]
 _ROOTS = np.sqrt([*_PRIMES, 73, 79, 83, 89])
@@ -64,12 +66,14 @@ def scales_of(step: int) -> NDArray[np.float64]:
 
 def elements(word: int, scales: NDArray[Any] | None = None) -> NDArray[np.float64]:
     """Returns the elements [2 BITS] of a word, before they are multiplied by w."""
-    out = np.empty((BITS, 2))
-    out[:, 0] = (word >> _SHIFTS) & 1
-    out[:, 1] = 1.0 - out[:, 0]
-    if scales is not None:
-        out *= scales[:, None]
-    return out.reshape(-1)
+    out = _BYTES[[word & 255, word >> 8 & 255, word >> 16]].reshape(-1)
+    return out if scales is None else out * np.repeat(scales, 2)
+
+
+def says(area: Tensor, word: int) -> bool:
+    """Returns whether all micro-batches of a decoded sum had this word, for certain."""
+    present = area.numpy() != 0.0
+    return bool(present.tobytes() == (elements(word) != 0.0).tobytes())
 
 
 def read(area: Tensor, scales: NDArray[Any] | None = None) -> Reading | None:

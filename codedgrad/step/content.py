@@ -44,26 +44,31 @@ def content_digest(
         readings: how often the samples are read; all readings must be the same.
     """
     tensors = tensors_of(dataset)
-    if tensors is not None:
-        if sum(t.numel() * t.element_size() for t in tensors) <= _WHOLE_BYTES:
-            return zlib.crc32("".join(map(tensor_digest, tensors)).encode())
-        readings = 1
-    size = len(tensors[0]) if tensors is not None else len(dataset)
+    size = len(dataset) if tensors is None else len(tensors[0])
     indices = [spread_bits(seed, epoch, i) % size for i in range(_SAMPLES)]
+    if tensors is not None:  # nothing random, and no need to read it twice
+        small = sum(t.numel() * t.element_size() for t in tensors) <= _WHOLE_BYTES
+        looked_at = tensors if small else [t[indices] for t in tensors]
+        return zlib.crc32("".join(map(tensor_digest, looked_at)).encode())
     found = set()
     with own_rng():
         for _ in range(readings):
-            digest = 0
-            for index in indices:
-                seed_pass(seed, epoch, index)
-                try:
-                    sample = read_sample(dataset, index)
-                except Exception:  # noqa: BLE001 (the step will tell, if it must)
-                    return None
-                for piece in pieces(sample):
-                    digest = zlib.crc32(piece, digest)
-            found.add(digest)
+            found.add(_reading(dataset, seed, epoch, indices))
     return found.pop() if len(found) == 1 else None
+
+
+def _reading(dataset: Any, seed: int, epoch: int, indices: list[int]) -> int | None:
+    """Read some samples; return their digest, or None where one cannot be read."""
+    digest = 0
+    for index in indices:
+        seed_pass(seed, epoch, index)
+        try:
+            sample = read_sample(dataset, index)
+        except Exception:  # noqa: BLE001 (the step will tell, if it must)
+            return None
+        for piece in pieces(sample):
+            digest = zlib.crc32(piece, digest)
+    return digest
 
 
 def pieces(value: Any) -> Iterable[bytes]:

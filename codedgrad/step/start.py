@@ -10,7 +10,7 @@ import torch
 from codedgrad.errors import MismatchError, WorkerError
 from codedgrad.exchange import link
 from codedgrad.faults import Faults
-from codedgrad.job import agreement, environment, lifecycle
+from codedgrad.job import agreement, environment, lifecycle, likeness, runtime
 from codedgrad.monitor.recorder import Recorder
 from codedgrad.monitor.reporter import Reporter
 
@@ -30,7 +30,9 @@ def agree(
     settings: ExchangeSettings,
     others: list[tuple[str, str]],
 ) -> None:
-    """Compare code, model and settings over all workers. Collective.
+    """Compare code, model, settings and hardware over all workers. Collective.
+
+    Unlike hardware is worth a warning; anything else that differs is an error.
 
     Args:
         payload: of this worker's model.
@@ -46,12 +48,14 @@ def agree(
         [
             ("code", f"{code.describe()} [{code.fingerprint()[:12]}]"),
             *others,
+            *likeness.settings(),
             ("window", str(settings.window)),
             ("bucket_mb", str(settings.bucket_mb)),
             ("wire", settings.wire),
             *payload.layout.describe(),
         ],
     )
+    likeness.compare_hardware(runtime.current(), payload.layout.device)
 
 
 def others(run: RunSettings, policy: Approximate | None) -> list[tuple[str, str]]:

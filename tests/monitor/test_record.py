@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,6 +13,8 @@ from codedgrad.monitor.record import Estimate, RunRecord, judged
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from codedgrad.monitor.report import StepReport
 
 
 def estimate(step: int, predicted: float, truth: float = float("nan")) -> Estimate:
@@ -89,3 +92,44 @@ def test_save(make_record: Callable[..., RunRecord], tmp_path: Path) -> None:
         assert set(saved) >= names
         np.testing.assert_array_equal(saved["step"], range(6))
         assert saved["arrivals_s"].shape == (6, 3)
+
+
+def test_a_report_comes_back_as_it_was(exact_report: StepReport) -> None:
+    record = RunRecord()
+    for step in range(200):
+        record.append(replace(exact_report, step=step))
+    assert list(record.reports) == [replace(exact_report, step=s) for s in range(200)]
+    assert record.reports[-2:] == [record.reports[198], record.reports[199]]
+
+
+@pytest.mark.parametrize("limit", [1, 3, 64, 100])
+def test_the_latest_are_kept_in_order(
+    limit: int, make_report: Callable[..., StepReport]
+) -> None:
+    record, truth = RunRecord(limit), []
+    for step in range(250):
+        # Workers come later, and estimates now and then.
+        arrivals = {w: 0.5 * w + step for w in range(step % 7, 1 + step // 30)}
+        errors = ((step - 1, 0.25),) if step % 5 == 0 else ()
+        truth.append(make_report(step=step, arrivals_s=arrivals, true_errors=errors))
+        record.append(truth[-1])
+        assert list(record.reports) == truth[-limit:][-len(record.reports) :]
+    assert len(record.reports) == limit
+    np.testing.assert_array_equal(
+        record.reports.numbers("step"), range(250 - limit, 250)
+    )
+    with pytest.raises(IndexError):
+        record.reports[limit]
+
+
+def test_a_thousand_workers_fit(make_report: Callable[..., StepReport]) -> None:
+    record = RunRecord()
+    report = make_report(arrivals_s=dict.fromkeys(range(1024), 0.1))
+    for _ in range(64):
+        record.append(report)
+    ring = record.reports
+    assert ring._most(1024) == 8192
+    assert ring._most(4) == 100_000
+    sizes = (ring._numbers.itemsize, ring._arrivals.itemsize * 1024)
+    assert ring._most(1024) * sum(sizes) < 100e6
+    assert ring._most(4) * (sizes[0] + 4 * 8) < 100e6

@@ -55,7 +55,7 @@ def test_the_files_hold_the_decoders_errors(
     make_record: Callable[..., RunRecord], tmp_path: Path
 ) -> None:
     board = monitor.TensorBoardMonitor(tmp_path, workers=3)
-    reports = make_record(4).reports
+    reports = list(make_record(4).reports)
     reports[1] = replace(reports[1], settled=2, missing=0.25, predicted_error=0.1)
     reports[3] = replace(reports[3], true_errors=((1, 0.1), (1, 0.3)))
     for report in reports:

@@ -66,7 +66,7 @@ def reported(steps: int, exchange: Settling) -> tuple[RunRecord, list[StepReport
 
 def test_reports_are_kept_in_order() -> None:
     record, reports = reported(3, Settling())
-    assert record.reports == reports
+    assert list(record.reports) == reports
     assert [r.step for r in reports] == [0, 1, 2]
     assert reports[0].apply_s == 0.0  # no step was before it
     assert all(r.apply_s > 0.0 for r in reports[1:])
