@@ -48,12 +48,13 @@ def averaged(job: Runtime, closure: Callable[[], Any]) -> Callable[[], Any]:
         tensor = isinstance(loss, torch.Tensor) and loss.numel() == 1
         known = tensor or type(loss) in (int, float)
         with start.failing_together(job, "failed in a closure"):
-            mine = struct.pack(_FORMAT, float(loss) if known else 0.0, known)
+            value = float(loss.detach() if tensor else loss) if known else 0.0
+            mine = struct.pack(_FORMAT, value, known)
             blobs = job.gather(mine, "for the mean of a closure's loss")
         losses = [struct.unpack(_FORMAT, blob) for blob in blobs]
         if not all(everywhere for _, everywhere in losses):
             return loss
-        mean = sum(value for value, _ in losses) / len(losses)
+        mean = sum(theirs for theirs, _ in losses) / len(losses)
         return torch.full_like(loss, mean) if tensor else mean
 
     return mean_loss

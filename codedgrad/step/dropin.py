@@ -33,7 +33,7 @@ from codedgrad.step.mean import (
     Trained,
     check_outside,
 )
-from codedgrad.step.rng import seed_pass
+from codedgrad.step.rng import Seeds
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,7 +47,8 @@ class DropIn:
     def __init__(self, job: Runtime, trained: Trained, plan: DropInPlan) -> None:
         """Open the exchange and attach the hooks. Collective."""
         self._job = job
-        self._passes, self._seed = plan.passes, plan.settings.run.seed
+        self._passes = plan.passes
+        self._seeds = Seeds(plan.settings.run.seed)
         self._counts = Counts()
         self._passed = 0  # passes that have ended since the last exchange
         self._passes_made = 0
@@ -89,8 +90,9 @@ class DropIn:
             for module in model.modules()
             if module is not model and ours & set(map(id, module._buffers.values()))
         ]
-        root = before_forward(model, Weakly(self, DropIn._before_forward))
-        return [root, *changing]
+        # Where the model is compiled, this is called as it is, between two graphs.
+        acts: Any = torch.compiler.disable(DropIn._before_forward)
+        return [before_forward(model, Weakly(self, acts)), *changing]
 
     def close(self) -> None:
         """Take the hooks off and close the exchange. Collective."""
@@ -119,7 +121,10 @@ class DropIn:
 
     def _before_forward(self, module: torch.nn.Module, inputs: Any) -> None:
         """The hook of the whole model."""
-        if not module.training or inside_backward():  # checkpointing computes again
+        if not module.training:
+            return
+        if inside_backward():
+            self._seeds.repeat()
             return
         self._backwards.look()
         if not self._remembered:
@@ -129,8 +134,7 @@ class DropIn:
         if self._ahead is not None:
             self._small |= self._ahead.is_small(inputs)
         counts = self._counts
-        part = self._mean.part + (counts.forwards << 32)
-        seed_pass(self._seed, counts.steps, part)
+        self._seeds.next(counts.steps, self._mean.part + (counts.forwards << 32))
         counts.forwards += 1
 
     def _remember(self) -> None:

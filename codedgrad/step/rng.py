@@ -7,6 +7,7 @@ pass runs.
 from __future__ import annotations
 
 import random
+from collections import deque
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -45,6 +46,33 @@ def seed_pass(seed: int, step: int, part: int) -> None:
         torch.cuda.manual_seed_all(word)
     np.random.seed(_mix(word) & 0xFFFFFFFF)  # noqa: NPY002 (user code draws from it)
     random.seed(_mix(word + 1))
+
+
+class Seeds:
+    """Seeds the forwards of a loop that is not ours, some of which are made twice.
+
+    Where a whole model is checkpointed, its forward is made again in the backward, with
+    the generators as they were before it. So we keep them, to know it again.
+    """
+
+    def __init__(self, seed: int) -> None:
+        """Takes the run's seed."""
+        self._seed = seed
+        self._recent: deque[tuple[torch.Tensor, int, int]] = deque(maxlen=32)
+
+    def next(self, step: int, part: int) -> None:
+        """Seeds a forward."""
+        before = torch.default_generator.get_state()
+        self._recent.append((before, step, part))
+        seed_pass(self._seed, step, part)
+
+    def repeat(self) -> None:
+        """Seeds a forward as it was seeded before, if it was."""
+        now = torch.default_generator.get_state()
+        for before, step, part in self._recent:
+            if torch.equal(before, now):
+                seed_pass(self._seed, step, part)
+                return
 
 
 @contextmanager
