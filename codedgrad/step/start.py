@@ -90,7 +90,11 @@ def failing_together(runtime: Runtime, doing: str) -> Iterator[None]:
     Args:
         runtime: the job.
         doing: completes the sentence "worker 0 ...: ValueError: ...".
+
+    Raises:
+        WorkerError: the job has failed before.
     """
+    runtime.check()
     try:
         yield
     except GeneratorExit:
