@@ -31,3 +31,16 @@ class WorkerError(CodedGradError):
 
 class NonFiniteError(CodedGradError):
     """A loss or gradient is NaN or infinite."""
+
+
+def missing_extra(extra: str, error: ImportError) -> EnvironmentSetupError:
+    """Return the error that names the extra of this package that brings a library.
+
+    Args:
+        extra: its name in pyproject.toml.
+        error: of the import.
+    """
+    return EnvironmentSetupError(
+        f"{error.name or error} cannot be loaded ({error}): "
+        f"pip install 'codedgrad[{extra}]'"
+    )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import socket
 import threading
 from dataclasses import dataclass
 from datetime import timedelta
@@ -11,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
 
-from codedgrad.errors import MismatchError
+from codedgrad.errors import EnvironmentSetupError, MismatchError
+from codedgrad.groups import addresses
+from codedgrad.job import environment
 
 if TYPE_CHECKING:
     from codedgrad.job.runtime import Runtime
@@ -83,24 +84,45 @@ def connect(runtime: Runtime, groups: list[list[int]], backend: str) -> Connecti
 def _initialise(runtime: Runtime, timeout: timedelta) -> None:
     """Start torch.distributed, at a free port of the first process's machine."""
     TCPStore: Any = dist.TCPStore  # type: ignore[attr-defined]
-    store, address = None, b""
+    several = runtime.place.cross_size > 1
+    store, told = None, b""
     if runtime.rank == 0:
-        host = "127.0.0.1"
-        if runtime.place.cross_size > 1:
-            host = socket.gethostbyname(socket.gethostname())
-        store = TCPStore(host, 0, runtime.size, True, timeout, wait_for_workers=False)
-        address = f"{host} {store.port}".encode()
-    address = runtime.gather(address, "to start torch.distributed")[0]
-    if store is None:
-        host, port = address.decode().split()
-        store = TCPStore(host, int(port), runtime.size, False, timeout)
-    dist.init_process_group(
-        "gloo",
-        store=store,
-        rank=runtime.rank,
-        world_size=runtime.size,
-        timeout=timeout,
-    )
+        # It listens at all addresses of this machine, and itself connects to this one.
+        store = TCPStore(
+            addresses.LOOPBACK, 0, runtime.size, True, timeout, wait_for_workers=False
+        )
+        hosts = addresses.candidates() if several else []
+        told = " ".join([str(store.port), *hosts]).encode()
+    told = runtime.gather(told, "to start torch.distributed")[0]
+    port, *hosts = told.decode().split()
+    near = runtime.place.cross_rank == 0  # on the machine of the store
+    host, local, problem = addresses.LOOPBACK, "", ""
+    try:
+        if not near:
+            host, local = addresses.first_reachable(hosts, int(port))
+        if store is None:
+            store = TCPStore(host, int(port), runtime.size, False, timeout)
+    except OSError as error:
+        problem = f"worker {runtime.rank}: {error}"
+    answer = "" if near else host
+    blobs = runtime.gather(f"{answer}|{problem}".encode(), "to reach the first worker")
+    reached = [blob.decode().split("|", 1) for blob in blobs]
+    if problems := [words for _, words in reached if words]:
+        raise EnvironmentSetupError(
+            f"torch.distributed cannot be started: {'; '.join(problems)}. Tell worker "
+            f"0's address that all machines reach: mpirun -x CODEDGRAD_ADDRESS=..."
+        )
+    if near:  # Gloo is to listen where the other machines have reached this one
+        local = next((host for host, _ in reached if host), "")
+    interface = addresses.interface_of(local) if local else None
+    with environment.gloo_interface(interface):
+        dist.init_process_group(
+            "gloo",
+            store=store,
+            rank=runtime.rank,
+            world_size=runtime.size,
+            timeout=timeout,
+        )
 
 
 class Leaders:

@@ -57,14 +57,24 @@ def save(path: str | os.PathLike[str], state: Any, *, on_rank: int | None = 0) -
     _remove_partial(final)
     try:
         _replace(final, state)
-    except OSError as error:
+    except Exception as error:
+        cause = _system_error(error)
+        if cause is None:
+            raise
         raise OSError(
-            error.errno,
-            f"the checkpoint could not be written ({error.strerror or error}); the "
+            cause.errno,
+            f"the checkpoint could not be written ({cause.strerror or cause}); the "
             f"file before it, if there was one, is as it was",
             str(path),
         ) from error
     return True
+
+
+def _system_error(error: BaseException | None) -> OSError | None:
+    """Return the OSError behind an error; torch turns a full disk into another one."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__context__
+    return error
 
 
 def _replace(final: Path, state: Any) -> None:

@@ -1,15 +1,20 @@
 """Environment variables. They are read in this file and nowhere else.
 
 No variable beats an argument in silence: CODEDGRAD_FAULTS is used where no `faults`
-argument was given, CODEDGRAD_GPU_* and CODEDGRAD_TAG_BITS have no argument, and the
-others belong to launchers.
+argument was given, CODEDGRAD_GPU_*, CODEDGRAD_TAG_BITS and CODEDGRAD_ADDRESS have no
+argument, and the others belong to launchers and to torch.
 """
 
 from __future__ import annotations
 
 import os
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from codedgrad.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 # Launcher variables that say how many workers were started, first match wins.
 _WORLD_SIZES = (
@@ -80,6 +85,29 @@ def max_tag() -> int:
         f"CODEDGRAD_TAG_BITS must be {_LEAST_TAG_BITS} to {_MOST_TAG_BITS} or unset, "
         f"got {value!r}"
     )
+
+
+def address() -> str:
+    """Return CODEDGRAD_ADDRESS, at which other machines reach this one; "" if unset.
+
+    Local groups of a job on several machines need it where the address that the machine
+    finds by itself is none that the others can reach. It is an address or a host name.
+    """
+    return os.environ.get("CODEDGRAD_ADDRESS", "")
+
+
+@contextmanager
+def gloo_interface(name: str | None) -> Iterator[None]:
+    """Let torch's Gloo use this network interface, unless the user has named one."""
+    variable = "GLOO_SOCKET_IFNAME"
+    if name is None or variable in os.environ:
+        yield
+        return
+    os.environ[variable] = name
+    try:
+        yield
+    finally:
+        os.environ.pop(variable, None)
 
 
 def _switch(name: str) -> str:

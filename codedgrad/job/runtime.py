@@ -135,6 +135,7 @@ class Runtime:
             WorkerError: a worker failed, or did not come within `timeout_s`.
             MismatchError: the workers wait on different occasions.
         """
+        self.check()
         self.engine.publish(Announcement.encode(occasion, self.progress, data))
         waiting = Waiting(self, occasion, quiet_s=5.0)
         while True:
@@ -167,6 +168,18 @@ class Runtime:
     def error(self) -> WorkerError | MismatchError:
         """Return the job's first failure as an exception."""
         return failure(self.engine.failure)
+
+    def check(self) -> None:
+        """Refuse to begin anything more in a job that has failed.
+
+        Raises:
+            WorkerError: with the failure and the remedy.
+        """
+        if self.engine.failed:
+            raise WorkerError(
+                f"{self.engine.failure}. With this the job has ended on all workers: "
+                f"start it again, in a notebook with new kernels on every worker"
+            )
 
     def _poll_gather(self) -> tuple[list[bytes] | None, list[int]]:
         """Wait a moment; return what has come, or None and who is missing."""

@@ -1,15 +1,32 @@
-"""Metrics for Prometheus' node exporter, in a text file; no server is needed."""
+"""Metrics for Prometheus' node exporter, in a text file; no server is needed.
+
+This module imports prometheus_client, which writes the text; the package does not.
+"""
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from codedgrad.errors import missing_extra
 from codedgrad.monitor.report import COLUMNS
 
+try:
+    from prometheus_client import CollectorRegistry, write_to_textfile
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+except ImportError as error:
+    raise missing_extra("prometheus", error) from error
+
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from prometheus_client.core import Metric as Family
+
     from codedgrad.monitor.columns import Column, Metric
     from codedgrad.monitor.report import StepReport
+
+log = logging.getLogger("codedgrad")
 
 _METRICS = [(column, metric) for column in COLUMNS for metric in column.metrics]
 _COUNTERS = [pair for pair in _METRICS if pair[1].kind == "counter"]
@@ -34,11 +51,14 @@ class PrometheusFile:
         """
         self._path = Path(path)
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._labels = f'{{worker="{worker}"}}'
+        self._worker = str(worker)
         self._every = every
         self._totals = {metric.full_name: 0.0 for _, metric in _COUNTERS}
         self._steps = 0
         self._last: StepReport | None = None
+        self._registry = CollectorRegistry()  # its own, not that of the process
+        self._registry.register(self)
+        self._warned = False
 
     def step(self, report: StepReport) -> None:
         """Count a step."""
@@ -50,20 +70,30 @@ class PrometheusFile:
             self.write()
 
     def write(self) -> None:
-        """Write the file now."""
-        lines = []
-        for name, total in self._totals.items():
-            lines += self._metric(name, "counter", total)
-        if self._last is not None:
-            for column, metric in _GAUGES:
-                value = _value(column, metric, self._last)
-                lines += self._metric(metric.full_name, "gauge", value)
-        scratch = self._path.with_suffix(".tmp")
-        scratch.write_text("\n".join(lines) + "\n")
-        scratch.replace(self._path)
+        """Write the file now; a file that cannot be written is told once."""
+        try:
+            write_to_textfile(str(self._path), self._registry)
+        except OSError as error:
+            if not self._warned:
+                log.warning("the metrics %s cannot be written: %s", self._path, error)
+            self._warned = True
 
-    def _metric(self, name: str, kind: str, value: float) -> list[str]:
-        return [f"# TYPE {name} {kind}", f"{name}{self._labels} {value:.9g}"]
+    def collect(self) -> Iterator[Family]:
+        """Yields the metrics; this is what prometheus_client asks for."""
+        for _, metric in _COUNTERS:
+            total = self._totals[metric.full_name]
+            family = CounterMetricFamily(
+                metric.full_name, metric.help, labels=["worker"]
+            )
+            family.add_metric([self._worker], total)
+            yield family
+        if self._last is None:
+            return
+        for column, metric in _GAUGES:
+            value = _value(column, metric, self._last)
+            gauge = GaugeMetricFamily(metric.full_name, metric.help, labels=["worker"])
+            gauge.add_metric([self._worker], value)
+            yield gauge
 
 
 def _value(column: Column, metric: Metric, report: StepReport) -> float:

@@ -7,15 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from codedgrad.errors import EnvironmentSetupError
+from codedgrad.errors import missing_extra
 from codedgrad.monitor.report import COLUMNS
 
 try:
     from torch.utils.tensorboard import SummaryWriter
 except ImportError as error:
-    raise EnvironmentSetupError(
-        f"TensorBoard cannot be loaded ({error}); `pip install tensorboard`"
-    ) from error
+    raise missing_extra("tensorboard", error) from error
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -79,11 +77,15 @@ class TensorBoardMonitor:
         return {report.step: value} if exists or not column.of_estimates else {}
 
     def picture(self, record: RunRecord, workers: int) -> None:
-        """Write the heat map of arrivals as an image, workers x steps."""
+        """Write the heat map of arrivals as an image, workers x steps.
+
+        Raises:
+            EnvironmentSetupError: There is no matplotlib.
+        """
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
 
-        from codedgrad.monitor.plots import draw_arrivals
+        from codedgrad.monitor.plots import draw_arrivals  # says so if it is missing
 
         if not record.reports:
             return

@@ -134,7 +134,6 @@ class GradientMean:
             ("backward_passes_per_step", str(plan.passes)),
             ("seed", str(plan.settings.run.seed)),
             ("overlap", str(settings.overlap)),
-            ("torch", torch.__version__),
         ]
         start.agree(self.payload, code, settings, others)
         start.cut(job, self.payload)

@@ -5,8 +5,6 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-import torch
-
 from codedgrad.errors import MismatchError, WorkerError
 from codedgrad.exchange import link
 from codedgrad.faults import Faults
@@ -65,7 +63,6 @@ def others(run: RunSettings, policy: Approximate | None) -> list[tuple[str, str]
         ("same_bits", str(run.same_bits)),
         ("pieces", str(run.pieces)),
         ("policy", str(policy or "exact")),
-        ("torch", torch.__version__),
     ]
 
 
@@ -107,7 +104,11 @@ def failing_together(runtime: Runtime, doing: str) -> Iterator[None]:
     Args:
         runtime: the job.
         doing: completes the sentence "worker 0 ...: ValueError: ...".
+
+    Raises:
+        WorkerError: the job has failed before.
     """
+    runtime.check()
     try:
         yield
     except GeneratorExit:

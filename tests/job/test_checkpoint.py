@@ -52,6 +52,27 @@ def test_an_error_leaves_the_file_before(
     assert [p.name for p in tmp_path.iterdir()] == ["model.pt"]
 
 
+def test_a_full_disk_is_named(tmp_path: Path) -> None:
+    """Behind a limit on the size of files, torch.save fails as on a full disk."""
+    path = tmp_path / "model.pt"
+    codedgrad.save(path, {"step": 1})
+    script = (
+        "import resource, sys, torch, codedgrad\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
+        "codedgrad.save(sys.argv[1], {'big': torch.zeros(1 << 20)})\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(path)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stderr.splitlines()[-1].startswith("OSError: [Errno 27] the checkpoint")
+    assert "(File too large); the file before it, if there was one, is" in done.stderr
+    assert step_in(path) == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["model.pt"]
+
+
 def test_bad_paths(tmp_path: Path) -> None:
     with pytest.raises(codedgrad.ConfigError, match="is a folder, wanted the name"):
         codedgrad.save(tmp_path, {})

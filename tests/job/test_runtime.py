@@ -53,5 +53,21 @@ def test_a_failure_ends_a_gather() -> None:
         job.gather(b"", "in a test")
 
 
+def test_a_job_that_has_failed_says_what_to_do() -> None:
+    job = fake_runtime(failed=True, failure="worker 2 failed: disk full")
+    for call in (job.check, lambda: job.gather(b"", "in a barrier")):
+        with pytest.raises(WorkerError, match=r"full\. With this .*: start it again"):
+            call()
+
+
+@pytest.mark.parametrize(("size", "told"), [(1, []), (2, ["worker 0 failed"])])
+def test_a_failure_is_told_where_there_is_somebody_to_tell(
+    size: int, told: list[str]
+) -> None:
+    job = fake_runtime(size)
+    job.fail("worker 0 failed")
+    assert job.engine.said == told
+
+
 def test_what_could_be_sent_in_the_time_of_the_latency() -> None:
     assert Link(latency_s=1e-4, s_per_mb=1e-3).latency_mb == pytest.approx(0.1)

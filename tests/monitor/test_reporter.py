@@ -65,10 +65,20 @@ def test_a_log_that_cannot_be_written_ends_with_one_warning(
     at_close: bool,
     make_report: Callable[..., StepReport],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(recorder_module, "_FLUSH_EVERY_S", 1e9 if at_close else 0.0)
+    every_s = 1e9 if at_close else 0.0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recorder_module, "_FLUSH_EVERY_S", every_s)
+        end_a_log(fault, make_report, tmp_path, caplog)
+
+
+def end_a_log(
+    fault: Callable[[Path, Recorder], None],
+    make_report: Callable[..., StepReport],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     folder = tmp_path / "log"
     recorder = Recorder(folder, 0)
     reporter = Reporter(recorder)

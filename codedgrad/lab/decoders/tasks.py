@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from codedgrad.errors import ConfigError
+from codedgrad.errors import ConfigError, missing_extra
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -117,10 +117,8 @@ def _tabular(name: str) -> tuple[Tensor, Tensor, NDArray[np.int64]]:
     """Return x, y and classes of one of scikit-learn's sets, normalised."""
     try:
         from sklearn import datasets
-    except ImportError:
-        raise ConfigError(
-            f"the data set {name} comes with scikit-learn: pip install scikit-learn"
-        ) from None
+    except ImportError as error:
+        raise missing_extra("examples", error) from None
     data = getattr(datasets, f"load_{name}")()
     x = (data.data - data.data.mean(0)) / (data.data.std(0) + 1e-3)
     if name == "diabetes":

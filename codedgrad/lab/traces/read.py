@@ -14,7 +14,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-from codedgrad.errors import ConfigError, EnvironmentSetupError
+from codedgrad.errors import ConfigError, missing_extra
 from codedgrad.lab.traces.log import Log, from_rows
 
 if TYPE_CHECKING:
@@ -191,10 +191,8 @@ def _read_parquet(path: Path) -> Log:
     """
     try:
         import pyarrow.parquet as parquet
-    except ImportError:
-        raise EnvironmentSetupError(
-            f"{path}: reading parquet needs `pip install pyarrow`"
-        ) from None
+    except ImportError as error:
+        raise missing_extra("parquet", error) from None
     try:
         table = parquet.read_table(path).to_pydict()
     except (OSError, ValueError) as error:

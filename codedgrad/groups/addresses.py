@@ -1,0 +1,101 @@
+"""At which address other machines reach this one.
+
+The name of a machine is a bad guide: on Debian and Ubuntu it stands for 127.0.1.1 in
+/etc/hosts, which is every machine's own. So the addresses of the network interfaces are
+collected, those of bridges to containers last, and who is to connect tries them in
+turn.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import ipaddress
+import socket
+import struct
+from typing import TYPE_CHECKING
+
+from codedgrad.job import environment
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+LOOPBACK = "127.0.0.1"
+_TRY_S = 3.0  # for one address; one that is cut off by a firewall never answers
+_SIOCGIFADDR = 0x8915  # asks Linux for an interface's IPv4 address
+_BRIDGES = ("docker", "br-", "veth", "virbr", "podman", "cni", "flannel", "lxc")
+
+
+def candidates() -> list[str]:
+    """Return the addresses of this machine that others may reach, the likeliest first.
+
+    Returns:
+        What CODEDGRAD_ADDRESS names, alone, if it is set. Otherwise the addresses of
+        all interfaces and of the machine's name, without those of the loopback.
+    """
+    given = environment.address()
+    if given:
+        return [given]
+    found = _interfaces()
+    wired = sorted(found, key=lambda name: name.startswith(_BRIDGES))
+    every = [*(found[name] for name in wired), *_of_the_name()]
+    return [a for a in dict.fromkeys(every) if not _is_loopback(a)]
+
+
+def first_reachable(hosts: Sequence[str], port: int) -> tuple[str, str]:
+    """Connect to the first of another machine's addresses that answers.
+
+    Args:
+        hosts: The addresses, the likeliest first.
+        port: The port, at which somebody listens there.
+
+    Returns:
+        That address, and this machine's own address of the connection.
+
+    Raises:
+        OSError: None answers; the message says why, for each.
+    """
+    problems = []
+    for host in hosts:
+        try:
+            with socket.create_connection((host, port), _TRY_S) as connection:
+                return host, str(connection.getsockname()[0])
+        except OSError as error:
+            problems.append(f"{host} ({error})")
+    raise OSError(
+        f"no address of the first worker answers at port {port}: "
+        f"{', '.join(problems) or 'it has none but the loopback'}"
+    )
+
+
+def interface_of(address: str) -> str | None:
+    """Return the name of the interface with this address; None if there is none."""
+    with contextlib.suppress(OSError):  # CODEDGRAD_ADDRESS may be a name
+        address = socket.gethostbyname(address)
+    names = [name for name, own in _interfaces().items() if own == address]
+    return names[0] if names else None
+
+
+def _interfaces() -> dict[str, str]:
+    """Return the IPv4 address of every interface that has one, by name."""
+    found = {}
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked:
+        for _, name in socket.if_nameindex():
+            request = struct.pack("256s", name.encode()[:15])
+            with contextlib.suppress(OSError):  # it has no address
+                answer = fcntl.ioctl(asked.fileno(), _SIOCGIFADDR, request)
+                found[name] = socket.inet_ntoa(answer[20:24])
+    return found
+
+
+def _of_the_name() -> list[str]:
+    """Return the addresses that the machine's name stands for."""
+    try:
+        infos = socket.getaddrinfo(socket.gethostname(), None, socket.AF_INET)
+    except OSError:
+        return []
+    return [str(info[4][0]) for info in infos]
+
+
+def _is_loopback(address: str) -> bool:
+    return ipaddress.ip_address(address).is_loopback
