@@ -121,11 +121,11 @@ def test_own_passes_are_whole_and_helpers_take_pieces() -> None:
 @pytest.mark.parametrize("pieces", ["auto", False])
 def test_whole_shards_have_the_same_bits_whoever_is_late(pieces: Any) -> None:
     """Batch norm by itself, another model by argument; dropout has the same masks."""
-    norm = nn.BatchNorm1d(24) if pieces == "auto" else nn.Dropout(0.3)
-    runs = [
-        Seen(deep(norm), 12, faults=faults, patience=0.0, pieces=pieces)
-        for faults in ("", "" if alone() else DELAYS)
-    ]
+    runs = []
+    for faults in ("", "" if alone() else DELAYS):
+        norm = nn.BatchNorm1d(24) if pieces == "auto" else nn.Dropout(0.3)
+        how: Any = {"faults": faults, "patience": 0.0, "pieces": pieces}
+        runs.append(Seen(deep(norm), 12, **how))
     assert runs[0].bits == runs[1].bits
     assert len(set(everywhere(str(runs[1].bits)))) == 1
     shards = [codedgrad.data.even(n, codedgrad.size()) for n in (BATCH, 101 % BATCH)]
