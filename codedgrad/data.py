@@ -96,13 +96,18 @@ class ShardSampler:
         """Return the epoch's permutation of the samples."""
         return permutation(self._size, self._seed, self.epoch, shuffle=self._shuffle)
 
-    def steps(self, parts: int, shards: int | None = None) -> Iterator[StepShards]:
+    def steps(
+        self, parts: int, shards: int | None = None, *, whole: bool = False
+    ) -> Iterator[StepShards]:
         """Yield the steps of one epoch, each cut into `parts` micro-batches.
 
         Args:
             parts: micro-batches of a step; each shard has parts / shards neighbours.
             shards: k, the code's number of shards, for a fixed partition; None makes
                 each part a shard.
+            whole: True to make the shards as even as possible, which are then one pass
+                each; False to make the micro-batches so, which does not depend on the
+                number of shards.
 
         Raises:
             ConfigError: a step has fewer samples than parts; or the partition is fixed
@@ -121,7 +126,11 @@ class ShardSampler:
         for index in range(len(self)):
             begin = index * self.batch_size
             samples = order[begin : begin + self.batch_size]
-            yield StepShards(self, epoch, index, samples, even(len(samples), parts))
+            sizes = even(len(samples), parts)
+            if whole and shards is not None:
+                each = parts // shards
+                sizes = [n for s in even(len(samples), shards) for n in even(s, each)]
+            yield StepShards(self, epoch, index, samples, sizes)
 
     def shard_samples(self, shards: int) -> list[NDArray[np.int64]]:
         """Return the fixed part of each of `shards` shards, the same in every epoch."""
