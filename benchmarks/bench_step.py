@@ -11,6 +11,9 @@ In the task `sleep` the pass is a sleep, so that many workers fit a few cores; t
 is small but real. In `device` there are 10 M parameters in layers whose passes are
 sleeps, as if they were computed elsewhere. Other tasks compute as launch/train.py does.
 
+All make the same micro-batches, but for `codedgrad_whole`, whose own pass is whole
+(`same_bits=False`, the default of a training script).
+
 `--overlap both` adds codedgrad without overlap, and the same steps without exchange,
 each worker for itself or all in lockstep.
 """
@@ -48,6 +51,7 @@ def methods(args: Any) -> dict[str, Any]:
     compared: dict[str, Any] = {
         "codedgrad": Coded(job(), code, **settings),
         "codedgrad_uncoded": Coded(job(), codes.uncoded(n, micro=MICRO), **settings),
+        "codedgrad_whole": Coded(job(), code, same_bits=False, **settings),
     }
     if args.overlap == "both":
         compared["codedgrad_no_overlap"] = Coded(

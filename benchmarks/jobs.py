@@ -38,6 +38,7 @@ class Job:
         """
         torch.manual_seed(0)
         self.micro, self.sleeps = micro, task == "sleep"
+        self.shard = batch / codedgrad.size()  # samples of a whole pass
         self.last_for(PASS_S)
         self.loss: Callable[..., Tensor] = nn.functional.cross_entropy
         self.data: Any = (torch.randn(512, 64), torch.randint(0, 32, (512,)))
@@ -67,12 +68,11 @@ class Job:
     def last_for(self, seconds: float) -> None:
         """Make a pass of `sleep` take so long from now on."""
         self.pass_s = seconds
-        self.sleep_s = seconds / self.micro if self.sleeps else 0.0
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """Return the loss of one micro-batch."""
-        if self.sleep_s:
-            time.sleep(self.sleep_s)
+        """Return the loss of a whole pass or of one micro-batch."""
+        if self.sleeps:
+            time.sleep(self.pass_s * len(x) / self.shard)
         return self.loss(self.model(x), y)
 
     def endless(self, parts: int) -> Any:
