@@ -7,9 +7,9 @@ and `past_half` may be asked at any time in between.
 
 Only the thread that trains calls an exchange.
 
-Rows of one shard may differ by a rounding between those who computed them (a whole pass,
-or pieces of it). So an exchange decodes each slice on one worker only and gives its result
-to all: two workers that decode the same slice could end with different bits.
+The row of a shard may differ by a rounding from the sum of its pieces. So an exchange
+decodes each slice on one worker only and gives its result to all: two workers that
+decoded the same slice could end with different bits.
 """
 
 from __future__ import annotations
