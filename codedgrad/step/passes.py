@@ -148,6 +148,11 @@ class Passes:
         return self._injector
 
     @property
+    def whole(self) -> bool:
+        """Whether an item is one pass."""
+        return self._settings.whole
+
+    @property
     def pace(self) -> devices.Pace | None:
         """What keeps the host close to a device."""
         return self._pace
