@@ -147,8 +147,8 @@ def methods(task: str) -> dict[str, Any]:
         return Job(task)
 
     return {
-        "codedgrad": Coded(job(), code),
-        "codedgrad_same_bits": Coded(job(), code, same_bits=True),
+        "codedgrad": Coded(job(), code, same_bits=False),
+        "codedgrad_same_bits": Coded(job(), code),
         "ddp_gloo": Ddp(job()),
         "no_exchange": Alone(job()),
         f"no_exchange_{MICRO}_passes": Alone(job(), MICRO),

@@ -47,11 +47,12 @@ def methods(args: Any) -> dict[str, Any]:
         "bucket_mb": args.bucket_mb,
         "wire": args.wire,
         "overlap": args.overlap != "off",
+        "same_bits": False,
     }
     uncoded = codes.uncoded(n, micro=MICRO)
     compared: dict[str, Any] = {
         "codedgrad": Coded(job(), code, **settings),
-        "codedgrad_same_bits": Coded(job(), code, same_bits=True, **settings),
+        "codedgrad_same_bits": Coded(job(), code, **{**settings, "same_bits": True}),
         "codedgrad_uncoded": Coded(job(), uncoded, **settings),
         "no_exchange": Alone(job()),
     }

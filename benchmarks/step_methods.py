@@ -24,10 +24,11 @@ MICRO = 4
 
 
 class Coded:
-    """The library codedgrad, by CodedGradient."""
+    """The library codedgrad, by CodedGradient; unless told, with `same_bits=True`."""
 
     def __init__(self, job: Job, code: codes.Code, **settings: Any) -> None:
         self.job = job
+        settings.setdefault("same_bits", True)
         self.gradient = codedgrad.CodedGradient(job.model, code, **settings)
         self.steps = job.endless(code.parts)
 

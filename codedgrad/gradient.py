@@ -28,7 +28,7 @@ from codedgrad.step.items import WorkList
 from codedgrad.step.late import LatePass
 from codedgrad.step.passes import Passes, PassSettings
 from codedgrad.step.patience import Patience
-from codedgrad.step.pieces import code_of
+from codedgrad.step.pieces import code_of, own_is_whole
 from codedgrad.step.rng import own_rng
 from codedgrad.step.state import StepState, Stopwatch
 
@@ -151,7 +151,8 @@ class CodedGradient:
     def steps(self, sampler: ShardSampler) -> Iterator[StepShards]:
         """Yields the steps of one epoch of `sampler`."""
         with start.failing_together(self._runtime, "could not read its data"):
-            yield from sampler.steps(self.code.parts, self.code.shards)
+            cut = self.code.parts, self.code.shards
+            yield from sampler.steps(*cut, whole=own_is_whole(self._settings.run))
 
     def backward(self, loss_fn: Callable[..., Any], shards: StepShards) -> Tensor:
         """Compute, exchange and decode one step; add the mean gradient to `p.grad`.
@@ -166,7 +167,8 @@ class CodedGradient:
             The mean loss of the batch, without gradient, the same on every worker.
 
         Raises:
-            MismatchError: the workers' parameters or data differ; nothing has changed.
+            MismatchError: the workers' parameters or data differ, or only some passes of
+                the step gave a weight; nothing has changed.
             WorkerError: another worker failed; the message says which and why.
             NonFiniteError, ConfigError: the loss function is at fault on this worker.
         """

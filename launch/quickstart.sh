@@ -13,22 +13,26 @@ bash launch/install.sh
 
 workers=4
 factor=8
-rm -rf results/sync results/coded
-train() { # NAME CODE
+rm -rf results/sync results/coded results/calm results/calm_same_bits
+train() { # NAME CODE [OPTION ...]
   # No run takes this long, unless something is wrong with the machine.
   timeout 600 bash launch/mpirun.sh -n "$workers" "$CG_PYTHON" launch/train.py \
-    --task digits --code "$2" --faults "slow:worker=$((workers - 1)),factor=$factor" \
-    --out "results/$1"
+    --task digits --code "$2" --out "results/$1" "${@:3}"
 }
+slow=(--faults "slow:worker=$((workers - 1)),factor=$factor" --same-bits)
 echo
 echo "Worker $((workers - 1)) of $workers is $factor x slow. Waiting for everybody:"
-train sync uncoded:micro=4
+train sync uncoded:micro=4 "${slow[@]}"
 echo
 echo "The same, coded:"
-train coded spread:micro=4,copies=2
+train coded spread:micro=4,copies=2 "${slow[@]}"
+echo
+echo "Nobody slow, own passes whole (the default), and as micro-batches (same_bits):"
+train calm spread:micro=4,copies=2 --steps 150
+train calm_same_bits spread:micro=4,copies=2 --steps 150 --same-bits
 cp results/coded/arrivals.png results/arrivals.png
 "$CG_PYTHON" launch/compare.py results/sync results/coded --slow-factor "$factor" \
-  --out results/quickstart.json
+  --calm results/calm results/calm_same_bits --out results/quickstart.json
 echo
 echo "Who arrived when:  results/arrivals.png"
 echo "Curves:            $CG_PYTHON -m tensorboard.main --logdir results"

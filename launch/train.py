@@ -48,6 +48,11 @@ def arguments() -> argparse.Namespace:
     add("--lr", type=float)
     add("--seed", type=int, default=0)
     add("--faults", help='e.g. "slow:worker=3,factor=8", see codedgrad/faults.py')
+    add(
+        "--same-bits",
+        action="store_true",
+        help="no bit depends on who is late; own passes are then micro-batches",
+    )
     add("--patience", type=float, default=0.1, help="of a pass")
     add(
         "--max-error",
@@ -94,6 +99,7 @@ def main() -> None:
         codedgrad.codes.parse(args.code, workers(args)) if args.code else None,
         patience=args.patience,
         policy=policy(args),
+        same_bits=args.same_bits,
         seed=args.seed,
         faults=args.faults,
         log=args.log,
@@ -213,6 +219,7 @@ def finish(
         "processes": codedgrad.size(),
         "policy": "exact" if args.max_error == 0.0 else policy(args).describe(),
         "partition": args.partition,
+        "same_bits": args.same_bits,
         "faults": coded.faults.describe() if coded.faults else "none",
         "train_s": round(seconds, 3),
         **coded.record.summary(skip=min(5, coded.step // 2)),

@@ -22,7 +22,8 @@ def fractional(workers: int, copies: int = 2, micro: int = 1) -> Code:
     Args:
         workers: n, also the number of shards.
         copies: d = s + 1, size of a group; divides n.
-        micro: micro-batches of a shard; more need less memory, and are sent as one row.
+        micro: micro-batches of a shard, which are sent as one row; with `same_bits`
+            more need less memory.
     """
     positive(workers=workers, copies=copies, micro=micro)
     if workers % copies:

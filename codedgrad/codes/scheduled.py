@@ -28,7 +28,8 @@ def scheduled(
         workers: n, also the number of shards.
         copies: r, workers that may compute a shard, its own included; at most n.
         order: "cyclic" or "staircase".
-        micro: micro-batches of a shard; more need less memory, and are sent as one row.
+        micro: micro-batches of a shard, which are sent as one row; with `same_bits`
+            more need less memory.
     """
     positive(workers=workers, copies=copies, micro=micro)
     if order not in ORDERS:

@@ -12,7 +12,8 @@ def uncoded(workers: int, micro: int = 1) -> Code:
 
     Args:
         workers: n, also the number of shards.
-        micro: micro-batches of a shard; more need less memory, and are sent as one row.
+        micro: micro-batches of a shard, which are sent as one row; with `same_bits`
+            more need less memory.
     """
     positive(workers=workers, micro=micro)
     tree = SumTree.of_levels((micro, workers))

@@ -132,13 +132,18 @@ class ShardSampler:
         """Return the epoch's permutation of the samples."""
         return permutation(self._size, self.seed, self.epoch, shuffle=self._shuffle)
 
-    def steps(self, parts: int, shards: int | None = None) -> Iterator[StepShards]:
+    def steps(
+        self, parts: int, shards: int | None = None, *, whole: bool = False
+    ) -> Iterator[StepShards]:
         """Yield the steps of one epoch, each cut into `parts` micro-batches.
 
         Args:
             parts: micro-batches of a step; each shard has parts / shards neighbours.
             shards: k, the code's number of shards, for a fixed partition; None makes
                 each part a shard.
+            whole: True to make the shards as even as possible, which are then one pass
+                each; False to make the micro-batches so, which does not depend on the
+                number of shards.
 
         Raises:
             ConfigError: a step has fewer samples than parts; or the partition is fixed
@@ -159,6 +164,12 @@ class ShardSampler:
             begin = index * self.batch_size
             samples = order[begin : begin + self.batch_size]
             sizes = part_sizes(len(samples), parts, self.batch_size)
+            if whole and shards is not None:
+                of_shards = part_sizes(len(samples), shards, self.batch_size)
+                usual = self.batch_size // shards
+                sizes = [
+                    n for s in of_shards for n in part_sizes(s, parts // shards, usual)
+                ]
             yield StepShards(self, epoch, index, samples, sizes)
 
     def shard_samples(self, shards: int) -> list[NDArray[np.int64]]:

@@ -6,6 +6,10 @@ The order of a step: `begin`, `forwarded`; then for every item of the worker's w
 and `past_half` may be asked at any time in between.
 
 Only the thread that trains calls an exchange.
+
+The row of a shard may differ by a rounding from the sum of its pieces. So an exchange
+decodes each slice on one worker only and gives its result to all: two workers that
+decoded the same slice could end with different bits.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ class Helping:
             return []
         waits, comes = self._missing()
         if not waits and comes:
-            if self._exchange.wait(self._step, self._share(comes[0]) * usual_s):
+            if self._exchange.wait(self._step, self.share(comes[0]) * usual_s):
                 return []
             waits, comes = self._missing()
         return waits + comes
@@ -52,7 +52,7 @@ class Helping:
         """Strike these items off the list: each is helped with once."""
         self._left = [i for i in self._left if i not in items]
 
-    def _share(self, item: int) -> float:
+    def share(self, item: int) -> float:
         """Returns the item's share of the worker's usual time."""
         tree, work = self._tree, self._work
         leaves = [int(tree.stop[node] - tree.start[node]) for node in work]

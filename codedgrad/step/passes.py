@@ -161,6 +161,11 @@ class Passes:
         return self._injector
 
     @property
+    def whole(self) -> bool:
+        """Whether an item is one pass."""
+        return self._settings.whole
+
+    @property
     def pace(self) -> devices.Pace | None:
         """What keeps the host close to a device; None while this worker is not late."""
         return self._pace if self._paced_steps else None

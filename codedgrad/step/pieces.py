@@ -15,6 +15,7 @@ Under `same_bits=True` the own pass has the same pieces, so nothing depends on t
 from __future__ import annotations
 
 import logging
+from statistics import median
 from typing import TYPE_CHECKING
 
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from codedgrad.settings import RunSettings
 
 log = logging.getLogger("codedgrad")
+_MEASURED = 5  # pieces, before their cost is said
 
 
 def own_is_whole(run: RunSettings) -> bool:
@@ -67,3 +69,32 @@ def _normalises(module: nn.Module) -> bool:
     One in eval mode counts, too, because it may be put into training later.
     """
     return isinstance(module, _BatchNorm)
+
+
+class PieceCost:
+    """Measures, once, what it costs to cut a pass of this model into pieces."""
+
+    def __init__(self) -> None:
+        """Begin to measure."""
+        self._ratios: list[float] = []
+
+    def add(self, seconds: float, share: float, pass_s: float) -> None:
+        """Note a piece that was computed; say the cost when enough are known.
+
+        Args:
+            seconds: what the piece took.
+            share: its share of an own pass.
+            pass_s: what an own pass usually takes.
+        """
+        if len(self._ratios) == _MEASURED or not share < 1.0 or pass_s <= 0.0:
+            return
+        self._ratios.append(seconds / (share * pass_s))
+        if len(self._ratios) == _MEASURED:
+            cost = median(self._ratios)
+            log.info(
+                "an own pass takes %.1f ms whole; %d pieces of it take %.2f x as long "
+                "here, which helpers pay, and with same_bits=True every step",
+                1e3 * pass_s,
+                round(1.0 / share),
+                cost,
+            )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 from codedgrad.step.boundaries import Abandoned
 from codedgrad.step.helping import Helping
 from codedgrad.step.items import HelpItem, Item, OwnItem
+from codedgrad.step.pieces import PieceCost
 from codedgrad.step.state import Stopwatch
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ class HelpWork:
         self._passes = passes
         self._work = work
         self._patience = patience
+        self._cost = PieceCost()
 
     def until_decoded(self, context: StepContext) -> None:
         """Wait until the step is decoded, helping past the patience.
@@ -85,6 +87,10 @@ class HelpWork:
                 compute_and_post(self._passes, item)
             except Abandoned:
                 state.abandoned = True
+            else:
+                if self._passes.whole:
+                    share = helping.share(items[0])
+                    self._cost.add(clock.total(), share, self._passes.usual_s)
             state.help_s += clock.total()
         context.exchange.wait_all(context.step)
 

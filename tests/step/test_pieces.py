@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from torch import nn
 
 from codedgrad import codes
 from codedgrad.settings import RunSettings
-from codedgrad.step.pieces import code_of, own_is_whole
+from codedgrad.step.pieces import PieceCost, code_of, own_is_whole
 
 CODE = codes.spread(5, micro=4, copies=2)
 PLAIN = nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2))
@@ -38,3 +39,14 @@ def test_the_choices(
     code = code_of(CODE, model, run)
     assert (code != CODE) == in_shards
     assert ("help=shards" in code.describe()) == in_shards
+
+
+def test_the_cost_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    cost = PieceCost()
+    with caplog.at_level(logging.INFO, logger="codedgrad"):
+        for seconds in (0.5, 0.3, 0.3, 0.1, 0.3, 0.9, 0.9, 0.9, 0.9, 0.9):
+            cost.add(seconds, 1.0, 1.0)  # a whole shard says nothing
+            cost.add(seconds, 0.25, 0.0)  # nor does the time before the first pass
+            cost.add(seconds, 0.25, 1.0)
+    (said,) = [r.getMessage() for r in caplog.records]
+    assert "1000.0 ms whole; 4 pieces of it take 1.20 x" in said

@@ -30,13 +30,24 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         default=0.0,
         help="a pass takes so much longer per doubling of its micro-batches (0.02)",
     )
+    command.add_argument(
+        "--same-bits",
+        action="store_true",
+        help="for CodedGradient(same_bits=True): own passes are micro-batches, too",
+    )
     command.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Plan and print the recommendation."""
     log, times, comm = common.load(args)
-    result = plan(times, comm, micro_cost=args.micro_cost, seed=args.seed)
+    result = plan(
+        times,
+        comm,
+        micro_cost=args.micro_cost,
+        same_bits=args.same_bits,
+        seed=args.seed,
+    )
     if args.json:
         common.show_json({"log": log.source, "model": times.model, **result.to_json()})
         return 0
@@ -57,7 +68,8 @@ def run(args: argparse.Namespace) -> int:
         share = f"{100 * row['redundant']:.1f} %"
         print(f"{row['policy']:<40} {row['speedup']:>8.2f}   {share:>14}")
     if result.recommend != "off":
-        print(f"\nuse: codedgrad.CodedGradient(model, {_call(result.recommend)})")
+        call = _call(result.recommend) + (", same_bits=True" if args.same_bits else "")
+        print(f"\nuse: codedgrad.CodedGradient(model, {call})")
     return 0
 
 

@@ -80,7 +80,9 @@ def approximate(
 ) -> Outcome:
     """Play spread repetition whose owners settle; without back-ups if copies = 0.
 
-    With partial = 1 a late worker's finished micro-batches count. With max_error = 0
+    With partial = 1 what a late worker has done counts, as finished micro-batches: so
+    it is with `same_bits=True`; buckets of a whole pass come somewhat later, and are
+    better information for their number. With max_error = 0
     the policy is exact, and is `spread` with as many copies. Helpers have the same
     patience as the owners.
     """

@@ -5,18 +5,20 @@ shard and sends one row. Then, each time after its patience, it takes the first 
 its list that has not arrived, and leaves it when somebody else's copy arrives. The step
 is over when every shard is there, as its own row or as all of its pieces. A worker's
 patience doubles, up to a pass, after a step in which all its help proved useless; it
-shrinks after one in which any of it proved useful.
+shrinks after one in which any of it proved useful. The own pass is a whole one unless
+it is cut into pieces, too (`same_bits=True`).
 """
 
 from __future__ import annotations
 
 import heapq
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from codedgrad import codes
+from codedgrad.codes.whole import in_shards
 from codedgrad.errors import ConfigError
 from codedgrad.lab.simulate.lag import Lag, Late
 from codedgrad.lab.simulate.outcome import Comm, Outcome
@@ -63,11 +65,26 @@ class Lists:
         backups: for each worker, the pieces that it may compute for others, in order.
         streams: True if a worker's own pieces arrive one by one, False if they arrive
             as one row at the end of its pass.
+        own: time of a worker's own pass, over that of a whole one.
+        each: time of a piece, over its share of a whole pass.
     """
 
     pieces: int
     backups: tuple[tuple[int, ...], ...]
     streams: bool = False
+    own: float = 1.0
+    each: float = 1.0
+
+    def costing(self, piece_cost: float, *, same_bits: bool) -> Lists:
+        """Return the lists with what it costs to cut a pass into pieces.
+
+        Args:
+            piece_cost: how much longer all pieces of a pass take than the whole one,
+                per doubling of their number.
+            same_bits: whether the own pass is made in pieces, too.
+        """
+        factor = 1.0 + piece_cost * float(np.log2(self.pieces))
+        return replace(self, own=factor if same_bits else 1.0, each=factor)
 
 
 def lists_of(code: codes.Code) -> Lists:
@@ -95,10 +112,20 @@ def spread(
     copies: int = 2,
     patience: float = 0.1,
     window: int = 16,
+    same_bits: int = 0,
+    pieces: int = 1,
+    piece_cost: float = 0.0,
 ) -> Outcome:
-    """Play spread repetition, the default code."""
+    """Play spread repetition, the default code.
+
+    The times are those of a whole pass. With same_bits = 1 the own pass is made in
+    pieces, and with pieces = 0 helpers take whole shards; see `Lists.costing` for
+    piece_cost.
+    """
     code = codes.spread(times.shape[1], micro=micro, copies=copies)
-    return simulate(times, comm, lists_of(code), Helping(patience, window))
+    lists = lists_of(code if pieces else in_shards(code))
+    lists = lists.costing(piece_cost, same_bits=bool(same_bits))
+    return simulate(times, comm, lists, Helping(patience, window))
 
 
 def scheduled(
@@ -166,9 +193,10 @@ def simulate(
     helped_rows = 0
     for s in range(steps):
         held = lag.wait()
+        pace = times.pace[s] * lists.own
         start = lag.begin(times.stall[s])
         now = patience + _FORGET * (now - patience)
-        play = Play(lists, start, times.pace[s], now * usual, hop)
+        play = Play(lists, start, pace, now * usual, hop)
         over = covered = play.run()
         if settle is not None:
             over = settle(play, covered, lag)
@@ -181,12 +209,12 @@ def simulate(
             else:
                 now[worker] = min(longest, max(2.0 * now[worker], 0.05))
         # A pass that was cut short does not show how long a whole one takes.
-        done = start + times.pace[s] <= over
-        history[s % _REMEMBERED] = np.where(done, start + times.pace[s], np.nan)
+        done = start + pace <= over
+        history[s % _REMEMBERED] = np.where(done, start + pace, np.nan)
         if s < _REMEMBERED or s % 8 == 0:
             seen = ~np.isnan(history).all(axis=0)
             usual[seen] = np.nanmedian(history[:, seen], axis=0)
-        left_out = times.pace[s] if over < covered else None
+        left_out = pace if over < covered else None
         lag.end(times.stall[s], over + hop, left_out)
     return Outcome(out, redundant, 1.0 + helped_rows / (steps * n))
 
@@ -309,7 +337,7 @@ class Play:
     def _start(self, w: int, piece: int, t: float) -> None:
         m = self._lists.pieces
         shard = piece // m
-        whole = t + self._pace[w] / m
+        whole = t + self._pace[w] / m * self._lists.each / self._lists.own
         left = min(whole, self._piece[piece], self._own[shard])
         own = _Help(w, piece, t, left, whole)
         self._push(w, left + self._patience[w])

@@ -14,10 +14,10 @@ from codedgrad.lab.simulate.outcome import Comm
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from codedgrad.lab.simulate.outcome import Outcome
     from codedgrad.lab.simulate.times import Times
 
-# A smaller expected speed-up is not worth a change, because smaller micro-batches may
-# cost as much as it gains.
+# A smaller expected speed-up is not worth a change of the training script.
 _WORTH_IT = 1.10
 _DRAWS = 1000  # of the bootstrap
 # The search looks at so many times and steps; the verdict looks at all of its part.
@@ -62,7 +62,15 @@ class _Job:
 
     comm: Comm
     micro_cost: float
+    same_bits: bool
     seed: int
+
+    def play(self, name: str, times: Times) -> Outcome:
+        """Play a candidate, with what its pieces cost."""
+        family, settings = policies.parse(name)
+        if family == "spread":
+            settings |= {"piece_cost": self.micro_cost, "same_bits": self.same_bits}
+        return policies.POLICIES[family](times, self.comm, **settings)
 
 
 def candidates(workers: int) -> list[str]:
@@ -86,7 +94,12 @@ def candidates(workers: int) -> list[str]:
 
 
 def plan(
-    times: Times, comm: Comm | None = None, *, micro_cost: float = 0.0, seed: int = 0
+    times: Times,
+    comm: Comm | None = None,
+    *,
+    micro_cost: float = 0.0,
+    same_bits: bool = False,
+    seed: int = 0,
 ) -> Plan:
     """Search the codes for the one that suits a job's times.
 
@@ -94,13 +107,15 @@ def plan(
         times: the job's times.
         comm: the job's network; None is one that costs nothing.
         micro_cost: how much longer a pass takes per doubling of its micro-batches,
-            e.g. 0.02; `benchmarks/bench_step.py` measures it.
+            e.g. 0.02; `benchmarks/bench_step.py` measures it. Helpers pay for it, and
+            with `same_bits` every worker in every step.
+        same_bits: the setting of `CodedGradient`.
         seed: seed of the bootstrap.
 
     Raises:
         ConfigError: the job has a single worker.
     """
-    job = _Job(comm or Comm(), micro_cost, seed)
+    job = _Job(comm or Comm(), micro_cost, same_bits, seed)
     steps, n = times.shape
     if n < 2:
         raise ConfigError(
@@ -112,8 +127,8 @@ def plan(
     sync = float(simple.sync(some, job.comm).step.mean())
     table: list[dict[str, Any]] = []
     for name in candidates(n):
-        outcome = policies.run(name, some, job.comm)
-        step = float(outcome.step.mean()) * _micro_factor(name, micro_cost)
+        outcome = job.play(name, some)
+        step = float(outcome.step.mean())
         redundant = float(outcome.redundant.mean())
         table.append({"policy": name, "speedup": sync / step, "redundant": redundant})
     table.sort(key=lambda row: -row["speedup"])
@@ -128,8 +143,8 @@ def plan(
 
 def _verdict(times: Times, chosen: str, table: list[dict[str, Any]], job: _Job) -> Plan:
     sync = simple.sync(times, job.comm).step
-    outcome = policies.run(chosen, times, job.comm)
-    step = outcome.step * _micro_factor(chosen, job.micro_cost)
+    outcome = job.play(chosen, times)
+    step = outcome.step
     low, high = _interval(sync, step, job.seed)
     speedup = float(sync.mean() / step.mean())
     bound = times.bound() + 2.0 * job.comm.hop_s(times.shape[1]) / times.median_s
@@ -166,7 +181,7 @@ def _reason(
             f"leave it off: the best, {chosen}, gave {speedup:.2f} x (at least "
             f"{low:.2f} x with 95 % confidence) of the {ceiling:.2f} x of a perfect "
             f"division; less than {_WORTH_IT:.2f} x, or no gain for sure, is not worth "
-            f"smaller micro-batches"
+            f"a change"
         )
     alone = times.alone()
     slow = alone > 1.5
@@ -203,12 +218,6 @@ def _helpers(name: str) -> int:
     family, settings = policies.parse(name)
     copies = int(settings.get("copies", settings.get("stragglers", 1)))
     return copies * int(settings.get("micro", 1)) if family == "spread" else copies
-
-
-def _micro_factor(name: str, micro_cost: float) -> float:
-    _, settings = policies.parse(name)
-    micro = int(settings.get("micro", 4 if name.startswith("spread") else 1))
-    return 1.0 + micro_cost * float(np.log2(micro))
 
 
 def _interval(

@@ -58,6 +58,11 @@ def one_slow(factor: float, n: int = 8) -> np.ndarray:
         ("scheduled:copies=2,patience=0.1", 2.1),
         # It is an own pass, the patience, and a quarter by each of four helpers.
         ("spread:micro=4,copies=1,patience=0.1", 1.35),
+        # Four pieces take 1.2 x a whole pass: only helpers pay, or all do always.
+        ("spread:micro=4,copies=1,patience=0.1,piece_cost=0.1", 1.4),
+        ("spread:copies=1,patience=0.1,piece_cost=0.1,same_bits=1", 1.2 * 1.35),
+        # Helpers take whole shards, as where a model has batch norm.
+        ("spread:micro=4,copies=1,patience=0.1,pieces=0,piece_cost=0.1", 2.1),
         ("spread:micro=7,copies=1,patience=0", 1 + 1 / 7),
         ("deadline:at=1.5", 1.5),
     ],
