@@ -28,6 +28,7 @@ from codedgrad.errors import ConfigError
 from codedgrad.exchange.engine import EngineExchange
 from codedgrad.job import runtime
 from codedgrad.row.payload import Payload
+from codedgrad.row.weak import weakly
 from codedgrad.row.writer import Leaf, RowWriter
 from codedgrad.settings import Settings, combine
 from codedgrad.step import start
@@ -193,11 +194,12 @@ class _DropIn:
         self._weight = covered / code.parts
         runtime.barrier()  # nobody sends before all have opened their exchange
         self._handles: list[Any] = [
-            p.register_post_accumulate_grad_hook(self._gradient_ready)
+            p.register_post_accumulate_grad_hook(weakly(self._gradient_ready))
             for p in self._payload.layout.parameters
         ]
         if model is not None:
-            self._handles.append(model.register_forward_pre_hook(self._before_forward))
+            before = weakly(self._before_forward)
+            self._handles.append(model.register_forward_pre_hook(before))
         # After the hooks above, which begin the row that it writes.
         self._writer = RowWriter(self._payload, overlap=settings.overlap)
         self._buffer: RowBuffer | None = None  # of the row that is being written

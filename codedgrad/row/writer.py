@@ -35,6 +35,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from codedgrad.errors import ConfigError
 from codedgrad.row.encoder import encoder_of
+from codedgrad.row.weak import weakly
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -106,7 +107,9 @@ class RowWriter:
         self._hooks: list[int] = []
         if overlap and len(layout.bucket_starts) > 2:
             self._handles = [
-                p.register_post_accumulate_grad_hook(partial(self._gradient_came, i))
+                p.register_post_accumulate_grad_hook(
+                    partial(weakly(self._gradient_came), i)
+                )
                 for i, p in enumerate(layout.parameters)
             ]
             self._hooks = [_hooks_on(p) for p in layout.parameters]
