@@ -15,6 +15,8 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from codedgrad.row.weak import weakly
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
@@ -45,7 +47,7 @@ class ArrivalOrder:
         """
         self._parameters = parameters
         self._inside = inside
-        self._complete = complete
+        self._complete = weakly(complete)
         self.learned = False
         self._handles: list[Any] = []
         self._closes: dict[int, list[int]] = {}  # by parameter, the buckets it closes
@@ -126,7 +128,7 @@ class ArrivalOrder:
     def _attach(self, indices: Iterable[int]) -> None:
         self._handles = [
             self._parameters[i].register_post_accumulate_grad_hook(
-                partial(self._gradient_came, i)
+                partial(weakly(self._gradient_came), i)
             )
             for i in indices
         ]

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import nn
 
+from codedgrad.row.weak import weakly
 from codedgrad.step.attach import before_forward
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ class Boundaries:
     def _attach(self, places: Iterable[int]) -> None:
         for place in places:
             at = self._places[place]
-            hook = partial(self._visit, place)
+            hook = partial(weakly(self._visit), place)
             if isinstance(at, nn.Module):
                 self._handles.append(before_forward(at, hook))
             else:

@@ -30,6 +30,7 @@ Engine::Engine(std::unique_ptr<Transport> transport)
       size_(transport_->size()),
       max_tag_(transport_->max_tag()),
       goodbye_(size_, false),
+      controls_(size_),
       heard_(size_, 0) {
   goodbye_[rank_] = true;
   last_event_s_ = now_s();
@@ -344,6 +345,9 @@ void Engine::take_message(const Letter& letter) {
     into = pending.keep->data();
   }
   const std::uint64_t id = next_id_++;
+  if (kind == Kind::kControl) {
+    controls_[letter.source].push_back({id, pending.keep, letter.bytes, false});
+  }
   pending_.emplace(id, std::move(pending));
   transport_->receive(into, id);
 }
@@ -356,7 +360,7 @@ void Engine::complete(std::uint64_t id) {
   if (pending.session) {
     pending.session->received(pending.fields, pending.source, pending.keep);
   } else if (pending.fields.kind == Kind::kControl) {
-    control(pending.source, pending.keep->data(), pending.bytes);
+    hear(pending.source, id);
   }  // else: a message of a closed or dropped session, or after a failure
 }
 

@@ -132,6 +132,7 @@ class Engine final : private Outbox {
   void tell_dropped(const std::shared_ptr<Session>& session);
   void dropped_by(int worker, int session);
   void complete(std::uint64_t id);
+  void hear(int source, std::uint64_t id);
   void control(int source, const char* data, std::size_t bytes);
   void set_failure(const std::string& text);
   bool all_have_left() const;  // every worker has said goodbye
@@ -164,6 +165,15 @@ class Engine final : private Outbox {
   std::deque<Command> copying_;                     // posts that wait for their event
   std::vector<std::shared_ptr<Session>> restless_;  // in attend()
   DeviceCalls device_;
+  // Control messages that were announced, by worker. They are heard in that order,
+  // although a later one may be received first.
+  struct Control {
+    std::uint64_t id = 0;
+    BufferRef data;
+    std::size_t bytes = 0;
+    bool here = false;
+  };
+  std::vector<std::deque<Control>> controls_;
   std::vector<std::int64_t> heard_;  // control rounds received, by worker
   bool stopping_ = false;
   double last_event_s_ = 0.0, stop_by_s_ = 0.0;

@@ -106,6 +106,18 @@ void Engine::send_control(char type, const std::string& text) {
   }
 }
 
+void Engine::hear(int source, std::uint64_t id) {
+  auto& waiting = controls_[source];
+  for (Control& message : waiting) {
+    if (message.id == id) message.here = true;
+  }
+  while (!waiting.empty() && waiting.front().here) {
+    const Control message = std::move(waiting.front());
+    waiting.pop_front();
+    control(source, message.data->data(), message.bytes);
+  }
+}
+
 void Engine::control(int source, const char* data, std::size_t bytes) {
   if (bytes == 0) {
     throw std::runtime_error("worker " + std::to_string(source) +

@@ -238,29 +238,31 @@ BufferRef Session::unpacked(const Slice& slice, Wire wire, const BufferRef& data
 }
 
 void Session::check(const Fields& f, int source, std::size_t bytes) const {
-  const std::string who = "worker " + std::to_string(source) + " sent ";
+  const auto refuse = [source](const std::string& what) {
+    throw std::runtime_error("worker " + std::to_string(source) + " sent " + what);
+  };
   if (f.bucket >= layout_.buckets() || f.row >= plan_->rows()) {
-    throw std::runtime_error(who + "row " + std::to_string(f.row) + " of bucket " +
-                             std::to_string(f.bucket) + ", and there are " +
-                             std::to_string(plan_->rows()) + " rows and " +
-                             std::to_string(layout_.buckets()) + " buckets");
+    refuse("row " + std::to_string(f.row) + " of bucket " + std::to_string(f.bucket) +
+           ", and there are " + std::to_string(plan_->rows()) + " rows and " +
+           std::to_string(layout_.buckets()) + " buckets");
   }
+  // Who begins a step has heard that all others are less than a window behind.
   if (f.step > near_.load() + window_) {
-    throw std::runtime_error(who + "a message of step " + std::to_string(f.step) +
-                             ", but this worker is at step " +
-                             std::to_string(near_.load()) + " and the window is " +
-                             std::to_string(window_));
+    refuse("a message of step " + std::to_string(f.step) +
+           ", but this worker is at step " + std::to_string(near_.load()) +
+           " and the window is " + std::to_string(window_));
   }
-  const int owner = f.kind == Kind::kRow ? rank_ : source;
-  const std::size_t want =
-      f.kind == Kind::kProgress
-          ? 0
-          : layout_.slice(f.bucket, owner).count * bytes_on_wire(f.bucket);
-  const bool empty = want == 0 && f.kind != Kind::kProgress;
-  if (bytes != want || empty) {
-    throw std::runtime_error(who + std::to_string(bytes) + " bytes where " +
-                             (empty ? "nothing" : std::to_string(want)) +
-                             (want == 1 ? " was" : " were") + " expected");
+  std::size_t want = 0;
+  if (f.kind != Kind::kProgress) {
+    const int owner = f.kind == Kind::kRow ? rank_ : source;
+    want = layout_.slice(f.bucket, owner).count * bytes_on_wire(f.bucket);
+    if (want == 0)
+      refuse("a slice of bucket " + std::to_string(f.bucket) + ", where worker " +
+             std::to_string(owner) + " has none");
+  }
+  if (bytes != want) {
+    refuse(std::to_string(bytes) + " bytes where " + std::to_string(want) +
+           " were expected");
   }
 }
 

@@ -1,12 +1,13 @@
 // Many small steps of several engines in one process, with random delays, duplicate
 // rows and workers that lag; built with -fsanitize=thread by test_stress.py.
 //
-//   stress WORKERS STEPS MAX_DELAY_US SEED [settle | compensate | pinned | device]
+//   stress WORKERS STEPS MAX_DELAY_US SEED [MODE]
 //
 // Every sum is checked: gradients are small integers, so floats add exactly. With
 // `settle` owners do not wait for the late, whose rows come after all or never, some of
 // them NaN: then all workers must have the same finite bits. With `pinned` a device
-// sums rows in pinned memory, with `device` rows in its own.
+// sums rows in pinned memory, with `device` rows in its own. With `headers` no address
+// fits a tag.
 #include <chrono>
 #include <cmath>
 #include <cstdio>
@@ -233,7 +234,9 @@ int main(int argc, char** argv) {
   const int workers = std::atoi(argv[1]), steps = std::atoi(argv[2]);
   const int delay = std::atoi(argv[3]);
   const auto seed = std::strtoull(argv[4], nullptr, 10);
-  auto hub = std::make_shared<LocalHub>(workers, delay, seed);
+  const std::string how = argc == 6 ? argv[5] : "";
+  const int max_tag = how == "headers" ? 255 : (1 << 30) - 1;
+  auto hub = std::make_shared<LocalHub>(workers, delay, seed, max_tag);
   std::vector<std::unique_ptr<Engine>> engines;
   for (int rank = 0; rank < workers; ++rank) {
     engines.push_back(std::make_unique<Engine>(make_local_transport(hub, rank)));
@@ -241,7 +244,6 @@ int main(int argc, char** argv) {
   std::vector<std::thread> threads;
   Results results;
   Mode mode;
-  const std::string how = argc == 6 ? argv[5] : "";
   mode.settles = how == "settle" || how == "compensate";
   mode.compensates = how == "compensate";
   if (how == "pinned") mode.memory = Memory::kPinned;

@@ -32,6 +32,7 @@ MODES: list[tuple[list[str], int]] = [
     (["compensate"], 4),
     (["pinned"], 8),
     (["device"], 8),
+    (["headers"], 4),
 ]
 BUILDS = [
     ("thread", ["-fsanitize=thread"], (3, 2000, 60)),

@@ -157,3 +157,29 @@ def test_memory_that_was_not_there_is_not_counted() -> None:
         exchange.acquire()
     assert engine.stats().pool_bytes == 0
     assert engine.stop(5.0)
+
+
+def test_control_messages_are_heard_in_the_order_of_sending() -> None:
+    """Although one that was announced later may be received first."""
+    hub = _engine.LocalHub(2, 500, 1)
+    engine, stranger = _engine.Engine.over_local(hub, 0), Stranger(hub)
+    rounds = 100
+    for number in range(rounds):
+        blob = np.frombuffer(f"B{number}".encode(), np.uint8).copy()
+        stranger.send(CONTROL, blob)
+        engine.publish(b"")
+    got = []
+    for _ in range(rounds):
+        blobs = None
+        while blobs is None:
+            stranger.look()
+            blobs, _missing = engine.gather(0.1)
+        got.append(blobs[1].decode())
+    assert got == [str(number) for number in range(rounds)]
+    stranger.send(CONTROL, np.frombuffer(b"G", np.uint8).copy())
+    with ThreadPoolExecutor(1) as pool:
+        stopped = pool.submit(engine.stop, 10.0)
+        while not stopped.done():
+            stranger.look()
+            time.sleep(1e-3)
+    assert stopped.result()
