@@ -73,11 +73,12 @@ def test_estimates(exact: bool) -> None:
     for step in range(1, 300):
         scales = checks.scales_of(step)
         now, before = (int(draw.integers(checks.ALL)) for _ in range(2))
-        total = decoded([now, now], [0.5, 0.5], scales)
+        weights = [0.5, 0.5] if step % 2 else [130.0, 7.0]  # shares, or counts
+        total = decoded([now, now], weights, scales)
         if not exact:  # a share is taken from the memory, of any size and sign
             share = draw.normal() * 10.0 ** draw.integers(-9, 1)
             memory = decoded([before], [1.0], checks.scales_of(step - 1))
-            total = total * (1 - share) + memory * share
+            total = total * (1 - share) + memory * share * sum(weights)
         reading = checks.read(total, scales)
         if reading is not None:
             judged += 1
