@@ -167,8 +167,8 @@ class CodedGradient:
             The mean loss of the batch, without gradient, the same on every worker.
 
         Raises:
-            MismatchError: the workers' parameters or data differ, or only some passes of
-                the step gave a weight; nothing has changed.
+            MismatchError: parameters or data differ, or only some passes gave a weight;
+                nothing has changed.
             WorkerError: another worker failed; the message says which and why.
             NonFiniteError, ConfigError: the loss function is at fault on this worker.
         """

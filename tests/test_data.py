@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from collections import UserDict, namedtuple
 from itertools import chain
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import Dataset, TensorDataset
+from torch.utils.data import (
+    ConcatDataset,
+    DataLoader,
+    Dataset,
+    Subset,
+    TensorDataset,
+)
 
 from codedgrad import ConfigError, ShardBatchSampler, ShardSampler, codes
+from codedgrad.data.order import even, part_sizes
 
 DATA = TensorDataset(torch.arange(101.0).view(-1, 1), torch.arange(101))
 
@@ -180,3 +189,129 @@ def test_drop_in_skips_decoded_steps() -> None:
     sampler = ShardBatchSampler(DATA, 16, codes.uncoded(2), 0)
     sampler.skip = lambda step: step == 1
     assert [len(b) for b in sampler] == [8, 2, 8, 8, 8, 8, 8]
+
+
+# ---- what the loss function is called with ----
+
+Pair = namedtuple("Pair", "x y")
+
+
+def stacked(items: list[Any]) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.stack([i[0] for i in items]), torch.tensor([i[1] for i in items])
+
+
+LISTED = TensorDataset(*stacked([Listed()[i] for i in range(40)]))
+COLLATES: list[tuple[Any, int]] = [
+    (lambda items: dict(zip("xy", stacked(items), strict=True)), 1),
+    (lambda items: UserDict(x=stacked(items)), 1),
+    (lambda items: Pair(*stacked(items)), 2),
+    (stacked, 2),
+    (lambda items: ({"x": [i[0] for i in items]}, [{"y": i[1]} for i in items]), 2),
+    (lambda items: items, 1),
+    (lambda items: [i[0] for i in items], 1),
+    (lambda items: list(stacked(items)), 1),
+    (lambda items: items[:0], 1),
+    (lambda items: (items,), 1),
+    (lambda items: stacked(items)[0], 1),
+    (None, 2),
+]
+
+
+def same(a: Any, b: Any) -> bool:
+    if isinstance(a, UserDict):
+        return same(a.data, b.data)
+    leaves = torch.utils._pytree.tree_leaves
+    return len(leaves(a)) == len(leaves(b)) and all(
+        torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y
+        for x, y in zip(leaves(a), leaves(b), strict=True)
+    )
+
+
+@pytest.mark.parametrize(("collate", "arguments"), COLLATES)
+@pytest.mark.parametrize(
+    "data", [Listed(), TensorDataset(*stacked([Listed()[i] for i in range(40)]))]
+)
+def test_the_arguments_are_what_a_dataloader_gives(
+    data: Any, collate: Any, arguments: int
+) -> None:
+    batch = next(iter(DataLoader(data, batch_size=4, collate_fn=collate)))
+    sampler = ShardSampler(data, 8, shuffle=False, collate_fn=collate)
+    got = next(iter(sampler.steps(2))).fetch(0)
+    assert len(got) == arguments
+    whole = got if isinstance(batch, tuple) or collate is None else got[0]
+    assert type(whole) is type(batch) or isinstance(batch, Pair | list)
+    assert same(whole, batch)
+
+
+@pytest.mark.parametrize(
+    ("sample", "arguments"),
+    [
+        (lambda i: (i, float(i)), 2),
+        (lambda i: [i, float(i)], 2),
+        (lambda i: {"x": i}, 1),
+        (lambda i: (i, {"y": [i, i]}), 2),
+        (lambda i: Pair(i, -i), 2),
+        (lambda i: i, 1),
+    ],
+)
+def test_samples_of_any_structure(sample: Any, arguments: int) -> None:
+    data = [sample(i) for i in range(16)]
+    batch = next(iter(DataLoader(data, batch_size=4)))
+    got = next(iter(ShardSampler(data, 8, shuffle=False).steps(2))).fetch(0)
+    assert len(got) == arguments
+    assert same(got if arguments > 1 else got[0], batch)
+
+
+class Normalised(TensorDataset):
+    def __getitem__(self, index: int) -> Any:
+        x, y = super().__getitem__(index)
+        return (x - 50.0) / 25.0, y
+
+
+class Fetching(TensorDataset):
+    def __getitems__(self, indices: list[int]) -> list[Any]:
+        return [(-self.tensors[0][i], self.tensors[1][i]) for i in indices]
+
+
+class Same(TensorDataset):
+    """Changes nothing of a sample."""
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        DATA,
+        Same(*DATA.tensors),
+        Normalised(*DATA.tensors),
+        Fetching(*DATA.tensors),
+        Subset(Normalised(*DATA.tensors), range(50, 90)),
+        ConcatDataset([DATA, Normalised(*DATA.tensors)]),
+    ],
+)
+def test_subclasses_of_a_tensor_dataset_are_asked(data: Any) -> None:
+    loader = DataLoader(data, batch_size=4)
+    steps = ShardSampler(data, 8, shuffle=False).steps(2)
+    ours = [step.fetch(p) for step in steps for p in range(2) if step.sizes[p] == 4]
+    for got, want in zip(ours, loader, strict=False):
+        assert same(got, want)
+
+
+def test_a_tuple_of_tensors_with_a_collate_function() -> None:
+    sampler = ShardSampler(DATA.tensors, 8, shuffle=False, collate_fn=stacked)
+    x, y = next(iter(sampler.steps(2))).fetch(1)
+    assert y.tolist() == [4, 5, 6, 7]
+    assert x.flatten().tolist() == [4.0, 5.0, 6.0, 7.0]
+
+
+@pytest.mark.parametrize("total", range(1, 40))
+@pytest.mark.parametrize("parts", [1, 2, 3, 8, 16])
+def test_a_short_step_has_no_parts_of_one_sample(total: int, parts: int) -> None:
+    for usual in (2 * parts, 3 * parts):
+        sizes = part_sizes(total, parts, usual)
+        assert (len(sizes), sum(sizes)) == (parts, total)
+        assert 1 not in sizes or total == 1
+        assert max(sizes) <= max(3, -(-total // parts))
+        filled = [i for i, size in enumerate(sizes) if size]
+        assert max(np.diff([*filled, parts])) <= -(-parts // len(filled))
+    # Where all parts have a single sample, nothing changes.
+    assert part_sizes(total, parts, parts) == even(total, parts)

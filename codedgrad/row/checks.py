@@ -12,9 +12,9 @@ decodes the same sum, so all workers see it in the same step, without a message.
 
 [Note: estimates] Where a step may end with an estimate, a slice of the sum may hold
 something of earlier steps, whose words were others. Then the two elements of bit i are
-multiplied by s_i, which is another number in every step (see `scales_of`). Only the sum
-of a step's own rows has s_i as the sum of the two elements of every bit i, and nothing
-is concluded from any other sum.
+multiplied by s_i, which is another number in every step (see `scales_of`). Only in a sum
+of the step's own rows is the sum of the two elements of bit i the same multiple of s_i
+for all i, and nothing is concluded from any other sum.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _BYTES = np.stack([_BYTES, 1.0 - _BYTES], axis=2).reshape(256, 16)
 _PRIMES = [2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71]
 _ROOTS = np.sqrt([*_PRIMES, 73, 79, 83, 89])
 _ROUNDING = 2e-5  # of a sum of float32, relative
-_LEAST = 1e-4  # what of a sum is more than the rounding of an estimate's small part
+_LEAST = 1e-4  # of a sum; an estimate's share of other steps can seem to be less
 
 
 class Reading(NamedTuple):
@@ -90,9 +90,10 @@ def read(area: Tensor, scales: NDArray[Any] | None = None) -> Reading | None:
     if scales is None:
         present = np.abs(found) > 0.0  # False for NaN
     else:
-        sums = found.sum(axis=1)
-        if not np.all(np.abs(sums - scales) <= _ROUNDING * scales):
+        multiples = found.sum(axis=1) / scales
+        usual = float(np.median(multiples))
+        if not (np.abs(multiples - usual) <= _ROUNDING * usual).all():
             return None
-        present = found > _LEAST
+        present = found > _LEAST * usual
     ones, zeros = (int(_POWERS[present[:, i]].sum()) for i in (0, 1))
     return Reading(ones, zeros) if ones | zeros == ALL else None

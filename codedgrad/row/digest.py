@@ -26,6 +26,8 @@ def tensor_digest(tensor: Tensor) -> str:
     A tensor whose bits cannot be read (sparse, quantised, not initialised) has the
     digest of its type and shape.
     """
+    if torch.nn.parameter.is_lazy(tensor):
+        return "not initialised"
     tensor = tensor.detach()
     try:
         words = _words(tensor)
@@ -33,8 +35,7 @@ def tensor_digest(tensor: Tensor) -> str:
         data = sums.cpu().numpy().tobytes()
     except (RuntimeError, NotImplementedError, TypeError, ValueError):
         data = b""
-    shape = "?" if torch.nn.parameter.is_lazy(tensor) else str(tuple(tensor.shape))
-    text = f"{tensor.dtype} {shape}".encode()
+    text = f"{tensor.dtype} {tuple(tensor.shape)}".encode()
     # Two checksums of the sums, which are few.
     return f"{zlib.crc32(data, zlib.crc32(text)):08x}{zlib.adler32(data):08x}"
 
@@ -59,7 +60,7 @@ def _block_sums(words: Tensor) -> Tensor:
         ours = torch.randint(_MASK, (_HOST_BLOCK,), generator=generator) | 1
         factors = _factors[words.device] = ours.to(words.device)
     whole = words.numel() // _HOST_BLOCK
-    if words.device.type == "cpu":
+    if _on_host(words):
         blocks = [
             words[i * _HOST_BLOCK : (i + 1) * _HOST_BLOCK].mul(factors).sum()
             for i in range(whole)
@@ -71,3 +72,7 @@ def _block_sums(words: Tensor) -> Tensor:
     if rest.numel():
         blocks.append(rest.mul(factors[: rest.numel()]).sum())
     return torch.cat([b.reshape(-1) for b in blocks])
+
+
+def _on_host(words: Tensor) -> bool:
+    return words.device.type == "cpu"

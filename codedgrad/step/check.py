@@ -113,8 +113,12 @@ class ValueCheck:
             MismatchError: the workers load different steps.
         """
         agreement.check_agreement("checkpoint", [("step", str(step))])
-        self._named = model_tensors(model)
-        self._begun = False
+        self.laid_out(self._payload, model)
+
+    def laid_out(self, payload: Payload, model: Module) -> None:
+        """Go on with these rows and tensors; all values are compared before a step."""
+        self._payload, self._named = payload, model_tensors(model)
+        self._begun, self._sent = False, None
 
     def _compare_all(self) -> None:
         """Compare tensors and data. Collective."""

@@ -22,6 +22,7 @@ from torch.utils.data import TensorDataset
 import codedgrad
 from codedgrad import codes
 
+torch.manual_seed(0)  # all workers have the same data and the same models
 DATA = TensorDataset(torch.randn(64, 4), torch.randint(0, 3, (64,)))
 criterion = nn.CrossEntropyLoss()
 

@@ -23,6 +23,7 @@ from training import everywhere
 
 import codedgrad
 from codedgrad import codes
+from codedgrad.monitor.ring import ReportRing
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -160,6 +161,7 @@ def test_memory_stays_over_2000_steps() -> None:
     code = codes.spread(codedgrad.size(), micro=1)
     faults = "random:probability=0.02,factor=4,seed=1"
     coded = codedgrad.CodedGradient(model, code, faults=faults)
+    coded.record.reports = ReportRing(100)
     coded.record._limit = 100
     engine = codedgrad.job.runtime.current().engine
     sampler = codedgrad.ShardSampler(data, 16)

@@ -280,3 +280,47 @@ def test_a_model_of_another_library() -> None:
 
     with pytest.raises(codedgrad.ConfigError, match=r"model\.module"):
         check.model_tensors(DistributedDataParallel(2, 1))
+
+
+def dropped_in(epochs: tuple[int, ...], change: Any = None, **settings: Any) -> None:
+    """Train by the drop-in; `change` is called with the model on the last worker."""
+    model, code = net(), codes.uncoded(codedgrad.size())
+    if change is not None and last():
+        change(model)
+    sampler = codedgrad.ShardBatchSampler(
+        settings.pop("dataset", data()), batch(), code, codedgrad.rank(), **settings
+    )
+    optimizer = codedgrad.DistributedOptimizer(
+        torch.optim.SGD(model.parameters(), lr=0.1),
+        model.named_parameters(),
+        code=code,
+        model=model,
+        sampler=sampler,
+    )
+    try:
+        for epoch in epochs:
+            sampler.set_epoch(epoch)
+            for indices in sampler:
+                x, y = (t[indices] for t in sampler.dataset)
+                ((model(x) - y) ** 2).mean().backward()
+                optimizer.step()
+                optimizer.zero_grad()
+    finally:
+        codedgrad.optimizer.detach(optimizer)
+
+
+def test_the_drop_in() -> None:
+    dropped_in((0, 1))
+    refused("sampler seed = 1", lambda: dropped_in((0,), seed=int(last())))
+    refused("shuffle = False", lambda: dropped_in((0,), shuffle=not last()))
+    refused("epoch = 3, worker 0 has 1", lambda: dropped_in((0, 3 if last() else 1)))
+    x, y = data()
+    x = x + last()
+    refused("the samples of", lambda: dropped_in((0,), dataset=(x, y)))
+
+    def moved(model: nn.Module) -> None:
+        with torch.no_grad():
+            model[1].running_var[3] += 1
+
+    refused("has '1.running_var' = digest", lambda: dropped_in((0,), moved))
+    dropped_in((0, 1))
