@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import dropin_cases
 import torch
 from torch import nn
 from torch.utils.data import TensorDataset
@@ -297,7 +298,7 @@ def main() -> None:
         rank = codedgrad.rank()
     try:
         codedgrad.init()
-        globals()[case]()
+        (globals().get(case) or getattr(dropin_cases, case))()
     except Exception as error:
         text = f"{type(error).__name__}: {error}"
         (folder / f"{rank}.txt").write_text(text)
