@@ -6,7 +6,9 @@ with an exception has no end: the callback never comes. This is noticed as soon 
 something happens while no backward runs, or while another one runs.
 
 A backward inside of a backward (reentrant checkpointing) belongs to the outer one. Its
-gradients cannot be told from those of the outer one, but by what is on the stack.
+gradients cannot be told from those of the outer one, but by what is on the stack. Where
+it has the first gradient of the pass, the outer one is not known yet: we meet it where
+it goes on, at the nodes that follow on the one which ran the inner backward.
 """
 
 from __future__ import annotations
@@ -19,15 +21,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch.autograd.graph import _engine_run_backward
 
-from codedgrad.errors import ConfigError
-
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
     from types import FrameType
 
     from torch import Tensor
 
 _NONE = -1  # the number of the graph that runs while no backward does
+_UNKNOWN = -2  # stands for the number of an outer graph
 _RUNS = _engine_run_backward.__code__
 
 
@@ -54,6 +55,7 @@ class Backwards:
         self._listener = weakref.ref(listener)
         self._pass: int | None = None  # the number of its graph
         self._inner: int | None = None  # the graph of a backward inside of it
+        self._nodes: list[Any] = []  # hooks where an unknown outer backward goes on
         self._handles = [
             p.register_post_accumulate_grad_hook(self._gradient_came)
             for p in parameters
@@ -83,20 +85,37 @@ class Backwards:
         if listener is None:
             return
         if _is_nested():
-            if self._pass is None:
-                raise ConfigError(
-                    "a backward inside of another backward (reentrant checkpointing) "
-                    "computes the first gradient of the pass; checkpoint with "
-                    "use_reentrant=False, or not the last layers"
-                )
             self._inner = graph
+            if self._pass is None:
+                self._pass = _UNKNOWN
+                _at_end(self._inner_ended)
+                listener.backward_begins(parameter)
+        elif self._pass == _UNKNOWN:
+            self._outer_goes_on()
+        else:
+            if self._pass is not None:
+                self._forget_failed()
+            self._pass = graph
+            _at_end(self._ended)
+            listener.backward_begins(parameter)
+
+    def _inner_ended(self) -> None:
+        node: Any = torch._C._current_autograd_node()
+        following = [] if node is None else [f for f, _ in node.next_functions if f]
+        for f in following:
+            self._nodes.append(f.register_prehook(self._outer_goes_on))
+
+    def _outer_goes_on(self, *_: Any) -> None:
+        for handle in self._nodes:
+            handle.remove()
+        self._nodes = []
+        if self._pass != _UNKNOWN:
             return
-        if self._pass is not None:
-            self._forget_failed()
-        self._pass = graph
-        engine: Any = torch.autograd.Variable._execution_engine
-        engine.queue_callback(self._ended)
-        listener.backward_begins(parameter)
+        if _is_nested():  # the outer backward is itself inside of another
+            _at_end(self._inner_ended)
+            return
+        self._pass = torch._C._current_graph_task_id()
+        _at_end(self._ended)
 
     def _ended(self) -> None:
         self._pass = self._inner = None
@@ -109,6 +128,12 @@ class Backwards:
         listener = self._listener()
         if listener is not None:
             listener.backward_failed()
+
+
+def _at_end(callback: Callable[[], None]) -> None:
+    """Calls `callback` when the backward that runs now has ended without an error."""
+    engine: Any = torch.autograd.Variable._execution_engine
+    engine.queue_callback(callback)
 
 
 def inside_backward() -> bool:

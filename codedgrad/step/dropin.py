@@ -58,6 +58,7 @@ class DropIn:
         self._exchanged = False  # something, since the last optimizer.step()
         self._mean = GradientMean(job, trained, plan)
         self._known = set(map(id, self.parameters))
+        self._names = {id(p): name for name, p in trained.named}
         self._attach(trained)
 
     def _attach(self, trained: Trained) -> None:
@@ -177,7 +178,7 @@ class DropIn:
         """End the exchange that has begun."""
         with self._failing_together():
             self._mean.complete(Progress(self._passed, self._counts.steps))
-            check_outside(self._optimizer(), self._known)
+            check_outside(self._optimizer(), self._known, self._names)
         self._passed = 0
         self._small = self._failed = self._remembered = False
         self._exchanged = True

@@ -244,12 +244,15 @@ class GradientMean:
         self._exchange.close()
 
 
-def check_outside(optimizer: torch.optim.Optimizer | None, exchanged: set[int]) -> None:
+def check_outside(
+    optimizer: torch.optim.Optimizer | None, exchanged: set[int], names: dict[int, str]
+) -> None:
     """Refuse gradients that the optimizer would use and nobody has exchanged.
 
     Args:
         optimizer: the user's.
         exchanged: the `id` of every parameter whose gradient is exchanged.
+        names: the names of parameters by `id`, as far as they are known.
 
     Raises:
         ConfigError: with the remedy.
@@ -257,7 +260,7 @@ def check_outside(optimizer: torch.optim.Optimizer | None, exchanged: set[int]) 
     if optimizer is None:
         return
     lost = [
-        f"parameter {i} of group {g}, of shape {tuple(p.shape)}"
+        f"{names.get(id(p), f'parameter {i} of group {g}')!r} {tuple(p.shape)}"
         for g, group in enumerate(optimizer.param_groups)
         for i, p in enumerate(group["params"])
         if id(p) not in exchanged and p.grad is not None
@@ -265,7 +268,7 @@ def check_outside(optimizer: torch.optim.Optimizer | None, exchanged: set[int]) 
     if lost:
         raise ConfigError(
             f"the optimizer has gradients that are not exchanged: "
-            f"{'; '.join(lost[:4])}{' ...' if len(lost) > 4 else ''}. These parameters "
+            f"{', '.join(lost[:4])}{' ...' if len(lost) > 4 else ''}. These parameters "
             f"required no gradient, or were not among the named_parameters, when the "
             f"optimizer was made distributed; call "
             f"codedgrad.optimizer.detach(optimizer) and make it distributed again"

@@ -61,6 +61,12 @@ CASES = {
     "overflow_in_a_group": ["step 0, shard", "in float16, in which it is sent"],
     "a_member_at_another_step": ["worker 3 begins step 1", "worker 2, step 0"],
     "a_member_leaves": ["gave up: it waits", "worker 3, which has ended its training"],
+    "dropin_different_seed": ["worker 2 has seed = 1, worker 0 has 0"],
+    "dropin_unequal_passes": ["do not take the same steps", "in exchange 0"],
+    "dropin_unequal_steps": ["do not take the same steps", "in exchange 2"],
+    "dropin_error_after_sending": ["ended with an error", "use overlap=False"],
+    "dropin_unfrozen": ["that are not exchanged: '0.weight' (4, 4)", "detach"],
+    "dropin_step_inside_backward": ["was called inside of backward()"],
     "no_thread_multiple": ["MPI_THREAD_MULTIPLE", "thread_level"],
 }
 # How many processes start where it is not WORKERS: two groups of two.

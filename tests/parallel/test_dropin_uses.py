@@ -220,6 +220,33 @@ def test_checkpointing_computes_the_same_again(reentrant: bool) -> None:
     detach(optimizer)
 
 
+@pytest.mark.parametrize("bucket_mb", [None, 1e-4])
+def test_a_backward_inside_of_a_backward_is_no_pass(bucket_mb: float | None) -> None:
+    def loss(model: nn.Module, x: Tensor) -> Tensor:
+        x = x.clone().requires_grad_()
+        inner = checkpoint(model[2:], model[:2](x), use_reentrant=True)
+        outer = checkpoint(lambda y: checkpoint(model, y, use_reentrant=True), x,
+                           use_reentrant=True)  # fmt: skip
+        return inner.pow(2).mean() + outer.mean() / 2
+
+    def layers() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh())
+
+    model, truth = layers(), layers()
+    optimizer = wrapped(model, bucket_mb=bucket_mb)
+    want = plain_step(truth, loss)
+    for _ in range(3):
+        loss(model, own()).backward()
+        torch.testing.assert_close([p.grad for p in model.parameters()], want)
+        model.zero_grad()
+    for x in (own(), own().requires_grad_()):
+        checkpoint(model, x.requires_grad_(), use_reentrant=True).mean().backward()
+        optimizer.step()
+        assert same_everywhere(model)
+    detach(optimizer)
+
+
 def test_torch_compile() -> None:
     def trained(compiled: bool) -> str:
         model = nn.Sequential(net(), nn.Dropout(0.5))
