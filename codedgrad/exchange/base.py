@@ -76,7 +76,8 @@ class Exchange(Protocol):
     def begin(self, step: int) -> float:
         """Opens `step`, and waits while a worker is a whole window of steps behind.
 
-        The step calls it first, once.
+        The step calls it first, once. A worker that is alone calls it again for a step
+        that an exception has ended: what that step had sent is dropped.
 
         Returns:
             The seconds that it waited for workers that lag.

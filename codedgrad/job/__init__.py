@@ -2,7 +2,9 @@
 
 In reading order: `lifecycle` (join and leave), `startup` (checks), `place` (who runs
 where), `runtime` (what the rest of the package is handed), `waiting` (no wait hangs),
-`agreement` (workers compare what they do), `broadcast` (the first parameters);
+`progress` (no two workers wait for one another), `exit_status` (a script that fails by
+`sys.exit`), `agreement` (workers compare what they do), `broadcast` (the first
+parameters), `checkpoint` (a file that is always whole);
 `channel` is the only file that touches mpi4py, `environment` the only one that reads
 environment variables, `doctor` says what a machine lacks.
 """

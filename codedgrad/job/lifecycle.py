@@ -197,8 +197,9 @@ def _at_exit() -> None:
     except CodedGradError as error:
         log.error("%s", error)  # noqa: TRY400
         _deserted = leaver  # an exit status of 0 would say that all is well
-    if _deserted is not None:
-        # MPI_Finalize would wait for workers that may never come to it.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        _deserted.channel.abort(1)
+    finally:
+        if _deserted is not None:
+            # MPI_Finalize would wait for workers that may never come to it.
+            sys.stdout.flush()
+            sys.stderr.flush()
+            _deserted.channel.abort(1)

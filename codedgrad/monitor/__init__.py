@@ -1,8 +1,9 @@
 """Reports of a run: which row arrived when, what that cost, what codes saved.
 
 `report` has the table of all figures. `record` keeps them in memory, `recorder` writes
-them to the run's log, `runlog` reads it again. `plot_arrivals` needs matplotlib and
-`TensorBoardMonitor` needs tensorboard; both are imported when they are first used.
+them to the run's log, `runlog` reads it again. `plot_arrivals` needs the extra `plots`
+of the package, `TensorBoardMonitor` the extra `tensorboard`, and the module
+`prometheus` the extra of its name; the libraries are imported when they are first used.
 """
 
 from __future__ import annotations

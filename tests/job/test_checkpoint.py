@@ -133,7 +133,7 @@ while True:
 def test_a_killed_writer_leaves_a_whole_file(tmp_path: Path) -> None:
     """Killed at several moments; without the second file, torch.load would fail."""
     path = tmp_path / "model.pt"
-    for delay_s in (0.0, 0.003, 0.01, 0.03, 0.05):
+    for delay_s in (0.003, 0.01, 0.05):
         writer = subprocess.Popen(
             [sys.executable, "-c", WRITER, str(path)], stdout=subprocess.PIPE
         )

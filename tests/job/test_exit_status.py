@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-SCRIPT = """
-import atexit, sys
-from codedgrad.job.exit_status import ScriptEnd
+from codedgrad.job import exit_status
+
+# The file is loaded by itself: to import the package takes seconds.
+SCRIPT = f"""
+import atexit, importlib.util, sys
+spec = importlib.util.spec_from_file_location("alone", {exit_status.__file__!r})
+alone = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(alone)
 def work():
-    end = ScriptEnd()
+    end = alone.ScriptEnd()
     atexit.register(lambda: print("FOUND", end.failure()))
 work()
 def stop(*status):
@@ -40,7 +46,7 @@ ENDS = {
 
 @pytest.mark.parametrize("how", ["-c", "file"])
 @pytest.mark.parametrize("end", ENDS, ids=repr)
-def test_status(end: str, how: str, tmp_path) -> None:
+def test_status(end: str, how: str, tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(SCRIPT + end)
     command = [script] if how == "file" else ["-c", SCRIPT + end]
