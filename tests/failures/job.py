@@ -68,6 +68,36 @@ def different_code() -> None:
     train(nn.Linear(4, 3), code=codes.spread(n, micro=2 if last() else 4))
 
 
+def different_bits() -> None:
+    train(nn.Linear(4, 3), same_bits=last())
+
+
+def different_pieces() -> None:
+    train(nn.Linear(4, 3), pieces=False if last() else "auto")
+
+
+def weights_in_some_passes(coded: Any, value: Any) -> Any:
+    """The last worker returns no weight in step 2, and nobody stands in for it."""
+    return value if coded.step == 2 and last() else (value, 2)
+
+
+def weights_of_some_workers() -> None:
+    train(nn.Linear(4, 3), loss=weights_in_some_passes, code=everybody())
+
+
+def weights_in_estimates() -> None:
+    policy = codedgrad.approximate(0.1)
+    loss = lambda _, value: (value, 2)  # noqa: E731
+    train(nn.Linear(4, 3), loss=loss, code=everybody(), policy=policy)
+
+
+def negative_weight() -> None:
+    def loss(_: Any, value: Any) -> Any:
+        return value, -1 if last() else 2
+
+    train(nn.Linear(4, 3), loss=loss, code=everybody())
+
+
 def different_model() -> None:
     train(nn.Linear(4, 4 if last() else 3))
 

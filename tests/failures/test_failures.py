@@ -18,6 +18,11 @@ REMEDY = ["Run the same number of steps"]
 ENDED = ["for worker 2, which has ended its training", *REMEDY]
 CASES = {
     "different_code": ["worker 2 has code = spread", "micro=2", "worker 0 has spread"],
+    "different_bits": ["worker 2 has same_bits = True, worker 0 has False"],
+    "different_pieces": ["worker 2 has code = spread", "help=shards"],
+    "weights_of_some_workers": ["(loss, weight) in some passes of the step"],
+    "weights_in_estimates": ["estimates know no weights yet", 'policy="exact"'],
+    "negative_weight": ["step 0, shard 2, micro-batch 0 is -1.0", "0 or more"],
     "different_model": ["worker 2 has parameter 0 'weight' = (4, 4)", "(3, 4)"],
     "different_order": ["worker 2 has parameter 0 'b.weight'", "'a.weight'"],
     "different_seed": ["worker 2 has seed = 1, worker 0 has 0"],

@@ -67,6 +67,11 @@ def run(args: argparse.Namespace) -> int:
     for row in result.table:
         share = f"{100 * row['redundant']:.1f} %"
         print(f"{row['policy']:<40} {row['speedup']:>8.2f}   {share:>14}")
+    if result.choices:
+        print("\nown passes and help                      speed-up   nobody late")
+    for row in result.choices:
+        calm = f"{row['calm']:.2f} passes"
+        print(f"{row['choice']:<40} {row['speedup']:>8.2f}   {calm:>14}")
     if result.recommend != "off":
         call = _call(result.recommend) + (", same_bits=True" if args.same_bits else "")
         print(f"\nuse: codedgrad.CodedGradient(model, {call})")

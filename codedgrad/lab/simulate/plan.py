@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 # A smaller expected speed-up is not worth a change of the training script.
 _WORTH_IT = 1.10
 _DRAWS = 1000  # of the bootstrap
+_CHOICES = (  # with the simulator's settings same_bits and pieces
+    ("same_bits=False", 0, 1),
+    ("same_bits=True", 1, 1),
+    ("same_bits=True, pieces=False", 1, 0),
+)
 # The search looks at so many times and steps; the verdict looks at all of its part.
 _MOST_TIMES, _FEWEST_STEPS = 20_000, 40
 _MORE_WORK = 0.02  # a frugal candidate does so many more passes / n than the least
@@ -38,6 +43,9 @@ class Plan:
         redundant_work: work done beyond the n passes, over n.
         reason: a sentence that says why, and what limits the speed-up.
         table: the figures of the best candidates on the steps they were chosen on.
+        choices: for a spread code, what whole passes, `same_bits=True` and
+            `same_bits=True` with `pieces=False` give, on the same steps: `calm`, the
+            time of a step with nobody late, in whole passes, and `speedup`.
         notes: what makes the recommendation less certain.
     """
 
@@ -49,6 +57,7 @@ class Plan:
     redundant_work: float
     reason: str
     table: tuple[dict[str, Any], ...]
+    choices: tuple[dict[str, Any], ...] = ()
     notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
@@ -138,7 +147,26 @@ def plan(
     least = min(row["redundant"] for row in near)
     frugal = [row for row in near if row["redundant"] <= least + _MORE_WORK]
     chosen = max(frugal, key=lambda row: _helpers(row["policy"]))["policy"]
-    return _verdict(times.rows(judge), chosen, table, job)
+    found = _verdict(times.rows(judge), chosen, table, job)
+    return replace(found, choices=_choices(chosen, some, sync, job))
+
+
+def _choices(
+    chosen: str, times: Times, sync: float, job: _Job
+) -> tuple[dict[str, Any], ...]:
+    """Return what the choices of same_bits and pieces give with the chosen code."""
+    family, settings = policies.parse(chosen)
+    if family != "spread":
+        return ()
+    rows = []
+    for choice, same_bits, pieces in _CHOICES:
+        more = {"same_bits": same_bits, "pieces": pieces, "piece_cost": job.micro_cost}
+        step = policies.POLICIES[family](times, job.comm, **settings, **more).step
+        doublings = float(np.log2(settings["micro"])) if same_bits and pieces else 0.0
+        calm = 1.0 + job.micro_cost * doublings
+        speedup = sync / float(step.mean())
+        rows.append({"choice": choice, "calm": calm, "speedup": speedup})
+    return tuple(rows)
 
 
 def _verdict(times: Times, chosen: str, table: list[dict[str, Any]], job: _Job) -> Plan:

@@ -50,6 +50,15 @@ def test_a_cost_of_micro_batches_is_counted() -> None:
     assert found.speedup <= plan(times).speedup
 
 
+def test_the_choices_of_passes_and_help() -> None:
+    found = plan(simulate.from_log(traces.Log(one_slow())), micro_cost=0.1)
+    whole, bits, shards = found.choices
+    micro = int(found.recommend.split("micro=")[1].split(",")[0])
+    assert bits["calm"] == pytest.approx(1.0 + 0.1 * np.log2(micro))
+    assert whole["calm"] == shards["calm"] == 1.0
+    assert whole["speedup"] > bits["speedup"] > shards["speedup"]
+
+
 def test_one_worker_has_nothing_to_plan() -> None:
     with pytest.raises(ConfigError, match="one worker"):
         plan(simulate.from_ratios(np.ones((5, 1))))
