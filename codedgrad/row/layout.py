@@ -2,8 +2,8 @@
 
 A row is one flat vector of `count` elements,
 
-    [ gradients | buffer changes | used flags | loss | padding ]
-                '------------------- tail -------------------'
+    [ gradients | buffer changes | used flags | moved flag | loss | padding ]
+                '------------------------- tail --------------------------'
 
 Everything that a step needs is in it, so that one linear combination decodes it all:
 
@@ -14,6 +14,8 @@ Everything that a step needs is in it, so that one linear combination decodes it
   the change and not the value, so that a buffer that stays constant keeps its bits.
 - One flag per parameter, 1 if the pass gave it a gradient, so that a parameter which
   the whole batch did not use keeps `grad = None`, as it does without codedgrad.
+- The moved flag, 1 if the pass changed a tensor that does not travel. Where the sum of
+  a step has it, all workers lay out again and compute the step once more.
 - The loss.
 
 The row is padded until every worker owns a slice of it, and cut into buckets (see
@@ -46,6 +48,7 @@ import torch
 
 from codedgrad.errors import ConfigError
 from codedgrad.row import cuts, devices
+from codedgrad.row.tensors import real
 from codedgrad.settings import ExchangeSettings
 
 if TYPE_CHECKING:
@@ -64,14 +67,16 @@ class Layout:
         names: the names of the parameters that require a gradient.
         parameters: these parameters, in the model's order.
         buffer_names: the names of the buffers that travel.
-        buffers: these buffers: all but empty ones and those of booleans.
-        dtype: the type of a row in memory, float64 if a parameter or buffer has it.
+        buffers: these buffers: all that are given but empty ones.
+        dtype: the type of a row in memory, float64 if a parameter that requires a
+            gradient has it.
         device: the device of the model.
         on_host: whether this is the CPU.
         count: the elements of a row.
         gradients: how many of them are gradients; the tail begins there.
         change_area: the place of the buffer changes in the tail.
         used_area: the place of the used flags in the tail.
+        moved_place: the place of the moved flag in the tail.
         loss_place: the place of the loss in the tail.
         wire: the name of the type in which gradients travel.
         bucket_starts: where buckets begin, from 0 to `count`.
@@ -91,7 +96,8 @@ class Layout:
 
         Args:
             named_parameters: the model's; those that require no gradient are left out.
-            named_buffers: the model's, or nothing if buffers are not to be exchanged.
+            named_buffers: the model's that passes change, or nothing if buffers are
+                not to be exchanged.
             workers: the number of workers, each of which owns a slice of every bucket.
             settings: `wire` (see [Note: narrow wires]) and `bucket_mb` are used.
 
@@ -101,15 +107,13 @@ class Layout:
                 buckets is out of range.
         """
         named = [(n, p) for n, p in named_parameters if p.requires_grad]
-        kept = [
-            (n, b) for n, b in named_buffers if b.dtype != torch.bool and b.numel() > 0
-        ]
+        kept = [(n, b) for n, b in named_buffers if b.numel() > 0]
         _check(named, kept)
         self.names = [n for n, _ in named]
         self.parameters = [p for _, p in named]
         self.buffer_names = [n for n, _ in kept]
         self.buffers = [b for _, b in kept]
-        wide = any(t.dtype == torch.float64 for _, t in named + kept)
+        wide = any(p.dtype == torch.float64 for _, p in named)
         self.dtype = torch.float64 if wide else torch.float32
         self.device = named[0][1].device
         self.on_host = self.device.type == "cpu"
@@ -118,10 +122,11 @@ class Layout:
         self.gradients = sum(self._sizes)
         ends = itertools.accumulate(self._sizes)
         self._offsets = [self.gradients - end for end in ends]
-        changes = sum(b.numel() for b in self.buffers)
+        changes = sum(real(b).numel() for b in self.buffers)
         self.change_area = slice(0, changes)
         self.used_area = slice(changes, changes + len(named))
-        self.loss_place = changes + len(named)
+        self.moved_place = changes + len(named)
+        self.loss_place = self.moved_place + 1
         self.wire = settings.wire
         self._narrow = self._narrow_type(settings.wire)
         self._workers, self._bucket_mb = workers, settings.bucket_mb
@@ -136,7 +141,7 @@ class Layout:
         narrow = _WIRES[wire]
         if narrow is not None and self.dtype == torch.float64:
             raise ConfigError(
-                f"the model has float64 parameters or buffers, whose gradients cannot "
+                f"the model has float64 parameters, whose gradients cannot "
                 f'travel as {wire}; use wire="float32", which keeps their own type'
             )
         return narrow
@@ -251,7 +256,7 @@ def _check(
             f"whole model to one device first"
         )
     devices.check(next(iter(places)))
-    for name, t in tensors:
+    for name, t in parameters:
         if t.is_complex():
             raise ConfigError(
                 f"{name} is complex ({t.dtype}); train its real and imaginary "

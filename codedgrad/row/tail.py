@@ -1,6 +1,6 @@
 """The tail of a row: what a pass leaves behind that is not a gradient.
 
-    [ buffer changes | used flags | loss | padding ]
+    [ buffer changes | used flags | moved flag | loss | padding ]
 
 `Layout` says where these lie. A pass fills the tail, and the encoder writes it into the
 row's last bucket, multiplied by the pass's weight like everything else. In the decoded
@@ -27,6 +27,8 @@ class Tail:
 
     Attributes:
         values: the elements, in the layout's type and on the model's device.
+        moved: whether the pass has changed a tensor that does not travel; the pass
+            sets it before `fill`.
     """
 
     def __init__(self, layout: Layout, buffers: Buffers) -> None:
@@ -36,6 +38,8 @@ class Tail:
             layout.count - layout.gradients, dtype=layout.dtype, device=layout.device
         )
         self._loss_place = layout.loss_place
+        self.moved = False
+        self._moved_before, self._moved_place = False, layout.moved_place
         # An assignment to an element takes numpy 0.1 us, and torch 15.
         self._fast_values = self.values.numpy() if layout.on_host else self.values
         self._used = [False] * len(layout.parameters)
@@ -58,5 +62,8 @@ class Tail:
             self._used = used
             self._flags.copy_(torch.tensor(used))
         self._buffers.write_changes(self._changes, self._shaped_changes)
+        if self.moved != self._moved_before:  # almost never
+            self._moved_before = self.moved
+            self.values[self._moved_place] = float(self.moved)
         values = self.values if isinstance(loss, Tensor) else self._fast_values
         values[self._loss_place] = loss

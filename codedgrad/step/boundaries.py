@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from torch import Tensor, nn
 
@@ -39,15 +39,15 @@ class Visitor(Protocol):
 
 
 class Boundaries:
-    """The hooks on one model; they call nobody outside of `watch`."""
+    """The hooks on the modules of one model; they call nobody outside of `watch`."""
 
-    def __init__(self, model: nn.Module) -> None:
-        """Attach the hooks."""
+    def __init__(self, modules: Sequence[nn.Module]) -> None:
+        """Attach the hooks; the first one of `modules` is the model."""
         self._visitor: Visitor | None = None
         self._handles: list[Any] = []
-        for module in model.modules():
+        for module in modules:
             own = list(module.parameters(recurse=False))
-            if own or module is model:
+            if own or module is modules[0]:
                 hook = module.register_forward_pre_hook(self._before_forward)
                 self._handles.append(hook)
             first = next((p for p in own if p.requires_grad), None)
