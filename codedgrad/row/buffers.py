@@ -9,8 +9,8 @@ pass begins from b, row j carries w_j (b_j - b), and the step ends with
 which is the weighted mean of the b_j, the same on every worker. The change travels in
 the row's type, so a float64 buffer of a float32 model gets a change of 24 bits.
 
-Other tensors that passes change (a momentum encoder's frozen parameters) are handled
-in the same way; "buffer" stands for all of them here.
+Parameters that passes change (those of a momentum encoder, or trainable ones with a
+data-dependent start) are handled in the same way; "buffer" stands for them here, too.
 
 A pass may also assign a buffer anew. Where the places of buffers are known
 (`look_up_in`), every pass begins with the step's own tensors in their places, and its
@@ -100,7 +100,8 @@ class Buffers:
         if self._buffers and self._by_kernel(self._buffers):
             kernels("_ops").copies(self._for_kernels(), False)
         elif self._buffers:
-            torch._foreach_copy_(self._before, self._buffers)
+            with torch.no_grad():
+                torch._foreach_copy_(self._before, self._buffers)
 
     def restore(self) -> None:
         """Puts the noted values back, so that every pass begins from the same ones."""

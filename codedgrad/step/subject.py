@@ -172,7 +172,7 @@ class Subject:
             t = place.tensor()
             wanted = place.name in self._norms or place.name in self.learned
             wanted = wanted and place.name not in self.caches
-            if t is None or t.numel() == 0 or (t.requires_grad and place.parameter):
+            if t is None or t.numel() == 0:
                 continue
             if id(t) in found:
                 found[id(t)].append(place)

@@ -6,10 +6,10 @@ watch compares, around every pass, the state of all known models: the flags
 `requires_grad` and `training`, which it puts back; gradients outside of the payload,
 which it refuses; and all tensors that do not travel. Where one of these has changed,
 
-- a buffer or frozen parameter is put back and gets to travel: the pass sets the moved
-  flag in its row, and all workers lay out again and compute the step once more;
-- a trainable parameter, a tensor of a model that is not ours, and whatever cannot
-  travel is refused with its name.
+- a buffer or parameter is put back and gets to travel: the pass sets the moved flag in
+  its row, and all workers lay out again and compute the step once more;
+- a tensor of a model that is not ours, and whatever cannot travel, is refused with its
+  name.
 
 A change shows in a tensor's version, address or place. In the first passes after a
 laying out, and from then on at rarer and rarer steps, values are compared as well,
@@ -148,7 +148,7 @@ class Watch:
             entry = change.entry
             if entry.role == TRAINABLE and change.copied and not finished:
                 self._witness.put_back(entry)  # weights were exchanged for a while
-            elif entry.role != STATIC:
+            elif entry.role == FOREIGN:
                 raise ConfigError(_refusal(entry))
             elif change.reshaped is not None and not entry.place.persistent:
                 self._subject.caches.add(entry.place.name)
@@ -215,13 +215,6 @@ class _Flags:
 
 
 def _refusal(entry: Entry) -> str:
-    if entry.role == TRAINABLE:
-        return (
-            f"the pass itself has changed the trainable parameter {entry.title}, as a "
-            f"data-dependent start does; run one forward pass on the same data on "
-            f"every worker before CodedGradient is made, and then "
-            f"codedgrad.broadcast_parameters(model.state_dict())"
-        )
     return (
         f"the pass has changed {entry.title}, which does not belong to this model, so "
         f"workers would differ; let it travel with this model's steps: "

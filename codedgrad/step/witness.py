@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 # model's tensor.
 STATIC, TRAINABLE, FOREIGN = "static", "trainable", "foreign"
 
+# Bytes of trainable parameters up to which copies are made while values are compared.
+_SMALL = 1 << 30
+
 
 @dataclass(eq=False)
 class Entry:
@@ -60,11 +63,13 @@ class Change(NamedTuple):
         entry: the tensor.
         reshaped: its shape and type now, if these have changed.
         copied: whether it can be put back.
+        replaced: whether another tensor is in its place.
     """
 
     entry: Entry
     reshaped: str | None
     copied: bool
+    replaced: bool
 
     def stays(self) -> str | None:
         """Returns why the tensor cannot begin to travel; None: it can."""
@@ -80,11 +85,16 @@ class Change(NamedTuple):
                 f"{self.entry.tensor.layout}; keep it as a dense tensor, or do not "
                 f"change it in the loss function"
             )
+        if self.replaced and self.entry.role == TRAINABLE:
+            return (
+                "a trainable parameter, for another one, whose gradient would be lost; "
+                "replace parameters between the steps"
+            )
         if not self.copied:
             return (
-                "of which no copy is kept, since it is large, so the step cannot be "
-                "done again; change it between the steps, not in the loss function, or "
-                "from the first step on"
+                "of which no copy is kept (it is large, or a trainable parameter that "
+                "passes began to change late), so the step cannot be done again; "
+                "change it between the steps, or from the first step on"
             )
         return None
 
@@ -108,6 +118,8 @@ class Witness:
         self._placed = [t for t in self._tensors if _has_address(t)]
         self._plain = len(self._versioned) == len(self._placed) == len(self._tensors)
         self._marks: list[tuple[int, int]] | None = None
+        trainable = sum(e.tensor.nbytes for e in self._entries[self._resting :])
+        self._small = trainable <= _SMALL
         left = self._budget
         statics = [e for e in entries if e.role == STATIC and travels(e.tensor)]
         self._kept: set[int] = set()
@@ -130,12 +142,16 @@ class Witness:
                     continue
                 if id(e) in self._kept:
                     e.copy = e.tensor.detach().clone()
+                elif i >= resting:
+                    e.copy = None
+                    if values and self._small:
+                        e.copy = e.tensor.detach().clone()
                 e.note(marks[i], digest=values and e.copy is None)
         for i in range(resting, len(self._entries)):
             e = self._entries[i]
             e.mark = marks[i]
-            if e.touched:
-                e.copy = e.tensor.detach().clone()
+            if e.touched or not values:
+                e.copy = e.tensor.detach().clone() if e.touched else None
         if not values:
             for e in self._entries:
                 e.digest = None
@@ -165,7 +181,7 @@ class Witness:
                 e.place.holder[e.place.key] = e.tensor
                 self._mark_again(i)
             else:
-                found.append(Change(e, reshaped, e.copy is not None))
+                found.append(Change(e, reshaped, e.copy is not None, not same))
         return found
 
     def put_back(self, entry: Entry) -> None:
