@@ -80,6 +80,8 @@ def _before_step(optimizer: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> 
 def name_of(tensor: torch.Tensor) -> str:
     """Returns what to call a tensor in a message: its name, if a live model has it."""
     for subject in subjects():
+        if not subject.same_tensors():
+            subject.refresh()
         for place in subject.parameters:
             if place.tensor() is tensor:
                 return f"the parameter {place.name!r} of {subject.title}"
@@ -88,5 +90,6 @@ def name_of(tensor: torch.Tensor) -> str:
 
 REMEDY = (
     "let it belong to the model: CodedGradient(model, also=[module]); or, if it is not "
-    "to be trained here, requires_grad_(False), or detach() what it gives to the loss"
+    "to be trained here, requires_grad_(False), or detach() what it gives to the loss. "
+    "Parameters are unfrozen and replaced between the steps, not in the loss function"
 )
