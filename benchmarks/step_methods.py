@@ -63,7 +63,7 @@ class Synchronous:
         """Take a job; `passes` over equal parts of a worker's samples make a step."""
         self.job = job
         self.count = passes
-        self.boundaries = Boundaries(job.model)
+        self.boundaries = Boundaries(list(job.model.modules()))
         self.injector: Injector | None = None
         self.steps = job.endless(passes * COMM.size)
         self.done = 0

@@ -8,38 +8,31 @@ A straggler leaves this path wherever it notices that the step is decoded.
 
 from __future__ import annotations
 
+import weakref
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from codedgrad.exchange import settle
-from codedgrad.faults import Injector
-from codedgrad.groups.code import fitting
-from codedgrad.groups.seat import Opening, Pacing, take_seat
-from codedgrad.job import runtime
-from codedgrad.row.payload import Payload
+from codedgrad.groups.arrangement import Arrangement, plan_of, state_of
+from codedgrad.job import agreement, runtime
 from codedgrad.settings import Keywords, Settings, combine
-from codedgrad.step import start
+from codedgrad.step import live, start
 from codedgrad.step.account import Account
-from codedgrad.step.check import ValueCheck
 from codedgrad.step.context import StepContext
-from codedgrad.step.items import WorkList
-from codedgrad.step.late import LatePass
-from codedgrad.step.passes import Passes, PassSettings
-from codedgrad.step.patience import Patience
-from codedgrad.step.pieces import code_of, own_is_whole
+from codedgrad.step.pieces import own_is_whole
 from codedgrad.step.rng import own_rng
 from codedgrad.step.state import StepState, Stopwatch
+from codedgrad.step.subject import Subject
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
-    from typing_extensions import Unpack
+    from typing_extensions import Self, Unpack
 
     from codedgrad.codes import Code
     from codedgrad.data import ShardSampler, StepShards
-    from codedgrad.exchange.base import Exchange
     from codedgrad.monitor.record import RunRecord
     from codedgrad.monitor.report import StepReport
 
@@ -68,6 +61,7 @@ class CodedGradient:
         code: Code | None = None,
         *,
         settings: Settings | None = None,
+        also: Sequence[torch.nn.Module] = (),
         **keywords: Unpack[Keywords],
     ) -> None:
         """Prepare the exchange of `model`'s gradients. Collective.
@@ -77,11 +71,11 @@ class CodedGradient:
             code: who computes what. None means `codes.spread(size())`, over groups with
                 `local_group`; `codes.uncoded(size())` waits for everybody.
             settings: all settings in one object; None means the defaults.
-            **keywords: single settings by name, which win over `settings`: `wire`,
-                `bucket_mb`, `overlap`, `window` (see `ExchangeSettings`); `patience`
-                (see `HelpSettings`); `policy`: "exact" or `approximate(...)`; `seed`,
-                `same_bits`, `pieces`, `on_nonfinite`, `faults`, `log`,
-                `local_group` (see `RunSettings`).
+            also: other modules that the loss function calls. Their buffers, and what
+                passes change of them, travel with this model's steps, and so do the
+                gradients of those of their parameters that require one.
+            **keywords: single settings by name, which win over `settings`: the fields
+                of its parts, and `policy`: "exact" or `approximate(...)`.
 
         Raises:
             ConfigError: bad arguments, or a code for another number of workers.
@@ -92,59 +86,37 @@ class CodedGradient:
         self._settings = combine(settings, keywords)
         # A worker that cannot start tells the others, who wait in the comparison.
         with start.failing_together(self._runtime, "could not start"):
-            self._form(model, code)
-            self._lay_out()
-            self._prepare()
+            self._form(model, code, also)
             runtime.barrier()  # nobody sends before all have opened their exchange
 
     # ---- stages of the start ----
 
-    def _form(self, model: torch.nn.Module, code: Code | None) -> None:
-        """Find out who this worker is, and what it is to compute."""
-        self.model, run = model, self._settings.run
-        seat = self._seat = take_seat(self._runtime, run.local_group, model)
-        self.code = code_of(fitting(code, seat.workers, seat.group), model, run)
-        self._policy = seat.policy(self._settings.policy)
-        self.faults = start.faults_of(run.faults, seat.workers)
-
-    def _lay_out(self) -> None:
-        """Lay out a row, and compare it and the settings over all workers."""
-        settings, model = self._settings, self.model
-        self._payload = Payload(
-            model.named_parameters(),
-            model.named_buffers(),
-            workers=self.code.workers,
-            settings=settings.exchange,
-        )
-        more = start.others(settings.run, self._policy)
-        start.agree(self._payload, self.code, settings.exchange, more)
-        start.cut(self._runtime, self._payload)
-        self._check = ValueCheck.of(self._runtime, self._payload, model, self._policy)
-
-    def _prepare(self) -> None:
-        """Make what a step goes through, and open the exchange."""
-        settings, code, seat = self._settings, self.code, self._seat
-        passing = PassSettings.of(settings, self._policy)
-        injector = Injector(self.faults, seat.worker) if self.faults else None
-        self._passes = Passes(self.model, code, self._payload, passing, injector)
-        self._exchange = self._open(first_step=0)
-        patience = Patience(settings.help.patience)
-        late = LatePass(code, settings.exchange.window, active=self._policy is not None)
-        work = WorkList(code, seat.worker, self._exchange, overlap=passing.overlap)
-        self._own, self._help = seat.stages(
-            self._passes, self._payload, work, Pacing(late, patience)
-        )
-        log = settings.run.log if seat.leads else None
-        self._reporter = start.reporter_into(log, seat.worker)
-        self._account = Account(code, patience, self._reporter)
+    def _form(
+        self,
+        model: torch.nn.Module,
+        code: Code | None,
+        also: Sequence[torch.nn.Module],
+    ) -> None:
+        """Find out who this worker is, lay out its rows and open the exchange."""
+        settings = self._settings
+        self.model = model
+        plan = plan_of(self._runtime, settings, model, code)
+        self.code, self.faults, self._policy = plan.code, plan.faults, plan.policy
+        self._subject = Subject(model, also)
+        self._take(Arrangement(plan, self._subject, first_step=0))
+        log = settings.run.log if plan.seat.leads else None
+        self._reporter = start.reporter_into(log, plan.seat.worker)
+        self._account = Account(plan.code, plan.patience, self._reporter)
         self._step = 0
         self.report: StepReport | None = None
+        live.enter(self._subject)
 
-    def _open(self, first_step: int) -> Exchange:
-        opening, layout = Opening(first_step, self._policy), self._payload.layout
-        self._payload.weights.reset()
-        settings = self._settings.exchange
-        return self._seat.open_exchange(self.code, layout, settings, opening)
+    def _take(self, arrangement: Arrangement) -> None:
+        """Go on with this laying out."""
+        self._arrangement, self._passes = arrangement, arrangement.passes
+        self._payload, self._exchange = arrangement.payload, arrangement.exchange
+        # One that is dropped without close() takes its hooks off the model.
+        weakref.finalize(self, self._passes.close).atexit = False
 
     # ---- a step ----
 
@@ -172,30 +144,46 @@ class CodedGradient:
             WorkerError: another worker failed; the message says which and why.
             NonFiniteError, ConfigError: the loss function is at fault on this worker.
         """
-        step, exchange, payload = self._step, self._exchange, self._payload
         clock = Stopwatch()
-        with (
-            start.failing_together(self._runtime, f"failed in step {step}"),
-            start.own_gradients(payload),
-            own_rng(),
-        ):
-            self._check.begin(step, shards)
+        with start.failing_together(self._runtime, f"failed in step {self._step}"):
+            if not self._arrangement.fits():
+                self._take(self._arrangement.again(self._step))
+            while (sums := self._compute(loss_fn, shards, clock)) is None:
+                self._arrangement.learn(self._step)
+                self._take(self._arrangement.again(self._step))
+        state, total, tail = sums
+        loss = self._payload.scatter(total, tail)
+        self._step += 1
+        self.report = self._account.end(state, self._exchange, float(loss))
+        return loss
+
+    def _compute(
+        self, loss_fn: Callable[..., Any], shards: StepShards, clock: Stopwatch
+    ) -> tuple[StepState, Tensor, Tensor] | None:
+        """Returns the decoded sum of a step, and its tail.
+
+        The answer is None if passes have changed a tensor that does not travel yet, so
+        that the step has to be computed again.
+        """
+        step, exchange, payload = self._step, self._exchange, self._payload
+        with start.own_gradients(payload), own_rng():
+            self._arrangement.check.begin(step, shards)
             lag_s = exchange.begin(step)
             state = StepState(step, exchange.forwarded(step), clock, lag_s)
             context = StepContext(exchange, loss_fn, shards, state)
             clock.lap("lag")
             payload.buffers.remember()
-            self._own.compute(context)
+            self._arrangement.watch.begin(step)
+            self._arrangement.own.compute(context)
             clock.lap("compute")
-            self._help.until_decoded(context)
+            self._arrangement.help.until_decoded(context)
             clock.lap("wait")
             payload.buffers.restore()
-            total, tail = self._check.verified(exchange.take(step))
+            total, tail = self._arrangement.check.verified(exchange.take(step))
+            if payload.moved(tail):
+                return None
             self._passes.check_sum(total, step)
-        loss = payload.scatter(total, tail)
-        self._step += 1
-        self.report = self._account.end(state, exchange, float(loss))
-        return loss
+        return state, total, tail
 
     @property
     def record(self) -> RunRecord:
@@ -220,7 +208,7 @@ class CodedGradient:
         Any worker may load any worker's; the decoder's memory of gradients is not in
         it and fills within a step.
         """
-        state: dict[str, Any] = {"step": self._step}
+        state: dict[str, Any] = {"step": self._step, **state_of(self._subject)}
         if self._policy is not None:
             layout = self._payload.layout
             state["decoder"] = settle.checkpoint(self._exchange, self.code, layout)
@@ -234,9 +222,9 @@ class CodedGradient:
         """
         step = int(state["step"])
         with start.failing_together(self._runtime, "could not load a checkpoint"):
-            self._check.load(step, self.model)
-            self._exchange.close()
-            self._exchange = self._open(step)
+            agreement.check_agreement("checkpoint", [("step", str(step))])
+            self._subject.learned.update(state.get("travelling", ()))
+            self._take(self._arrangement.again(step))
             self._step = step
             if self._policy is not None and "decoder" in state:
                 layout, saved = self._payload.layout, state["decoder"]
@@ -245,6 +233,17 @@ class CodedGradient:
 
     def close(self) -> None:
         """End the exchange and take the hooks off the model. Collective."""
-        self._exchange.close()
-        self._passes.close()
+        live.leave(self._subject)
+        self._arrangement.close()
         self._reporter.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        """Close it; after an error take the hooks off and wait for nobody."""
+        if kind is None:
+            self.close()
+        else:
+            live.leave(self._subject)
+            self._passes.close()

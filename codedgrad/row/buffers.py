@@ -6,7 +6,15 @@ pass begins from b, row j carries w_j (b_j - b), and the step ends with
 
     b + sum_j w_j (b_j - b)          rounded to the nearest integer for counters,
 
-which is the weighted mean of the b_j, the same on every worker.
+which is the weighted mean of the b_j, the same on every worker. The change travels in
+the row's type, so a float64 buffer of a float32 model gets a change of 24 bits.
+
+Parameters that passes change (those of a momentum encoder, or trainable ones with a
+data-dependent start) are handled in the same way; "buffer" stands for them here, too.
+
+A pass may also assign a buffer anew. Where the places of buffers are known
+(`look_up_in`), every pass begins with the step's own tensors in their places, and its
+changes are read from whatever tensors are in the places at its end.
 
 For contiguous buffers on the CPU, each of these operations is one call of a kernel for
 all buffers (csrc/ops/cpu/encode.h), because a model can have hundreds of small buffers
@@ -15,12 +23,14 @@ and an operation of torch on each costs microseconds. Other buffers use torch.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import operator
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from codedgrad.errors import ConfigError
 from codedgrad.ops.library import NAMES, kernels
+from codedgrad.row import tensors
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,6 +38,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from codedgrad.row.layout import Layout
+    from codedgrad.row.tensors import Place
 
 # The types of buffers that the kernels know, by the letter that stands for each.
 _LETTERS = {torch.float32: "f", torch.float64: "d", torch.int64: "q"}
@@ -38,11 +49,19 @@ class Buffers:
 
     def __init__(self, layout: Layout) -> None:
         """Allocates memory for the values."""
-        self._buffers = layout.buffers
-        self._sizes = [b.numel() for b in layout.buffers]
+        self._buffers = list(layout.buffers)
+        self._names = layout.buffer_names
+        self._shapes = [tensors.real(b).shape for b in layout.buffers]
+        self._sizes = [shape.numel() for shape in self._shapes]
         self._gradients, self._area = layout.gradients, layout.change_area
         self._before = [b.detach().clone() for b in layout.buffers]
+        self._dtype = layout.dtype
         self._type = NAMES[layout.dtype]
+        self._places: list[list[Place]] = []  # by buffer; empty: they are not known
+        # All places in a row, and the buffer of each, to compare them quickly.
+        self._all: list[Place] = []
+        self._owners: list[int] = []
+        self._left: list[Tensor] | None = None  # what a pass has left, see `collect`
         # Address, size and type of each copy, for the kernels; None: torch is used.
         self._copies: list[tuple[int, int, str]] | None = None
         if all(
@@ -57,25 +76,67 @@ class Buffers:
         """Returns the number of buffers."""
         return len(self._buffers)
 
+    def remembered(self) -> list[tuple[str, Tensor]]:
+        """Returns name and noted value of every buffer; `remember` writes them anew."""
+        return list(zip(self._names, self._before, strict=True))
+
+    def look_up_in(self, places: Sequence[Sequence[Place]]) -> None:
+        """Says where each buffer is to be found from now on; by buffer, in order."""
+        self._places = [list(p) for p in places]
+        self._all = [p for some in self._places for p in some]
+        self._owners = [i for i, some in enumerate(self._places) for _ in some]
+
     def remember(self) -> None:
-        """Notes the buffers' values, before the first pass of a step."""
-        if self._buffers and self._copies is not None:
+        """Notes the buffers' values, before the first pass of a step.
+
+        Raises:
+            ConfigError: a buffer has another size or type than before.
+        """
+        for place, index in zip(self._all, self._owners, strict=True):
+            found = place.tensor()
+            if found is not None and found is not self._buffers[index]:
+                self._check(index, found)
+                self._buffers[index] = (
+                    found if place.parameter else tensors.writable(found.detach())
+                )
+        self._left = None
+        self._put_back()
+        if self._buffers and self._by_kernel(self._buffers):
             kernels("_ops").copies(self._for_kernels(), False)
         elif self._buffers:
-            torch._foreach_copy_(self._before, self._buffers)
+            with torch.no_grad():
+                torch._foreach_copy_(self._before, self._buffers)
 
     def restore(self) -> None:
         """Puts the noted values back, so that every pass begins from the same ones."""
-        if self._buffers and self._copies is not None:
+        self._left = None
+        self._put_back()
+        if self._buffers and self._by_kernel(self._buffers):
             kernels("_ops").copies(self._for_kernels(), True)
         elif self._buffers:
             with torch.no_grad():
                 torch._foreach_copy_(self._buffers, self._before)
 
+    def collect(self) -> None:
+        """Notes which tensors a pass has left, and puts the step's own into place.
+
+        `write_changes` then reads the values that the pass has left.
+
+        Raises:
+            ConfigError: a buffer has another size or type than before.
+        """
+        self._left = self._now()
+        self._put_back()
+
+    def _put_back(self) -> None:
+        for place, index in zip(self._all, self._owners, strict=True):
+            if place.holder.get(place.key) is not self._buffers[index]:
+                place.holder[place.key] = self._buffers[index]
+
     def shaped(self, changes: Tensor) -> list[Tensor]:
         """Returns views of `changes`, one per buffer, in the buffers' shapes."""
         parts = changes.split(self._sizes)
-        return [p.view(b.shape) for p, b in zip(parts, self._buffers, strict=True)]
+        return [p.view(shape) for p, shape in zip(parts, self._shapes, strict=True)]
 
     def write_changes(self, out: Tensor, shaped: Sequence[Tensor]) -> None:
         """Writes what has been added to every buffer since `remember`.
@@ -83,18 +144,23 @@ class Buffers:
         Args:
             out: elements for all buffers, one buffer after the other.
             shaped: `self.shaped(out)`, which callers keep to save the time.
+
+        Raises:
+            ConfigError: a buffer has another size or type than before.
         """
         if not self._buffers:
             return
-        if self._copies is not None:
+        now = self._now() if self._left is None else self._left
+        if now is self._buffers and self._by_kernel(now):
             place = out.data_ptr()
             kernels("_ops").changes(self._for_kernels(), self._type, place, True)
             return
         with torch.no_grad():
-            for change, now, before in zip(
-                shaped, self._buffers, self._before, strict=True
-            ):  # an equal value has not changed, although inf - inf would be NaN
-                change.copy_(torch.where(now == before, 0, now - before))
+            for index, (change, before) in enumerate(
+                zip(shaped, self._before, strict=True)
+            ):
+                self._check(index, now[index])
+                change.copy_(tensors.change(now[index], before, self._dtype))
 
     def apply(self, total: Tensor) -> None:
         """Sets every buffer to its noted value plus the change in a decoded sum.
@@ -105,20 +171,41 @@ class Buffers:
         if not self._buffers:
             return
         tail = total[self._gradients :]
-        if self._copies is not None:
+        if self._by_kernel(self._buffers):
             place = tail.data_ptr()
             kernels("_ops").changes(self._for_kernels(), self._type, place, False)
             return
-        parts = tail[self._area].split(self._sizes)
         with torch.no_grad():
-            changes = [
-                (part if buffer.is_floating_point() else part.round())
-                .view(buffer.shape)
-                .to(buffer.dtype)
-                for part, buffer in zip(parts, self._buffers, strict=True)
-            ]
-            torch._foreach_copy_(self._buffers, self._before)
-            torch._foreach_add_(self._buffers, changes)
+            parts = self.shaped(tail[self._area])
+            values = list(map(tensors.changed, self._before, parts))
+            torch._foreach_copy_(self._buffers, values)
+
+    def _by_kernel(self, now: Sequence[Tensor]) -> bool:
+        return self._copies is not None and all(b.is_contiguous() for b in now)
+
+    def _now(self) -> list[Tensor]:
+        """Returns the tensors that a pass has left, the step's own list if it can."""
+        found = [p.holder.get(p.key) for p in self._all]
+        own = [self._buffers[i] for i in self._owners]
+        if all(map(operator.is_, found, own)):
+            return self._buffers
+        now: list[Any] = list(self._buffers)
+        for tensor, index in zip(found, self._owners, strict=True):
+            if tensor is not self._buffers[index]:
+                self._check(index, tensor)
+                now[index] = tensor
+        return now
+
+    def _check(self, index: int, tensor: Tensor | None) -> None:
+        """Refuses what cannot stand in the place of a buffer."""
+        before = self._before[index]
+        got, want = tensors.kind(tensor), tensors.kind(before)
+        if got != want:
+            raise ConfigError(
+                f"the buffer {self._names[index]!r} has become {got} in a pass and was "
+                f"{want}; a tensor that passes change must keep its shape and type, or "
+                f"be registered with persistent=False if it is a mere cache"
+            )
 
     def _for_kernels(self) -> list[tuple[int, int, int, str]]:
         """Returns address now, address of the copy, size and type of every buffer.
@@ -128,11 +215,14 @@ class Buffers:
         """
         assert self._copies is not None
         found = []
-        for b, (before, size, letter) in zip(self._buffers, self._copies, strict=True):
+        for name, b, (before, size, letter) in zip(
+            self._names, self._buffers, self._copies, strict=True
+        ):
             if b.numel() != size or _LETTERS.get(b.dtype) != letter:
                 raise ConfigError(
-                    f"a buffer has become {b.numel()} x {b.dtype} since CodedGradient "
-                    f"was made; make a new one where a model changes"
+                    f"the buffer {name!r} has become {b.numel()} x {b.dtype} in a pass "
+                    f"and was {size} elements of another type or size; a tensor that "
+                    f"passes change must keep its shape and type"
                 )
             found.append((b.data_ptr(), before, size, letter))
         return found

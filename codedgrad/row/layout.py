@@ -2,8 +2,8 @@
 
 A row is one flat vector of `count` elements,
 
-    [ gradients | buffer changes | used flags | checks | loss | weights | padding ]
-                '---------------------------- tail -----------------------------'
+    [ gradients | buffer changes | used flags | checks | moved | loss | weights | .. ]
+                '---------------------------- tail ----------------------------'
 
 Everything that a step needs is in it, so that one linear combination decodes it all:
 
@@ -16,6 +16,8 @@ Everything that a step needs is in it, so that one linear combination decodes it
   the whole batch did not use keeps `grad = None`, as it does without codedgrad.
 - Check bits, by which a step shows whether all its micro-batches were computed from
   the same data (see `codedgrad.row.checks`).
+- The moved flag, 1 if the pass changed a tensor that does not travel. Where the sum of
+  a step has it, all workers lay out again and compute the step once more.
 - The loss.
 - The weight of the pass, in two elements (see `codedgrad.row.weights`).
 
@@ -49,6 +51,7 @@ import torch
 
 from codedgrad.errors import ConfigError
 from codedgrad.row import checks, cuts, devices
+from codedgrad.row.tensors import real
 from codedgrad.settings import ExchangeSettings
 
 if TYPE_CHECKING:
@@ -67,8 +70,9 @@ class Layout:
         names: the names of the parameters that require a gradient.
         parameters: these parameters, in the model's order.
         buffer_names: the names of the buffers that travel.
-        buffers: these buffers: all but empty ones and those of booleans.
-        dtype: the type of a row in memory, float64 if a parameter or buffer has it.
+        buffers: these buffers: all that are given but empty ones.
+        dtype: the type of a row in memory, float64 if a parameter that requires a
+            gradient has it.
         device: the device of the model.
         on_host: whether this is the CPU.
         count: the elements of a row.
@@ -76,6 +80,7 @@ class Layout:
         change_area: the place of the buffer changes in the tail.
         used_area: the place of the used flags in the tail.
         check_area: the place of the check bits in the tail.
+        moved_place: the place of the moved flag in the tail.
         loss_place: the place of the loss in the tail.
         weight_place: the place of the first of the two weights in the tail.
         wire: the name of the type in which gradients travel.
@@ -96,7 +101,8 @@ class Layout:
 
         Args:
             named_parameters: the model's; those that require no gradient are left out.
-            named_buffers: the model's, or nothing if buffers are not to be exchanged.
+            named_buffers: the model's that passes change, or nothing if buffers are
+                not to be exchanged.
             workers: the number of workers, each of which owns a slice of every bucket.
             settings: `wire` (see [Note: narrow wires]) and `bucket_mb` are used.
 
@@ -106,15 +112,13 @@ class Layout:
                 buckets is out of range.
         """
         named = [(n, p) for n, p in named_parameters if p.requires_grad]
-        kept = [
-            (n, b) for n, b in named_buffers if b.dtype != torch.bool and b.numel() > 0
-        ]
+        kept = [(n, b) for n, b in named_buffers if b.numel() > 0]
         _check(named, kept)
         self.names = [n for n, _ in named]
         self.parameters = [p for _, p in named]
         self.buffer_names = [n for n, _ in kept]
         self.buffers = [b for _, b in kept]
-        wide = any(t.dtype == torch.float64 for _, t in named + kept)
+        wide = any(p.dtype == torch.float64 for _, p in named)
         self.dtype = torch.float64 if wide else torch.float32
         self.device = named[0][1].device
         self.on_host = self.device.type == "cpu"
@@ -123,11 +127,12 @@ class Layout:
         self.gradients = sum(self._sizes)
         ends = itertools.accumulate(self._sizes)
         self._offsets = [self.gradients - end for end in ends]
-        changes = sum(b.numel() for b in self.buffers)
+        changes = sum(real(b).numel() for b in self.buffers)
         self.change_area = slice(0, changes)
         self.used_area = slice(changes, changes + len(named))
-        self.loss_place = self.used_area.stop + checks.ELEMENTS
-        self.check_area = slice(self.used_area.stop, self.loss_place)
+        self.moved_place = self.used_area.stop + checks.ELEMENTS
+        self.check_area = slice(self.used_area.stop, self.moved_place)
+        self.loss_place = self.moved_place + 1
         self.weight_place = self.loss_place + 1
         self.wire = settings.wire
         self._narrow = self._narrow_type(settings.wire)
@@ -143,7 +148,7 @@ class Layout:
         narrow = _WIRES[wire]
         if narrow is not None and self.dtype == torch.float64:
             raise ConfigError(
-                f"the model has float64 parameters or buffers, whose gradients cannot "
+                f"the model has float64 parameters, whose gradients cannot "
                 f'travel as {wire}; use wire="float32", which keeps their own type'
             )
         return narrow
@@ -258,7 +263,7 @@ def _check(
             f"whole model to one device first"
         )
     devices.check(next(iter(places)))
-    for name, t in tensors:
+    for name, t in parameters:
         if t.is_complex():
             raise ConfigError(
                 f"{name} is complex ({t.dtype}); train its real and imaginary "

@@ -74,3 +74,11 @@ class Payload:
             tail = total[self.layout.gradients :]
         tail = self.weights.divide(total, tail)
         return scatter(self.layout, self.buffers, total, tail)
+
+    def moved(self, tail: Tensor) -> bool:
+        """Returns whether a pass of the step changed what does not travel.
+
+        Args:
+            tail: of the decoded sum, on the CPU.
+        """
+        return float(tail[self.layout.moved_place]) != 0.0

@@ -1,6 +1,6 @@
 """The tail of a row: what a pass leaves behind that is not a gradient.
 
-    [ buffer changes | used flags | checks | loss | weights | padding ]
+    [ buffer changes | used flags | checks | moved flag | loss | weights | padding ]
 
 `Layout` says where these lie. A pass fills the tail, and the encoder writes it into the
 row's last bucket, multiplied by the pass's weight like everything else. In the decoded
@@ -33,6 +33,8 @@ class Tail:
         values: the elements, in the layout's type and on the model's device.
         weighted: whether the loss function gave the pass its weight; to be set before
             `fill` (see `codedgrad.row.weights`).
+        moved: whether the pass has changed a tensor that does not travel; the pass
+            sets it before `fill`.
     """
 
     def __init__(self, layout: Layout, buffers: Buffers) -> None:
@@ -43,6 +45,8 @@ class Tail:
         )
         self._loss_place, self._weight_place = layout.loss_place, layout.weight_place
         self.weighted = self._noted = False
+        self.moved = False
+        self._moved_before, self._moved_place = False, layout.moved_place
         # An assignment to an element takes numpy 0.1 us, and torch 15.
         self._fast_values = self.values.numpy() if layout.on_host else self.values
         self._used = [False] * len(layout.parameters)
@@ -81,6 +85,9 @@ class Tail:
             self._used = used
             self._flags.copy_(torch.tensor(used))
         self._buffers.write_changes(self._changes, self._shaped_changes)
+        if self.moved != self._moved_before:  # almost never
+            self._moved_before = self.moved
+            self.values[self._moved_place] = float(self.moved)
         values = self.values if isinstance(loss, Tensor) else self._fast_values
         values[self._loss_place] = loss
         if self.weighted != self._noted:

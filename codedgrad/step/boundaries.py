@@ -29,7 +29,7 @@ from codedgrad.row.weak import weakly
 from codedgrad.step.attach import before_forward
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
 MOST = 8  # boundaries of a pass
 
@@ -50,11 +50,11 @@ class Visitor(Protocol):
 
 
 class Boundaries:
-    """The hooks on one model; they call nobody outside of `watch`."""
+    """The hooks on the modules of one model; they call nobody outside of `watch`."""
 
-    def __init__(self, model: nn.Module) -> None:
-        """Attach the hooks."""
-        self._places = list(_places(model))
+    def __init__(self, modules: Sequence[nn.Module]) -> None:
+        """Attach the hooks; the first one of `modules` is the model."""
+        self._places = list(_places(modules))
         self._visitor: Visitor | None = None
         self._handles: list[Any] = []
         self._visits: list[tuple[int, float]] = []  # place and time, of one pass
@@ -115,11 +115,11 @@ class Boundaries:
             self._visitor.visit()
 
 
-def _places(model: nn.Module) -> Iterator[nn.Module | torch.Tensor]:
+def _places(modules: Sequence[nn.Module]) -> Iterator[nn.Module | torch.Tensor]:
     """Yields the modules and parameters that can have a hook."""
-    for module in model.modules():
+    for module in modules:
         own = list(module.parameters(recurse=False))
-        if own or module is model:
+        if own or module is modules[0]:
             yield module
         first = next((p for p in own if p.requires_grad), None)
         if first is not None:

@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from codedgrad.data import ShardBatchSampler, StepShards
     from codedgrad.job.runtime import Runtime
     from codedgrad.row.payload import Payload
-    from codedgrad.settings import Approximate
 
     Pairs = list[tuple[str, str]]
 
@@ -96,29 +95,7 @@ class ValueCheck:
         self._epochs: dict[int, _Epoch] = {}  # the last ones, by the sampler's id
         self._unreadable: list[Any] = []  # datasets that are not deterministic
 
-    @classmethod
-    def of(
-        cls, job: Runtime, payload: Payload, model: Module, policy: Approximate | None
-    ) -> ValueCheck:
-        """Return the check of a model; with a policy, a step may be an estimate."""
-        named = model_tensors(model)
-        return cls(job, payload, named, estimates=policy is not None)
-
     # ---- the first step ----
-
-    def load(self, step: int, model: Module) -> None:
-        """Go on with another step, and compare all values before it. Collective.
-
-        Raises:
-            MismatchError: the workers load different steps.
-        """
-        agreement.check_agreement("checkpoint", [("step", str(step))])
-        self.laid_out(self._payload, model)
-
-    def laid_out(self, payload: Payload, model: Module) -> None:
-        """Go on with these rows and tensors; all values are compared before a step."""
-        self._payload, self._named = payload, model_tensors(model)
-        self._begun, self._sent = False, None
 
     def _compare_all(self) -> None:
         """Compare tensors and data. Collective."""
@@ -307,15 +284,14 @@ class ValueCheck:
         self._keep(self._epoch)
 
 
-def model_tensors(model: Module) -> list[tuple[str, Tensor]]:
-    """Return the parameters and buffers of a model by name.
+def refuse_wrapped(model: Module) -> None:
+    """Refuse a model that another library has wrapped.
 
     Raises:
-        ConfigError: another library exchanges its gradients already.
+        ConfigError: that library exchanges its gradients already.
     """
     if type(model).__name__ in ("DistributedDataParallel", "FullyShardedDataParallel"):
         raise ConfigError(
             f"the model is a {type(model).__name__}, which exchanges gradients by "
             f"itself; give the model inside it (model.module), or leave the wrapper out"
         )
-    return [*model.named_parameters(), *model.named_buffers()]

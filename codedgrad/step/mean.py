@@ -23,7 +23,7 @@ from codedgrad.job import runtime
 from codedgrad.row.payload import Payload
 from codedgrad.row.writer import Leaf, RowWriter
 from codedgrad.step import start
-from codedgrad.step.check import ValueCheck, model_tensors
+from codedgrad.step.check import ValueCheck, refuse_wrapped
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -126,6 +126,8 @@ class GradientMean:
         """Open the exchange. Collective."""
         self._job, self._plan = job, plan
         settings, code, model = plan.settings.exchange, plan.code, trained.model
+        if model is not None:
+            refuse_wrapped(model)
         buffers = model.named_buffers() if model is not None else ()
         self.payload = Payload(
             trained.named, buffers, workers=job.size, settings=settings
@@ -137,8 +139,9 @@ class GradientMean:
         ]
         start.agree(self.payload, code, settings, others)
         start.cut(job, self.payload)
-        tensors = dict(trained.named) | dict(model_tensors(model) if model else ())
-        self._values = ValueCheck(job, self.payload, tensors.items())
+        # A forward has changed the buffers when they are compared: what they were.
+        named = [*trained.named, *self.payload.buffers.remembered()]
+        self._values = ValueCheck(job, self.payload, named)
         self._sampler = trained.sampler
         self._exchange = EngineExchange(job, code, self.payload.layout, settings)
         self._sends = self._exchange.row_of(job.rank, 0)

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from codedgrad.row.payload import Payload
     from codedgrad.settings import Approximate, Settings
     from codedgrad.step.context import StepContext
+    from codedgrad.step.subject import Subject
+    from codedgrad.step.watch import Watch
 
 
 _MEAN_OF_NOTHING = (
@@ -133,18 +135,24 @@ class Passes:
 
     def __init__(
         self,
-        model: torch.nn.Module,
+        subject: Subject,
         code: Code,
         payload: Payload,
         settings: PassSettings,
         injector: Injector | None = None,
+        *,
+        watch: Watch,
     ) -> None:
-        """Attach the hooks to `model`; `injector` makes this worker slow on purpose."""
+        """Attach the hooks to the model; `watch` looks after what does not travel.
+
+        `injector` makes this worker slow on purpose.
+        """
         self._code = code
         self._payload = payload
         self._settings = settings
         self._injector = injector
-        self._boundaries = Boundaries(model)
+        self._watch = watch
+        self._boundaries = Boundaries(subject.modules)
         self._writer = RowWriter(payload, overlap=settings.overlap)
         device = devices.runtime_of(payload.layout.device)
         self._pace = devices.Pace(device) if device is not None else None
@@ -179,6 +187,11 @@ class Passes:
         """Count one complete round of required items."""
         self._durations.append(seconds)
         self._usual_visits = self.visits
+
+    def go_on_from(self, before: Passes) -> None:
+        """Take over the counts and times of the passes of an earlier laying out."""
+        self._durations, self._usual_visits = before._durations, before._usual_visits
+        self.visits, self.nonfinite = before.visits, before.nonfinite
 
     def progress(self) -> float:
         """Returns the share of the required items that was done, 0 to 1.
@@ -260,7 +273,11 @@ class Passes:
         self._payload.buffers.restore()
         self._writer.begin(leaf)
         try:
-            with self._boundaries.watch(hooks), torch.enable_grad():
+            with (
+                self._watch,
+                self._boundaries.watch(hooks),
+                torch.enable_grad(),
+            ):
                 seed_pass(self._settings.seed, context.step, node)
                 loss, weight = self._loss(context, node)
                 if weight is not None:
@@ -268,6 +285,7 @@ class Passes:
                     leaf.weight = self._payload.weights.leaf(weight, samples)
                 self._payload.tail.weighted = weight is not None
                 if weight != 0.0:
+                    self._watch.loss_computed(loss)
                     value = hooks.loss_computed(loss)
                     self._writer.backward_begins()
                     loss.backward()

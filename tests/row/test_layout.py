@@ -37,7 +37,6 @@ def layout_of(net: nn.Module, workers: int = 1, **settings: object) -> Layout:
 @pytest.mark.parametrize("workers", [1, 5])
 def test_every_element_belongs_to_one_thing(wire: str, workers: int) -> None:
     net = model()
-    net.register_buffer("mask", torch.ones(3, dtype=torch.bool))  # does not travel
     layout = layout_of(net, workers, wire=wire, bucket_mb=0.0001)
     assert layout.names == [n for n, _ in net.named_parameters()][:-1]
     assert layout.buffer_names == [
@@ -55,8 +54,9 @@ def test_every_element_belongs_to_one_thing(wire: str, workers: int) -> None:
     tail[layout.change_area] += 1
     tail[layout.used_area] += 1
     tail[layout.check_area] += 1
+    tail[layout.moved_place] += 1
     tail[layout.loss_place] += 1
-    parts = 3 + 3 + 1 + len(layout.parameters) + checks.ELEMENTS + 1
+    parts = 3 + 3 + 1 + len(layout.parameters) + checks.ELEMENTS + 2
     assert (tail[:parts] == 1).all()
     assert not tail[parts:].any()
 

@@ -39,7 +39,7 @@ def deep(layers: int = 50) -> nn.Module:
 
 def test_few_boundaries_after_two_passes() -> None:
     model, x = deep(), torch.ones(2, 4)
-    boundaries = Boundaries(model)
+    boundaries = Boundaries(list(model.modules()))
     counts = [one_pass(boundaries, model, x) for _ in range(4)]
     # The root's and every layer's forward, and the first gradient of every layer.
     assert counts[:2] == [101, 101]
@@ -52,7 +52,7 @@ def test_few_boundaries_after_two_passes() -> None:
 
 def test_nothing_is_learned_from_an_abandoned_pass() -> None:
     model, x = deep(), torch.ones(2, 4)
-    boundaries = Boundaries(model)
+    boundaries = Boundaries(list(model.modules()))
     one_pass(boundaries, model, x)
     assert [one_pass(boundaries, model, x, leave_at=3) for _ in range(3)] == [3] * 3
     assert one_pass(boundaries, model, x) == 101
@@ -63,7 +63,7 @@ def test_another_way_through_the_model() -> None:
     """A pass that meets few of the chosen places lets them be chosen again."""
     model = nn.ModuleDict({"a": deep(), "b": deep()})
     x = torch.ones(2, 4)
-    boundaries = Boundaries(model)
+    boundaries = Boundaries(list(model.modules()))
     for name in "aab":
         counter = Counter()
         with boundaries.watch(counter):

@@ -1,0 +1,211 @@
+"""What belongs to one laying out of a model's rows: payload, passes, exchange, stages.
+
+It is made at the start, and made anew by all workers in the same step wherever the
+model has changed: parameters were unfrozen, frozen or replaced, or a tensor turned out
+to change in passes that did not travel before.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from codedgrad.errors import ConfigError
+from codedgrad.faults import Injector
+from codedgrad.groups.code import fitting
+from codedgrad.groups.seat import Opening, Pacing, take_seat
+from codedgrad.row import tensors
+from codedgrad.row.payload import Payload
+from codedgrad.step import live, start
+from codedgrad.step.check import ValueCheck, refuse_wrapped
+from codedgrad.step.items import WorkList
+from codedgrad.step.late import LatePass
+from codedgrad.step.passes import Passes, PassSettings
+from codedgrad.step.patience import Patience
+from codedgrad.step.pieces import code_of
+from codedgrad.step.watch import Watch
+
+if TYPE_CHECKING:
+    from torch.nn import Module
+
+    from codedgrad.codes import Code
+    from codedgrad.exchange.base import Exchange
+    from codedgrad.faults import Faults
+    from codedgrad.groups.seat import Seat
+    from codedgrad.job.runtime import Runtime
+    from codedgrad.settings import Approximate, Settings
+    from codedgrad.step.subject import Subject
+
+log = logging.getLogger("codedgrad")
+
+
+class Plan(NamedTuple):
+    """What stays the same in all arrangements of one CodedGradient."""
+
+    seat: Seat
+    code: Code
+    settings: Settings
+    policy: Approximate | None
+    faults: Faults | None
+    late: LatePass
+    patience: Patience
+    injector: Injector | None
+
+
+def plan_of(job: Runtime, settings: Settings, model: Module, code: Code | None) -> Plan:
+    """Returns what this process is to do, with `code` or a default one. Collective.
+
+    Raises:
+        ConfigError: settings, code and job do not fit together, or the model cannot be
+            exchanged.
+    """
+    live.check(model)
+    run = settings.run
+    seat = take_seat(job, run.local_group, model)
+    code = code_of(fitting(code, seat.workers, seat.group), model, run)
+    policy = seat.policy(settings.policy)
+    faults = start.faults_of(run.faults, seat.workers)
+    return Plan(
+        seat=seat,
+        code=code,
+        settings=settings,
+        policy=policy,
+        faults=faults,
+        late=LatePass(code, settings.exchange.window, active=policy is not None),
+        patience=Patience(settings.help.patience),
+        injector=Injector(faults, seat.worker) if faults else None,
+    )
+
+
+class Arrangement:
+    """One laying out.
+
+    Attributes:
+        payload: what travels.
+        check: compares values and data over all workers.
+        watch: looks after what does not travel.
+        passes: compute rows.
+        exchange: brings rows to others, and decoded sums back.
+        own: the stage of the own items.
+        help: the stage of the items for others.
+    """
+
+    def __init__(self, plan: Plan, subject: Subject, first_step: int) -> None:
+        """Lay out, compare over all workers and open the exchange. Collective.
+
+        Raises:
+            ConfigError: the model cannot be exchanged.
+            MismatchError: the workers' codes, models or settings differ.
+        """
+        self._plan, self._subject = plan, subject
+        settings, code, seat = plan.settings, plan.code, plan.seat
+        subject.check()
+        refuse_wrapped(subject.model)
+        self.payload = self._lay_out()
+        others = start.others(settings.run, plan.policy)
+        start.agree(self.payload, code, settings.exchange, others)
+        start.cut(seat.job, self.payload)
+        named = [(p.name, t) for p in subject.kept() if (t := p.tensor()) is not None]
+        estimates = plan.policy is not None
+        self.check = ValueCheck(seat.job, self.payload, named, estimates=estimates)
+        passing = PassSettings.of(settings, plan.policy)
+        self.watch = Watch(subject, self.payload, first_step)
+        self.passes = Passes(
+            subject, code, self.payload, passing, plan.injector, watch=self.watch
+        )
+        self.exchange = self.open(first_step)
+        work = WorkList(code, seat.worker, self.exchange, overlap=passing.overlap)
+        pacing = Pacing(plan.late, plan.patience)
+        self.own, self.help = seat.stages(self.passes, self.payload, work, pacing)
+
+    def _lay_out(self) -> Payload:
+        """Returns the payload of the model as it is now."""
+        subject = self._subject
+        for places in subject.travelling():
+            held = places[0].tensor()
+            assert held is not None
+            if (own := tensors.writable(held)) is not held:  # one that was expanded
+                for place in places:
+                    place.holder[place.key] = own
+        subject.refresh()
+        travelling = subject.travelling()
+        named = [(p[0].name, t) for p in travelling if (t := p[0].tensor()) is not None]
+        payload = Payload(
+            subject.trainable(),
+            named,
+            workers=self._plan.code.workers,
+            settings=self._plan.settings.exchange,
+        )
+        payload.buffers.look_up_in(travelling)
+        self._key, self._generation = subject.key(), subject.generation
+        return payload
+
+    def open(self, first_step: int) -> Exchange:
+        """Returns a new exchange. Collective; the one before is closed by then."""
+        plan, layout = self._plan, self.payload.layout
+        opening = Opening(first_step, plan.policy)
+        settings = plan.settings.exchange
+        return plan.seat.open_exchange(plan.code, layout, settings, opening)
+
+    def fits(self) -> bool:
+        """Returns whether the model is still what was laid out; asked in every step.
+
+        Buffers that were assigned anew since are looked up again.
+        """
+        subject = self._subject
+        if not subject.same():
+            subject.refresh()
+        if subject.generation != self._generation:
+            if subject.key() != self._key:
+                return False
+            self._generation = subject.generation
+            self.payload.buffers.look_up_in(subject.travelling())
+        return True
+
+    def again(self, step: int) -> Arrangement:
+        """Returns the arrangement for the model as it is now. Collective.
+
+        Raises:
+            ConfigError: see the constructor.
+            MismatchError: the workers' models differ.
+        """
+        job = self._plan.seat.job
+        log.info("worker %d lays out the model again in step %d", job.rank, step)
+        if self._plan.policy is not None:
+            log.warning("what the decoder has learned is lost: the model has changed")
+        self.passes.close()
+        self.exchange.close()
+        fresh = Arrangement(self._plan, self._subject, step)
+        fresh.passes.go_on_from(self.passes)
+        job.gather(b"", f"to begin step {step} again")  # all have opened theirs
+        return fresh
+
+    def learn(self, step: int) -> None:
+        """Let what passes have changed travel, on all workers alike. Collective.
+
+        Raises:
+            ConfigError: there is nothing of which all workers would know.
+        """
+        mine = json.dumps(sorted(self.watch.found)).encode()
+        job = self._plan.seat.job
+        names: set[str] = set()
+        for blob in job.gather(mine, f"to name what step {step} has changed"):
+            names.update(json.loads(blob))
+        if names <= self._subject.learned:
+            raise ConfigError(
+                f"passes of step {step} have changed {sorted(names) or 'a tensor'}, "
+                f"which should travel already; please report this"
+            )
+        log.info("these tensors change in passes and travel now: %s", sorted(names))
+        self._subject.learned |= names
+
+    def close(self) -> None:
+        """End the exchange and take the hooks off the model. Collective."""
+        self.exchange.close()
+        self.passes.close()
+
+
+def state_of(subject: Subject) -> dict[str, Any]:
+    """Returns what a checkpoint keeps of a subject."""
+    return {"travelling": sorted(subject.learned)} if subject.learned else {}

@@ -1,0 +1,107 @@
+"""Modules that the loss function calls and that belong to no model we know.
+
+They are met by a hook on all modules, which is there only while a pass is compared by
+values. From the next step on they are watched like the models that we know.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+from codedgrad.row import tensors
+from codedgrad.row.tensors import Place
+from codedgrad.step.witness import FOREIGN, Entry, mark_of
+
+if TYPE_CHECKING:
+    from collections.abc import Container
+
+    from torch import nn
+
+
+class Strangers:
+    """The strangers met so far; no module is kept alive for it."""
+
+    def __init__(self) -> None:
+        """Begin without any."""
+        self._met: dict[int, weakref.ref[nn.Module]] = {}
+        self._entries: dict[int, list[Entry]] = {}  # by the module's id
+        self._new: set[int] = set()  # met in this step
+        self._known: Container[int] = ()
+        self._handle: Any = None
+
+    def listen(self, known: Container[int]) -> None:
+        """Note from now on all modules that are called and whose ids are not known."""
+        self._known = known
+        self._handle = register_module_forward_pre_hook(self._before_forward)
+
+    def stop(self) -> None:
+        """Listen no more."""
+        if self._handle is not None:
+            self._handle.remove()
+            self._handle = None
+
+    def _before_forward(self, module: nn.Module, _inputs: Any) -> None:
+        if torch.compiler.is_compiling() or id(module) in self._known:
+            return
+        met = self._met.get(id(module))
+        if met is not None and met() is module:
+            return
+        self._met[id(module)] = weakref.ref(module)
+        self._entries[id(module)] = _entries_of(module)
+        self._new.add(id(module))
+
+    def changed(self) -> bool:
+        """Forgets modules that are gone; returns whether there are others than before.
+
+        The answer holds for the time since the call before.
+        """
+        gone = [key for key, met in self._met.items() if met() is None]
+        for key in gone:
+            del self._met[key], self._entries[key]
+        news = bool(gone) or bool(self._new)
+        self._new = set()
+        return news
+
+    def modules(self) -> list[nn.Module]:
+        """Returns those that are still there."""
+        return [m for met in self._met.values() if (m := met()) is not None]
+
+    def entries(self) -> list[Entry]:
+        """Returns the tensors of all of them."""
+        return [e for entries in self._entries.values() for e in entries]
+
+    def changed_entries(self) -> list[Entry]:
+        """Returns tensors that have changed since their module was met in this step."""
+        found = []
+        for key in self._new:
+            if self._met[key]() is None:  # the pass has made it for itself
+                continue
+            for e in self._entries[key]:
+                t = e.place.tensor()
+                if t is not e.tensor or tensors.kind(t) != e.kind:
+                    found.append(e)
+                elif e.digest is None:
+                    found += [e] if mark_of(t) != e.mark else []
+                elif tensors.digest(t) != e.digest:
+                    found.append(e)
+        return found
+
+
+def _entries_of(module: nn.Module) -> list[Entry]:
+    """Returns the tensors of a module alone, as they are now."""
+    found = []
+    for parameter, holder in ((True, module._parameters), (False, module._buffers)):
+        for key, t in tensors.own_dict(holder).items():
+            if t is None or torch.nn.parameter.is_lazy(t):
+                continue
+            title = f"{key!r} of a {type(module).__name__}"
+            own = tensors.own_dict(holder)
+            place = Place(key, own, key, parameter, True)
+            entry = Entry(place, t, FOREIGN, title)
+            entry.note(mark_of(t), digest=True)
+            found.append(entry)
+    return found
