@@ -34,7 +34,7 @@ REFUSE = 'policy=codedgrad.approximate(0.1), on_nonfinite="refuse"'
     ("settings", "factor", "out", "error"),
     [
         (REFUSE, "1.0", "True", ""),
-        (REFUSE, "float('nan')", "", "loss (nan) of step 0, shard 0, micro-batch 0"),
+        (REFUSE, "float('nan')", "", "loss (nan) of step 0, shard 0"),
         (REFUSE, "(model.weight.sum() - model.weight.sum()).sqrt()", "", "gradient of"),
         ("policy=codedgrad.approximate(0.1)", "float('inf')", "", "loss (inf) of"),
         ('on_nonfinite="continue"', "float('nan')", "False", ""),
