@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from codedgrad.errors import ConfigError
@@ -87,7 +88,7 @@ class EngineExchange:
         self._begun = first_step - 1  # the last step that was begun
         self._open(first_step)
         self._made = runtime.track(first_step)
-        self._deadlock = Deadlock(runtime, self._give_up, self._made)
+        self._deadlock = Deadlock(runtime, partial(give_up, runtime), self._made)
 
     def _open(self, first_step: int) -> None:
         """Open the session of the engine, whose first step is `first_step`."""
@@ -110,9 +111,6 @@ class EngineExchange:
         except ValueError as error:
             raise ConfigError(str(error)) from None
         self._memory.opened(self._core)
-
-    def _give_up(self, text: str) -> None:
-        give_up(self._runtime, text)
 
     # ---- a step, in order ----
 

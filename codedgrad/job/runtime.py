@@ -176,10 +176,12 @@ class Runtime:
             WorkerError: with the failure and the remedy.
         """
         if self.engine.failed:
-            raise WorkerError(
-                f"{self.engine.failure}. With this the job has ended on all workers: "
-                f"start it again, in a notebook with new kernels on every worker"
+            error = self.error()
+            error.args = (
+                f"{error}. With this the job has ended on all workers: start it "
+                f"again, in a notebook with new kernels on every worker",
             )
+            raise error
 
     def _poll_gather(self) -> tuple[list[bytes] | None, list[int]]:
         """Wait a moment; return what has come, or None and who is missing."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from codedgrad.errors import WorkerError
@@ -68,7 +69,7 @@ class Waiting:
         self, job: Job, occasion: str, quiet_s: float = 1.0, *, joined: bool = False
     ) -> None:
         self.job = job
-        self._deadlock = Deadlock(job, self.give_up) if joined else None
+        self._deadlock = Deadlock(job, partial(give_up, job)) if joined else None
         self.occasion = occasion
         self.begin = time.monotonic()
         self._logged = self.begin + quiet_s - 1.0
@@ -87,14 +88,15 @@ class Waiting:
         if workers and waited_s > GRACE_S:
             gone = [w for w in job.engine.departed if w in workers]
             if gone:
-                self.give_up(f"{unit}(s) {gone} have left the job; {self.occasion}")
+                give_up(job, f"{unit}(s) {gone} have left the job; {self.occasion}")
         if self._deadlock is not None:
             self._deadlock.look(self.occasion, among=workers)
         if waited_s > job.timeout_s:
-            self.give_up(
+            give_up(
+                job,
                 f"nothing came from {unit}(s) {names} for {waited_s:.0f} s "
                 f"{self.occasion}; raise codedgrad.init(timeout_s=...) if that is "
-                f"normal"
+                f"normal",
             )
         now = time.monotonic()
         if now - self._logged >= 1.0:
@@ -105,10 +107,6 @@ class Waiting:
     def seconds(self) -> float:
         """Return the seconds since the wait began."""
         return time.monotonic() - self.begin
-
-    def give_up(self, text: str) -> None:
-        """End the wait, and the job, with this reason; see `give_up`."""
-        give_up(self.job, text)
 
     def _names(self, workers: Sequence[int]) -> str:
         """Name the workers and, where they wait for others in turn, say for what."""

@@ -213,7 +213,7 @@ def test_a_job_that_fails_with_sums_under_way(
     def stumbles(gradient: codedgrad.CodedGradient) -> None:
         late.late_s = 0.1
         if gradient.step == 3 and codedgrad.rank() == codedgrad.size() - 1:
-            codedgrad.job.runtime.current().fail("stumbled")
+            codedgrad.job.runtime.current().engine.fail("stumbled")
 
     code = codes.uncoded(codedgrad.size())
     with pytest.raises(WorkerError, match="stumbled"):
