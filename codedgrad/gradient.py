@@ -8,15 +8,12 @@ A straggler leaves this path wherever it notices that the step is decoded.
 
 from __future__ import annotations
 
-import weakref
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from codedgrad.exchange import settle
-from codedgrad.faults import Injector
-from codedgrad.groups.arrangement import Arrangement, Plan, state_of
+from codedgrad.groups.arrangement import Arrangement, plan_of
 from codedgrad.groups.code import fitting
 from codedgrad.groups.seat import take_seat
 from codedgrad.job import agreement, runtime
@@ -24,8 +21,6 @@ from codedgrad.settings import Keywords, Settings, combine
 from codedgrad.step import live, start
 from codedgrad.step.account import Account
 from codedgrad.step.context import StepContext
-from codedgrad.step.late import LatePass
-from codedgrad.step.patience import Patience
 from codedgrad.step.rng import own_rng
 from codedgrad.step.state import StepState, Stopwatch
 from codedgrad.step.subject import Subject
@@ -112,23 +107,13 @@ class CodedGradient:
 
     def _prepare(self, also: Sequence[torch.nn.Module]) -> None:
         """Make what a step goes through, and open the exchange."""
-        settings, code, seat = self._settings, self.code, self._seat
+        seat, settings = self._seat, self._settings
         self._subject = Subject(self.model, also)
-        active = self._policy is not None
-        patience = Patience(settings.help.patience)
-        plan = Plan(
-            seat=seat,
-            code=code,
-            settings=settings,
-            policy=self._policy,
-            late=LatePass(code, settings.exchange.window, active=active),
-            patience=patience,
-            injector=Injector(self.faults, seat.worker) if self.faults else None,
-        )
+        plan = plan_of(seat, self.code, settings, self._policy, self.faults)
         self._take(Arrangement(plan, self._subject, first_step=0))
         log = settings.run.log if seat.leads else None
         self._reporter = start.reporter_into(log, seat.worker)
-        self._account = Account(code, patience, self._reporter)
+        self._account = Account(self.code, plan.patience, self._reporter)
         self._step = 0
         self.report: StepReport | None = None
         live.enter(self._subject)
@@ -137,8 +122,7 @@ class CodedGradient:
         """Go on with this laying out."""
         self._arrangement, self._passes = arrangement, arrangement.passes
         self._payload, self._exchange = arrangement.payload, arrangement.exchange
-        # One that is dropped without close() takes its hooks off the model.
-        weakref.finalize(self, self._passes.close).atexit = False
+        arrangement.end_with(self)
 
     # ---- a step ----
 
@@ -226,11 +210,7 @@ class CodedGradient:
         Any worker may load any worker's; the decoder's memory of gradients is not in
         it and fills within a step.
         """
-        state: dict[str, Any] = {"step": self._step, **state_of(self._subject)}
-        if self._policy is not None:
-            layout = self._payload.layout
-            state["decoder"] = settle.checkpoint(self._exchange, self.code, layout)
-        return state
+        return {"step": self._step, **self._arrangement.state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a checkpoint. Collective; all workers load the same step.
@@ -241,13 +221,8 @@ class CodedGradient:
         step = int(state["step"])
         with start.failing_together(self._runtime, "could not load a checkpoint"):
             agreement.check_agreement("checkpoint", [("step", str(step))])
-            self._subject.learned.update(state.get("travelling", ()))
-            self._take(self._arrangement.again(step))
+            self._take(self._arrangement.again(step, state))
             self._step = step
-            if self._policy is not None and "decoder" in state:
-                layout, saved = self._payload.layout, state["decoder"]
-                settle.restore(self._exchange, self.code, layout, saved)
-            runtime.barrier()
 
     def close(self) -> None:
         """End the exchange and take the hooks off the model. Collective."""
