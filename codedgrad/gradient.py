@@ -8,14 +8,12 @@ A straggler leaves this path wherever it notices that the step is decoded.
 
 from __future__ import annotations
 
-import weakref
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from codedgrad.exchange import settle
-from codedgrad.groups.arrangement import Arrangement, plan_of, state_of
+from codedgrad.groups.arrangement import Arrangement, plan_of
 from codedgrad.job import agreement, runtime
 from codedgrad.settings import Keywords, Settings, combine
 from codedgrad.step import live, start
@@ -115,8 +113,7 @@ class CodedGradient:
         """Go on with this laying out."""
         self._arrangement, self._passes = arrangement, arrangement.passes
         self._payload, self._exchange = arrangement.payload, arrangement.exchange
-        # One that is dropped without close() takes its hooks off the model.
-        weakref.finalize(self, self._passes.close).atexit = False
+        arrangement.end_with(self)
 
     # ---- a step ----
 
@@ -208,11 +205,7 @@ class CodedGradient:
         Any worker may load any worker's; the decoder's memory of gradients is not in
         it and fills within a step.
         """
-        state: dict[str, Any] = {"step": self._step, **state_of(self._subject)}
-        if self._policy is not None:
-            layout = self._payload.layout
-            state["decoder"] = settle.checkpoint(self._exchange, self.code, layout)
-        return state
+        return {"step": self._step, **self._arrangement.state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a checkpoint. Collective; all workers load the same step.
@@ -223,13 +216,8 @@ class CodedGradient:
         step = int(state["step"])
         with start.failing_together(self._runtime, "could not load a checkpoint"):
             agreement.check_agreement("checkpoint", [("step", str(step))])
-            self._subject.learned.update(state.get("travelling", ()))
-            self._take(self._arrangement.again(step))
+            self._take(self._arrangement.again(step, state))
             self._step = step
-            if self._policy is not None and "decoder" in state:
-                layout, saved = self._payload.layout, state["decoder"]
-                settle.restore(self._exchange, self.code, layout, saved)
-            runtime.barrier()
 
     def close(self) -> None:
         """End the exchange and take the hooks off the model. Collective."""

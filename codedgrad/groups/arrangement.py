@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import json
 import logging
+import weakref
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from codedgrad.errors import ConfigError
+from codedgrad.exchange import settle
 from codedgrad.faults import Injector
 from codedgrad.groups.code import fitting
 from codedgrad.groups.seat import Opening, Pacing, take_seat
@@ -99,6 +101,7 @@ class Arrangement:
             MismatchError: the workers' codes, models or settings differ.
         """
         self._plan, self._subject = plan, subject
+        self._end: Any = None
         settings, code, seat = plan.settings, plan.code, plan.seat
         subject.check()
         refuse_wrapped(subject.model)
@@ -158,13 +161,20 @@ class Arrangement:
             subject.refresh()
         if subject.generation != self._generation:
             if subject.key() != self._key:
+                log.info("the model has changed since the step before")
+                if self._plan.policy is not None:
+                    log.warning("what the decoder has learned does not fit it any more")
                 return False
             self._generation = subject.generation
             self.payload.buffers.look_up_in(subject.travelling())
         return True
 
-    def again(self, step: int) -> Arrangement:
+    def again(self, step: int, state: dict[str, Any] | None = None) -> Arrangement:
         """Returns the arrangement for the model as it is now. Collective.
+
+        Args:
+            step: the first step of the new one.
+            state: of a checkpoint, from which it is to go on.
 
         Raises:
             ConfigError: see the constructor.
@@ -172,12 +182,14 @@ class Arrangement:
         """
         job = self._plan.seat.job
         log.info("worker %d lays out the model again in step %d", job.rank, step)
-        if self._plan.policy is not None:
-            log.warning("what the decoder has learned is lost: the model has changed")
-        self.passes.close()
-        self.exchange.close()
+        self.close()
+        if state is not None:
+            self._subject.learned.update(state.get("travelling", ()))
         fresh = Arrangement(self._plan, self._subject, step)
         fresh.passes.go_on_from(self.passes)
+        if self._plan.policy is not None and state is not None and "decoder" in state:
+            layout, saved = fresh.payload.layout, state["decoder"]
+            settle.restore(fresh.exchange, self._plan.code, layout, saved)
         job.gather(b"", f"to begin step {step} again")  # all have opened theirs
         return fresh
 
@@ -204,8 +216,20 @@ class Arrangement:
         """End the exchange and take the hooks off the model. Collective."""
         self.exchange.close()
         self.passes.close()
+        if self._end is not None:
+            self._end.detach()
 
+    def end_with(self, owner: object) -> None:
+        """Take the hooks off the model when `owner` is dropped without `close`."""
+        self._end = weakref.finalize(owner, self.passes.close)
+        self._end.atexit = False
 
-def state_of(subject: Subject) -> dict[str, Any]:
-    """Returns what a checkpoint keeps of a subject."""
-    return {"travelling": sorted(subject.learned)} if subject.learned else {}
+    def state(self) -> dict[str, Any]:
+        """Returns what a checkpoint keeps."""
+        state: dict[str, Any] = {}
+        if self._subject.learned:
+            state["travelling"] = sorted(self._subject.learned)
+        if self._plan.policy is not None:
+            layout, code = self.payload.layout, self._plan.code
+            state["decoder"] = settle.checkpoint(self.exchange, code, layout)
+        return state

@@ -57,10 +57,11 @@ class Buffers:
         self._before = [b.detach().clone() for b in layout.buffers]
         self._dtype = layout.dtype
         self._type = NAMES[layout.dtype]
-        self._places: list[list[Place]] = []  # by buffer; empty: they are not known
-        # All places in a row, and the buffer of each, to compare them quickly.
-        self._all: list[Place] = []
+        # Where buffers are to be found, the buffer of each place, and the step's own
+        # tensor for it; empty: it is not known.
+        self._slots: list[tuple[dict[str, Any], str]] = []
         self._owners: list[int] = []
+        self._own: list[Tensor] = []
         self._left: list[Tensor] | None = None  # what a pass has left, see `collect`
         # Address, size and type of each copy, for the kernels; None: torch is used.
         self._copies: list[tuple[int, int, str]] | None = None
@@ -82,9 +83,10 @@ class Buffers:
 
     def look_up_in(self, places: Sequence[Sequence[Place]]) -> None:
         """Says where each buffer is to be found from now on; by buffer, in order."""
-        self._places = [list(p) for p in places]
-        self._all = [p for some in self._places for p in some]
-        self._owners = [i for i, some in enumerate(self._places) for _ in some]
+        self._slots = [(p.holder, p.key) for some in places for p in some]
+        self._owners = [i for i, some in enumerate(places) for _ in some]
+        self._parameters = {i for i, some in enumerate(places) if some[0].parameter}
+        self._own = [self._buffers[i] for i in self._owners]
 
     def remember(self) -> None:
         """Notes the buffers' values, before the first pass of a step.
@@ -92,13 +94,8 @@ class Buffers:
         Raises:
             ConfigError: a buffer has another size or type than before.
         """
-        for place, index in zip(self._all, self._owners, strict=True):
-            found = place.tensor()
-            if found is not None and found is not self._buffers[index]:
-                self._check(index, found)
-                self._buffers[index] = (
-                    found if place.parameter else tensors.writable(found.detach())
-                )
+        if not all(map(operator.is_, found := self._found(), self._own)):
+            self._take_over(found)
         self._left = None
         self._put_back()
         if self._buffers and self._by_kernel(self._buffers):
@@ -126,12 +123,29 @@ class Buffers:
             ConfigError: a buffer has another size or type than before.
         """
         self._left = self._now()
-        self._put_back()
+        if self._left is not self._buffers:
+            self._put_back()
+
+    def _found(self) -> list[Any]:
+        """Returns what is in the places now."""
+        return [holder.get(key) for holder, key in self._slots]
+
+    def _take_over(self, found: list[Any]) -> None:
+        """Let what was assigned between the steps be the step's own from now on."""
+        for tensor, index in zip(found, self._owners, strict=True):
+            if tensor is not None and tensor is not self._buffers[index]:
+                self._check(index, tensor)
+                if index not in self._parameters:
+                    tensor = tensors.writable(tensor.detach())
+                self._buffers[index] = tensor
+        self._own = [self._buffers[i] for i in self._owners]
 
     def _put_back(self) -> None:
-        for place, index in zip(self._all, self._owners, strict=True):
-            if place.holder.get(place.key) is not self._buffers[index]:
-                place.holder[place.key] = self._buffers[index]
+        """Puts the step's own tensors into their places."""
+        if all(map(operator.is_, self._found(), self._own)):
+            return
+        for (holder, key), tensor in zip(self._slots, self._own, strict=True):
+            holder[key] = tensor
 
     def shaped(self, changes: Tensor) -> list[Tensor]:
         """Returns views of `changes`, one per buffer, in the buffers' shapes."""
@@ -185,9 +199,8 @@ class Buffers:
 
     def _now(self) -> list[Tensor]:
         """Returns the tensors that a pass has left, the step's own list if it can."""
-        found = [p.holder.get(p.key) for p in self._all]
-        own = [self._buffers[i] for i in self._owners]
-        if all(map(operator.is_, found, own)):
+        found = self._found()
+        if all(map(operator.is_, found, self._own)):
             return self._buffers
         now: list[Any] = list(self._buffers)
         for tensor, index in zip(found, self._owners, strict=True):

@@ -51,7 +51,7 @@ import torch
 
 from codedgrad.errors import ConfigError
 from codedgrad.row import checks, cuts, devices
-from codedgrad.row.tensors import real
+from codedgrad.row.tensors import real, travels, writable
 from codedgrad.settings import ExchangeSettings
 
 if TYPE_CHECKING:
@@ -70,7 +70,8 @@ class Layout:
         names: the names of the parameters that require a gradient.
         parameters: these parameters, in the model's order.
         buffer_names: the names of the buffers that travel.
-        buffers: these buffers: all that are given but empty ones.
+        buffers: these buffers: all that are given, but empty ones and those that a
+            row cannot carry (sparse, quantised or expanded ones).
         dtype: the type of a row in memory, float64 if a parameter that requires a
             gradient has it.
         device: the device of the model.
@@ -112,7 +113,11 @@ class Layout:
                 buckets is out of range.
         """
         named = [(n, p) for n, p in named_parameters if p.requires_grad]
-        kept = [(n, b) for n, b in named_buffers if b.numel() > 0]
+        kept = [
+            (n, b)
+            for n, b in named_buffers
+            if b.numel() > 0 and travels(b) and writable(b) is b
+        ]
         _check(named, kept)
         self.names = [n for n, _ in named]
         self.parameters = [p for _, p in named]

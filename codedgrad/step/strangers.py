@@ -6,6 +6,7 @@ values. From the next step on they are watched like the models that we know.
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,10 @@ class Strangers:
     def listen(self, known: Container[int]) -> None:
         """Note from now on all modules that are called and whose ids are not known."""
         self._known = known
+        # A compiled module warns of hooks on all modules, which ours leave as it is.
+        self._quiet = warnings.catch_warnings()
+        self._quiet.__enter__()
+        warnings.filterwarnings("ignore", "Using `torch.compile", UserWarning)
         self._handle = register_module_forward_pre_hook(self._before_forward)
 
     def stop(self) -> None:
@@ -43,6 +48,7 @@ class Strangers:
         if self._handle is not None:
             self._handle.remove()
             self._handle = None
+            self._quiet.__exit__(None, None, None)
 
     def _before_forward(self, module: nn.Module, _inputs: Any) -> None:
         if torch.compiler.is_compiling() or id(module) in self._known:

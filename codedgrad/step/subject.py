@@ -133,7 +133,13 @@ class Subject:
         return list(chain.from_iterable([d.values() for d in self._dicts]))
 
     def _traits_now(self) -> list[Any]:
-        return [(p.requires_grad, p.dtype, p.shape, p.device) for p in self._tensors]
+        held = self._tensors
+        return [
+            [p.requires_grad for p in held],
+            [p.dtype for p in held],
+            [p.shape for p in held],
+            [p.device for p in held],
+        ]
 
     # ---- what travels ----
 

@@ -105,9 +105,9 @@ class Watch:
         every = [e.tensor for e in entries if e.place.parameter]
         every += [t for p in self._subject.parameters if (t := p.tensor()) is not None]
         self._parameters = list({id(p): p for p in every}.values())
+        self._outside = [p for p in self._parameters if id(p) not in self._inside]
 
     def _note_gradients(self) -> None:
-        self._outside = [p for p in self._parameters if id(p) not in self._inside]
         self._grads = [p.grad for p in self._outside]
         self._grad_versions = [-1 if g is None else g._version for g in self._grads]
 
@@ -143,7 +143,9 @@ class Watch:
     def _compare(self, *, finished: bool) -> None:
         self._compare_gradients()
         subjects = (self._subject, *self._others)
-        changes = self._witness.changes()
+        same = all(s.same_tensors() for s in subjects)
+        in_place = same and not self._strangers.entries()
+        changes = self._witness.changes(in_place=in_place)
         for change in changes:
             entry = change.entry
             if entry.role == TRAINABLE and change.copied and not finished:
@@ -162,7 +164,7 @@ class Watch:
         new = self._strangers.changed_entries()
         if new:
             raise ConfigError(_refusal(new[0]))
-        if not all(s.same_tensors() for s in subjects):
+        if not same and not all(s.same_tensors() for s in subjects):
             self._see_new()
 
     def _compare_gradients(self) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -118,6 +117,8 @@ class Witness:
         self._placed = [t for t in self._tensors if _has_address(t)]
         self._plain = len(self._versioned) == len(self._placed) == len(self._tensors)
         self._marks: list[tuple[int, int]] | None = None
+        self._quickly: list[list[int]] = []
+        self._digests = False
         trainable = sum(e.tensor.nbytes for e in self._entries[self._resting :])
         self._small = trainable <= _SMALL
         left = self._budget
@@ -132,40 +133,48 @@ class Witness:
     def begin(self, *, values: bool) -> None:
         """Note the step's state; with `values`, passes are compared by values, too."""
         self._values = values
+        quickly, self._quickly = self._quickly, self._quick()
+        if not values and quickly == self._quickly and self._marks is not None:
+            return
         marks, before = self._now(), self._marks
         self._marks = marks
         resting = self._resting
         if values or before is None or marks[:resting] != before[:resting]:
             for i, e in enumerate(self._entries):
-                known = i < resting and before is not None and not values
-                if known and before is not None and marks[i] == before[i]:
-                    continue
-                if id(e) in self._kept:
-                    e.copy = e.tensor.detach().clone()
-                elif i >= resting:
-                    e.copy = None
-                    if values and self._small:
-                        e.copy = e.tensor.detach().clone()
-                e.note(marks[i], digest=values and e.copy is None)
+                if before is None or values or i >= resting or marks[i] != before[i]:
+                    self._note(i, e)
         for i in range(resting, len(self._entries)):
             e = self._entries[i]
             e.mark = marks[i]
             if e.touched or not values:
                 e.copy = e.tensor.detach().clone() if e.touched else None
-        if not values:
+        if self._digests and not values:
             for e in self._entries:
                 e.digest = None
+        self._digests = values
 
-    def changes(self) -> list[Change]:
+    def _note(self, index: int, e: Entry) -> None:
+        """Note the state of one tensor, with its values if they are wanted."""
+        assert self._marks is not None  # since `begin`
+        if id(e) in self._kept:
+            e.copy = e.tensor.detach().clone()
+        elif index >= self._resting:
+            keep = self._values and self._small
+            e.copy = e.tensor.detach().clone() if keep else None
+        e.note(self._marks[index], digest=self._values and e.copy is None)
+
+    def changes(self, *, in_place: bool) -> list[Change]:
         """Returns what a pass has changed.
 
         What was written to, or assigned anew, with its old values is put in order.
+
+        Args:
+            in_place: all tensors are known to be in their places.
         """
+        if in_place and not self._values and self._quick() == self._quickly:
+            return []
         now, found = self._now(), []
         there = [e.place.holder.get(e.place.key) for e in self._entries]
-        in_place = all(map(operator.is_, there, self._tensors))
-        if in_place and not self._values and now == self._marks:
-            return []
         for i, (e, tensor) in enumerate(zip(self._entries, there, strict=True)):
             same = tensor is e.tensor
             if same and now[i] == e.mark and not self._values:
@@ -213,6 +222,14 @@ class Witness:
         assert self._marks is not None  # since `begin`
         e = self._entries[index]
         e.mark = self._marks[index] = mark_of(e.tensor)
+        self._quickly = self._quick()
+
+    def _quick(self) -> list[list[int]]:
+        """Returns what changes whenever a mark does; it is quicker than the marks."""
+        return [
+            [t._version for t in self._versioned],
+            [t.data_ptr() for t in self._placed],
+        ]
 
     def _now(self) -> list[tuple[int, int]]:
         if self._plain:
