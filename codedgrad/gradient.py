@@ -233,7 +233,7 @@ class CodedGradient:
         """
         step = int(state["step"])
         with start.failing_together(self._runtime, "could not load a checkpoint"):
-            self._check.load(step, self.model)
+            self._check.load(step)
             self._exchange.close()
             self._exchange = self._open(step)
             self._step = step

@@ -187,8 +187,10 @@ class _DropIn:
         others = [("backward_passes_per_step", str(plan.passes))]
         start.agree(self._payload, code, settings, others)
         start.cut(job, self._payload)
-        tensors = dict(named) | dict(model_tensors(model) if model is not None else ())
-        self._check = ValueCheck(job, self._payload, tensors.items())
+        if model is not None:
+            model_tensors(model)  # refuses a model
+        self._named = named
+        self._check = ValueCheck(job, self._payload, self._before_the_step)
         self.sampler: ShardBatchSampler | None = None
         self._exchange = EngineExchange(job, code, self._payload.layout, settings)
         node = code.work[job.rank][0]
@@ -212,6 +214,14 @@ class _DropIn:
             handle.remove()
         self._writer.close()
         self._exchange.close()
+
+    def _before_the_step(self) -> list[tuple[str, Tensor]]:
+        """Returns parameters and buffers; forward has changed the buffers since."""
+        buffers = self._payload.buffers
+        if not buffers.remembered:  # no pass in training mode, which changes none
+            return self._named
+        names = self._payload.layout.buffer_names
+        return [*self._named, *zip(names, buffers.before, strict=True)]
 
     def decoded(self, step: int) -> bool:
         """Returns whether that step is decoded, so its data are not needed here."""

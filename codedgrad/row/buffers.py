@@ -34,10 +34,15 @@ _LETTERS = {torch.float32: "f", torch.float64: "d", torch.int64: "q"}
 
 
 class Buffers:
-    """The buffers of one model, with their values from before the step's passes."""
+    """The buffers of one model, with their values from before the step's passes.
+
+    Attributes:
+        remembered: whether `remember` has been called.
+    """
 
     def __init__(self, layout: Layout) -> None:
         """Allocates memory for the values."""
+        self.remembered = False
         self._buffers = layout.buffers
         self._sizes = [b.numel() for b in layout.buffers]
         self._gradients, self._area = layout.gradients, layout.change_area
@@ -57,8 +62,14 @@ class Buffers:
         """Returns the number of buffers."""
         return len(self._buffers)
 
+    @property
+    def before(self) -> list[Tensor]:
+        """The values that `remember` has noted."""
+        return self._before
+
     def remember(self) -> None:
         """Notes the buffers' values, before the first pass of a step."""
+        self.remembered = True
         if self._buffers and self._copies is not None:
             kernels("_ops").copies(self._for_kernels(), False)
         elif self._buffers:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from codedgrad.errors import ConfigError, MismatchError
@@ -28,7 +29,7 @@ from codedgrad.step.content import content_digest, in_memory
 from codedgrad.step.rng import spread_bits
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from torch import Tensor
     from torch.nn import Module
@@ -71,7 +72,7 @@ class ValueCheck:
         self,
         job: Runtime,
         payload: Payload,
-        named: Iterable[tuple[str, Tensor]],
+        named: Callable[[], Iterable[tuple[str, Tensor]]],
         *,
         estimates: bool = False,
     ) -> None:
@@ -80,12 +81,12 @@ class ValueCheck:
         Args:
             job: all workers.
             payload: its tail carries the check bits.
-            named: the model's parameters and buffers, by name.
+            named: returns parameters and buffers with their values before the step.
             estimates: whether a step may end with an estimate.
         """
         self._job = job
         self._payload = payload
-        self._named = list(named)
+        self._named = named
         self._estimates = estimates
         self._begun = False
         self._step = 0
@@ -101,30 +102,31 @@ class ValueCheck:
         cls, job: Runtime, payload: Payload, model: Module, policy: Approximate | None
     ) -> ValueCheck:
         """Return the check of a model; with a policy, a step may be an estimate."""
-        named = model_tensors(model)
+        model_tensors(model)  # refuses a model at once
+        named = partial(model_tensors, model)
         return cls(job, payload, named, estimates=policy is not None)
 
     # ---- the first step ----
 
-    def load(self, step: int, model: Module) -> None:
+    def load(self, step: int) -> None:
         """Go on with another step, and compare all values before it. Collective.
 
         Raises:
             MismatchError: the workers load different steps.
         """
         agreement.check_agreement("checkpoint", [("step", str(step))])
-        self.laid_out(self._payload, model)
+        self.laid_out(self._payload)
 
-    def laid_out(self, payload: Payload, model: Module) -> None:
-        """Go on with these rows and tensors; all values are compared before a step."""
-        self._payload, self._named = payload, model_tensors(model)
+    def laid_out(self, payload: Payload) -> None:
+        """Go on with these rows, and compare all values before the next step."""
+        self._payload = payload
         self._begun, self._sent = False, None
 
     def _compare_all(self) -> None:
         """Compare tensors and data. Collective."""
         agreement.check_agreement(
             "values of parameters and buffers",
-            [(f"{name!r}", f"digest {tensor_digest(t)}") for name, t in self._named],
+            [(f"{name!r}", f"digest {tensor_digest(t)}") for name, t in self._named()],
             _PARAMETERS,
         )
         self._compare_data()
