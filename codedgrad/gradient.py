@@ -189,10 +189,10 @@ class CodedGradient:
             self._help.until_decoded(context)
             clock.lap("wait")
             payload.buffers.restore()
+            self._step += 1
             total, tail = self._check.verified(exchange.take(step))
             self._passes.check_sum(total, step)
         loss = payload.scatter(total, tail)
-        self._step += 1
         self.report = self._account.end(state, exchange, float(loss))
         return loss
 
