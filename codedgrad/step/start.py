@@ -9,6 +9,7 @@ from codedgrad.errors import MismatchError, WorkerError
 from codedgrad.exchange import link
 from codedgrad.faults import Faults
 from codedgrad.job import agreement, environment, lifecycle, likeness, runtime
+from codedgrad.job.runtime import failure
 from codedgrad.monitor.recorder import Recorder
 from codedgrad.monitor.reporter import Reporter
 
@@ -101,7 +102,7 @@ def failing_together(runtime: Runtime, doing: str) -> Iterator[None]:
         raise
     except WorkerError as error:
         runtime.fail(str(error))  # news only if the leaders' engine told it
-        raise
+        raise failure(str(error)) from error.__cause__
     except MismatchError as error:
         if not error.everywhere:
             runtime.fail(f"worker {runtime.rank} {doing}: {error}")
