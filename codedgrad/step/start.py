@@ -102,7 +102,10 @@ def failing_together(runtime: Runtime, doing: str) -> Iterator[None]:
         raise
     except WorkerError as error:
         runtime.fail(str(error))  # news only if the leaders' engine told it
-        raise failure(str(error)) from error.__cause__
+        told = failure(str(error))
+        if isinstance(told, MismatchError):  # another worker found that it differs
+            raise told from None
+        raise
     except MismatchError as error:
         if not error.everywhere:
             runtime.fail(f"worker {runtime.rank} {doing}: {error}")
