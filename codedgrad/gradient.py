@@ -150,7 +150,6 @@ class CodedGradient:
                 self._take(self._arrangement.again(self._step))
         state, total, tail = sums
         loss = self._payload.scatter(total, tail)
-        self._step += 1
         self.report = self._account.end(state, self._exchange, float(loss))
         return loss
 
@@ -176,9 +175,11 @@ class CodedGradient:
             self._arrangement.help.until_decoded(context)
             clock.lap("wait")
             payload.buffers.restore()
-            total, tail = self._arrangement.check.verified(exchange.take(step))
-            if payload.moved(tail):
+            decoded = exchange.take(step)
+            if payload.moved(decoded[1]):
                 return None
+            self._step += 1  # a step that is refused below is over, too
+            total, tail = self._arrangement.check.verified(decoded)
             self._passes.check_sum(total, step)
         return state, total, tail
 

@@ -109,9 +109,10 @@ class Arrangement:
         others = start.others(settings.run, plan.policy)
         start.agree(self.payload, code, settings.exchange, others)
         start.cut(seat.job, self.payload)
-        named = [(p.name, t) for p in subject.kept() if (t := p.tensor()) is not None]
         estimates = plan.policy is not None
-        self.check = ValueCheck(seat.job, self.payload, named, estimates=estimates)
+        self.check = ValueCheck(
+            seat.job, self.payload, subject.kept, estimates=estimates
+        )
         passing = PassSettings.of(settings, plan.policy)
         self.watch = Watch(subject, self.payload, first_step)
         self.passes = Passes(

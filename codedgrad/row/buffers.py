@@ -45,10 +45,15 @@ _LETTERS = {torch.float32: "f", torch.float64: "d", torch.int64: "q"}
 
 
 class Buffers:
-    """The buffers of one model, with their values from before the step's passes."""
+    """The buffers of one model, with their values from before the step's passes.
+
+    Attributes:
+        remembered: whether `remember` has been called.
+    """
 
     def __init__(self, layout: Layout) -> None:
         """Allocates memory for the values."""
+        self.remembered = False
         self._buffers = list(layout.buffers)
         self._names = layout.buffer_names
         self._shapes = [tensors.real(b).shape for b in layout.buffers]
@@ -77,9 +82,10 @@ class Buffers:
         """Returns the number of buffers."""
         return len(self._buffers)
 
-    def remembered(self) -> list[tuple[str, Tensor]]:
-        """Returns name and noted value of every buffer; `remember` writes them anew."""
-        return list(zip(self._names, self._before, strict=True))
+    @property
+    def before(self) -> list[Tensor]:
+        """The values that `remember` has noted."""
+        return self._before
 
     def look_up_in(self, places: Sequence[Sequence[Place]]) -> None:
         """Says where each buffer is to be found from now on; by buffer, in order."""
@@ -94,6 +100,7 @@ class Buffers:
         Raises:
             ConfigError: a buffer has another size or type than before.
         """
+        self.remembered = True
         if not all(map(operator.is_, found := self._found(), self._own)):
             self._take_over(found)
         self._left = None

@@ -12,9 +12,9 @@ decodes the same sum, so all workers see it in the same step, without a message.
 
 [Note: estimates] Where a step may end with an estimate, a slice of the sum may hold
 something of earlier steps, whose words were others. Then the two elements of bit i are
-multiplied by s_i, which is another number in every step (see `scales_of`). Only in a
-sum of the step's own rows is the sum of the two elements of bit i the same multiple of
-s_i for all i, and nothing is concluded from any other sum.
+multiplied by s_i, another number in every step (see `scales_of`). Only in a sum
+of the step's own rows is the sum of the two elements of bit i the same multiple of s_i
+for all i, and nothing is concluded from any other sum.
 """
 
 from __future__ import annotations

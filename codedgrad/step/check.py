@@ -28,7 +28,7 @@ from codedgrad.step.content import content_digest, in_memory
 from codedgrad.step.rng import spread_bits
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from torch import Tensor
     from torch.nn import Module
@@ -70,7 +70,7 @@ class ValueCheck:
         self,
         job: Runtime,
         payload: Payload,
-        named: Iterable[tuple[str, Tensor]],
+        named: Callable[[], Iterable[tuple[str, Tensor]]],
         *,
         estimates: bool = False,
     ) -> None:
@@ -79,12 +79,12 @@ class ValueCheck:
         Args:
             job: all workers.
             payload: its tail carries the check bits.
-            named: the model's parameters and buffers, by name.
+            named: returns parameters and buffers with their values before the step.
             estimates: whether a step may end with an estimate.
         """
         self._job = job
         self._payload = payload
-        self._named = list(named)
+        self._named = named
         self._estimates = estimates
         self._begun = False
         self._step = 0
@@ -101,7 +101,7 @@ class ValueCheck:
         """Compare tensors and data. Collective."""
         agreement.check_agreement(
             "values of parameters and buffers",
-            [(f"{name!r}", f"digest {tensor_digest(t)}") for name, t in self._named],
+            [(f"{name!r}", f"digest {tensor_digest(t)}") for name, t in self._named()],
             _PARAMETERS,
         )
         self._compare_data()

@@ -139,9 +139,8 @@ class GradientMean:
         ]
         start.agree(self.payload, code, settings, others)
         start.cut(job, self.payload)
-        # A forward has changed the buffers when they are compared: what they were.
-        named = [*trained.named, *self.payload.buffers.remembered()]
-        self._values = ValueCheck(job, self.payload, named)
+        self._named = trained.named
+        self._values = ValueCheck(job, self.payload, self._before_the_forward)
         self._sampler = trained.sampler
         self._exchange = EngineExchange(job, code, self.payload.layout, settings)
         self._sends = self._exchange.row_of(job.rank, 0)
@@ -153,6 +152,14 @@ class GradientMean:
         self.sent = False
         self._area = 0, 0  # address and bytes of the last decoded sum
         runtime.barrier()  # nobody sends before all have opened their exchange
+
+    def _before_the_forward(self) -> list[tuple[str, Tensor]]:
+        """Returns parameters and buffers; the forward has changed the buffers since."""
+        buffers = self.payload.buffers
+        if not buffers.remembered:  # no pass in training mode, which changes none
+            return self._named
+        names = self.payload.layout.buffer_names
+        return [*self._named, *zip(names, buffers.before, strict=True)]
 
     def attach(self) -> RowWriter:
         """Attach the hooks that write a row during a backward, behind all others."""

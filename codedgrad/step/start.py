@@ -9,6 +9,7 @@ from codedgrad.errors import MismatchError, WorkerError
 from codedgrad.exchange import link
 from codedgrad.faults import Faults
 from codedgrad.job import agreement, environment, lifecycle, likeness, runtime
+from codedgrad.job.runtime import failure
 from codedgrad.monitor.recorder import Recorder
 from codedgrad.monitor.reporter import Reporter
 
@@ -115,6 +116,9 @@ def failing_together(runtime: Runtime, doing: str) -> Iterator[None]:
         raise
     except WorkerError as error:
         runtime.fail(str(error))  # news only if the leaders' engine told it
+        told = failure(str(error))
+        if isinstance(told, MismatchError):  # another worker found that it differs
+            raise told from None
         raise
     except MismatchError as error:
         if not error.everywhere:

@@ -196,9 +196,13 @@ class Subject:
             key.append((places[0].name, tensors.kind(places[0].tensor())))
         return key
 
-    def kept(self) -> list[Place]:
-        """Returns a place of every tensor whose values all workers have in common."""
-        return [place for place in self.places() if place.name not in self.caches]
+    def kept(self) -> list[tuple[str, Tensor]]:
+        """Returns all tensors whose values all workers have in common, by name."""
+        return [
+            (place.name, t)
+            for place in self.places()
+            if place.name not in self.caches and (t := place.tensor()) is not None
+        ]
 
     # ---- everything, for the watch ----
 
