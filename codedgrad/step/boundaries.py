@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import time
 from contextlib import contextmanager
-from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -29,7 +28,7 @@ from codedgrad.row.weak import weakly
 from codedgrad.step.attach import before_forward
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
 MOST = 8  # boundaries of a pass
 
@@ -101,18 +100,26 @@ class Boundaries:
     def _attach(self, places: Iterable[int]) -> None:
         for place in places:
             at = self._places[place]
-            hook = partial(weakly(self._visit), place)
+            hook = _hook(weakly(self._visit), place)
             if isinstance(at, nn.Module):
                 self._handles.append(before_forward(at, hook))
             else:
                 self._handles.append(at.register_post_accumulate_grad_hook(hook))
 
-    def _visit(self, place: int, *_: Any) -> None:
-        if torch.compiler.is_compiling():
-            return
+    def _visit(self, place: int) -> None:
         if self._visitor is not None:
             self._visits.append((place, time.monotonic()))
             self._visitor.visit()
+
+
+def _hook(visit: Callable[[int], None], place: int) -> Callable[..., None]:
+    """Returns a hook that torch.compile sees do nothing."""
+
+    def hook(*_: Any) -> None:
+        if not torch.compiler.is_compiling():
+            visit(place)
+
+    return hook
 
 
 def _places(modules: Sequence[nn.Module]) -> Iterator[nn.Module | torch.Tensor]:
