@@ -75,7 +75,7 @@ class ArrivalOrder:
             self.close()
         self._rest = max(0, self._rest - 1)
         self._late = False
-        if not self._handles:
+        if not self.learned and not self._handles:
             self._attach(range(len(self._parameters)))
 
     def backward_begins(self, first: Tensor | None = None) -> bool:

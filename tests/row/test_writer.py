@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from codedgrad import ConfigError
+from codedgrad.row.arrival import ArrivalOrder
 from codedgrad.row.payload import Payload
 from codedgrad.row.writer import Leaf, RowWriter
 from codedgrad.settings import ExchangeSettings
@@ -218,6 +219,19 @@ def test_gradients_that_are_there_before_the_backward() -> None:
             rows.append(bench.row(forward))
         assert torch.equal(*rows)
     assert 0 < len(early.early) < len(early.sent)
+
+
+def test_no_bucket_can_be_complete_before_the_end() -> None:
+    """All buckets hold a part of the tail, so nothing closes one."""
+    model, bench = nn.Linear(WIDTH, 1, bias=False), Bench(layers())
+    order = ArrivalOrder(list(model.parameters()), [[], []], bench.bucket_ready)
+    for learned in (False, True, True):
+        order.begin()
+        assert order.backward_begins() is learned
+        model(X).sum().backward()
+        order.end()
+        model.weight.grad = None
+    assert bench.sent == []
 
 
 def test_another_order_than_learned() -> None:
