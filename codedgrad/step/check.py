@@ -194,7 +194,8 @@ class ValueCheck:
         """
         job, where = self._job, f"data of step {self._step}"
         agreement.check_agreement(where, self._described(), _DATA)
-        if len(set(self._contents(where, readings=2))) == 1:
+        texts = self._contents(where, readings=2)
+        if len(set(texts)) == 1 and _UNKNOWN not in texts:
             return False
         texts = self._contents(where, _THOROUGH)
         if _UNKNOWN in texts or len(set(texts)) == 1:

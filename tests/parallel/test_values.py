@@ -261,7 +261,7 @@ def test_a_worker_whose_rows_come_too_late(
 ) -> None:
     """It finds alone that it differs; what it tells the others ends the job."""
     trainer.steps(sampler_of())
-    ours = trainer.coded._check
+    ours = trainer.coded._arrangement.check
     told: list[str] = []
     word, tail = ours._word, torch.zeros(trainer.coded._payload.layout.count)
     tail = tail[trainer.coded._payload.layout.gradients :]
@@ -287,7 +287,7 @@ def test_a_model_of_another_library() -> None:
         pass
 
     with pytest.raises(codedgrad.ConfigError, match=r"model\.module"):
-        check.model_tensors(DistributedDataParallel(2, 1))
+        check.refuse_wrapped(DistributedDataParallel(2, 1))
 
 
 def dropped_in(epochs: tuple[int, ...], change: Any = None, **settings: Any) -> None:
