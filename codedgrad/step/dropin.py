@@ -122,7 +122,9 @@ class DropIn:
 
     def _before_forward(self, module: torch.nn.Module, inputs: Any) -> None:
         """The hook of the whole model."""
-        if not module.training:
+        if not module.training:  # changes nothing, but the user may have loaded values
+            if torch.is_grad_enabled() and not (self._remembered or inside_backward()):
+                self._mean.payload.buffers.remember()
             return
         if inside_backward():
             self._seeds.repeat()
