@@ -24,7 +24,7 @@ from codedgrad.job import agreement
 from codedgrad.job.runtime import DISAGREE
 from codedgrad.row import checks
 from codedgrad.row.digest import tensor_digest
-from codedgrad.step.content import content_digest, in_memory
+from codedgrad.step.content import content_digest, in_memory, sample_digests
 from codedgrad.step.rng import spread_bits
 
 if TYPE_CHECKING:
@@ -50,6 +50,16 @@ _UNKNOWN = "not the same in every reading"
 _PARAMETERS = (
     "Start from the same values: call codedgrad.broadcast_parameters("
     "model.state_dict(), root_rank=0) on all workers before the first step."
+)
+_RANDOM = (
+    "%s returns another sample in every reading, so workers do not get the same one "
+    "for the same index; draw random numbers from torch, numpy or `random`, which "
+    "codedgrad seeds, for reproducible steps"
+)
+_OWN_DATA = (
+    "no two workers have a sample of their %s in common: fine for random data of a "
+    "benchmark; but else samples count twice or never, since any worker may compute "
+    "any of them: give all workers the same data"
 )
 _DATA = "All workers must go through the same data, in the same order."
 
@@ -190,7 +200,8 @@ class ValueCheck:
         """Compare what all workers say of the step's data. Collective.
 
         Returns:
-            Whether a dataset proved not to be deterministic.
+            Whether samples cannot be compared: a dataset proved not to be
+            deterministic, or each worker has random numbers of its own for data.
         """
         job, where = self._job, f"data of step {self._step}"
         agreement.check_agreement(where, self._described(), _DATA)
@@ -200,6 +211,9 @@ class ValueCheck:
         texts = self._contents(where, _THOROUGH)
         if _UNKNOWN in texts or len(set(texts)) == 1:
             self._leave_content_out()
+            return True
+        if self._nothing_in_common(where):
+            self._leave_content_out(_OWN_DATA)
             return True
         others = [worker for worker, text in enumerate(texts) if text != texts[0]]
         raise agreement.everywhere(
@@ -213,6 +227,14 @@ class ValueCheck:
         """Return every worker's digest of two samples. Collective."""
         mine = self._content(readings).encode()
         return [b.decode() for b in self._job.gather(mine, f"to compare the {where}")]
+
+    def _nothing_in_common(self, where: str) -> bool:
+        """Return whether no two workers' tensors share a sample. Collective."""
+        assert self._epoch is not None
+        mine = sample_digests(self._epoch.sampler.dataset)
+        all_of_them = self._job.gather(mine, f"to compare the samples of the {where}")
+        sets = [{b[i : i + 8] for i in range(0, len(b), 8)} for b in all_of_them]
+        return all(sets) and len(set().union(*sets)) == sum(map(len, sets))
 
     def _differ_alone(self, theirs: int) -> None:
         """The step's sum has the word of others, to which this worker gave nothing."""
@@ -269,18 +291,13 @@ class ValueCheck:
             return None
         return content_digest(dataset, epoch.sampler.seed, epoch.number, readings)
 
-    def _leave_content_out(self) -> None:
-        """Stop comparing the samples of a dataset that is not deterministic."""
+    def _leave_content_out(self, why: str = _RANDOM) -> None:
+        """Stop comparing the samples of a dataset; `why` is told once."""
         assert self._epoch is not None
         dataset = self._epoch.sampler.dataset
         if not any(dataset is one for one in self._unreadable):
             self._unreadable.append(dataset)
-            log.warning(
-                "%s returns another sample in every reading, so workers do not get the "
-                "same one for the same index; draw random numbers from torch, numpy or "
-                "`random`, which codedgrad seeds, for reproducible steps",
-                type(dataset).__name__,
-            )
+            log.warning(why, type(dataset).__name__)
         self._epoch = self._epoch._replace(content=0)
         self._keep(self._epoch)
 

@@ -212,6 +212,22 @@ def test_one_sample_that_differs(trainer: Trainer) -> None:
     refused("Sort files by name", lambda: trainer.steps(sampler, 0, 1))
 
 
+def test_data_of_its_own_on_every_worker(
+    trainer: Trainer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Random tensors that no two workers share are a benchmark's: a warning."""
+    x, y = data()
+    noise = torch.Generator().manual_seed(codedgrad.rank())
+    x = x + torch.rand(x.shape, generator=noise)
+    y = y + torch.rand(y.shape, generator=noise)
+    trainer.steps(sampler_of((x, y)), count=2)
+    assert (codedgrad.size() == 1) or "in common" in caplog.text
+    if codedgrad.size() == 1:
+        return
+    x[:3], y[:3] = data()[0][:3], data()[1][:3]  # some are shared: others are wrong
+    refused("the samples of worker(s)", lambda: trainer.steps(sampler_of((x, y)), 0, 1))
+
+
 def test_random_data_are_no_difference(
     trainer: Trainer, caplog: pytest.LogCaptureFixture
 ) -> None:

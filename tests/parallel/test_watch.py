@@ -134,9 +134,13 @@ def test_a_loss_weight_of_its_own_is_refused(nobody_ends_the_job: Any) -> None:
         model = nn.Linear(4, 2)
         coded = codedgrad.CodedGradient(model)
         steps = coded.steps(codedgrad.ShardSampler((torch.randn(16, 4),), 8))
-        with pytest.raises(ConfigError, match=r"shape \(1,\)"):
+
+        def train(coded: Any = coded, steps: Any = steps, w: Any = weight) -> None:
             for shards in steps:  # a tensor is refused when it comes again
-                coded.backward(lambda x, w=weight, m=model: (m(x) * w).mean(), shards)
+                coded.backward(lambda x: (coded.model(x) * w).mean(), shards)
+
+        with pytest.raises(ConfigError, match=r"shape \(1,\)"):
+            train()
         coded.close()
 
 
