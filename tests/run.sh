@@ -4,7 +4,7 @@
 #   bash tests/run.sh            # all of it
 #   bash tests/run.sh unit       # linters and unit tests, under a minute
 #   bash tests/run.sh slow       # sanitizers, failures, MPICH
-#   bash tests/run.sh parallel   # the multi-worker tests (WORKERS="1 2 4 5")
+#   bash tests/run.sh parallel   # the multi-worker tests (WORKERS="1 2 3 5")
 #   bash tests/run.sh horovod    # Horovod and codedgrad in one process
 #   bash tests/run.sh bench      # the benchmarks at toy size
 set -uo pipefail
@@ -95,7 +95,7 @@ slow() { # unit tests that build or start something first
 
 parallel() {
   local n
-  for n in ${WORKERS:-1 2 4 5}; do
+  for n in ${WORKERS:-1 2 3 5}; do
     pytests "$n worker(s)" mpi "$n" "$CG_PYTHON" -m pytest -q --color=no -p no:cacheprovider \
       tests/parallel
   done
@@ -119,6 +119,8 @@ bench() {
     --horovod-aside \
     --task device --overlap both --wire bfloat16 --no-horovod --factors 1 \
     --batch-size 8 --out "$out/overlap.json"
+  check "bench_overhead" mpi 2 "$CG_PYTHON" benchmarks/bench_overhead.py --toy \
+    --out "$out/overhead.json"
   check "bench_stall" mpi 4 "$CG_PYTHON" benchmarks/bench_stall.py --toy \
     --out "$out/stall.json"
   check "validate_simulator" mpi 4 "$CG_PYTHON" benchmarks/validate_simulator.py --toy \
@@ -151,7 +153,7 @@ bench() {
   check "benchmarks wrote JSON" "$CG_PYTHON" -c \
     'import json, sys; [json.load(open(f))["results"] for f in sys.argv[1:]]' \
     "$out/exchange.json" "$out/sleep.json" "$out/digits.json" "$out/overlap.json" \
-    "$out/stall.json" \
+    "$out/stall.json" "$out/overhead.json" \
     "$out/scaling-2.json" "$out/pass.json" "$out/scaling_model.json" \
     "$out/cluster/step-digits-2.json" \
     "$out/simulator.json" "$out/kernels.json" "$out/decoder.json" \

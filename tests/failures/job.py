@@ -16,51 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import dropin_cases
+import group_cases
 import torch
 from torch import nn
-from torch.utils.data import TensorDataset
+from training import DATA, criterion, everybody, last, train
 
 import codedgrad
 from codedgrad import codes
-
-torch.manual_seed(0)  # all workers have the same data and the same models
-DATA = TensorDataset(torch.randn(64, 4), torch.randint(0, 3, (64,)))
-criterion = nn.CrossEntropyLoss()
-
-
-def train(
-    model: nn.Module,
-    loss: Any = None,
-    data: Any = DATA,
-    batch: int = 24,
-    **settings: Any,
-) -> None:
-    settings.setdefault("same_bits", True)  # messages name micro-batches
-    coded = codedgrad.CodedGradient(model, **settings)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-
-    def usual(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        return criterion(model(x), y)
-
-    sampler = codedgrad.ShardSampler(data, batch)
-    for epoch in range(3):
-        sampler.set_epoch(epoch)
-        for shards in coded.steps(sampler):
-            coded.backward(
-                (lambda x, y: loss(coded, usual(x, y))) if loss else usual, shards
-            )
-            optimizer.step()
-            optimizer.zero_grad()
-    coded.close()
-
-
-def everybody() -> codes.Code:
-    """A code in which nobody stands in for the worker at fault: its fault is met."""
-    return codes.uncoded(codedgrad.size(), micro=2)
-
-
-def last() -> bool:
-    return codedgrad.rank() == codedgrad.size() - 1
 
 
 def different_code() -> None:
@@ -307,78 +269,18 @@ def different_wire() -> None:
     train(nn.Linear(4, 3), wire="bfloat16" if last() else "float32")
 
 
-def unequal_groups() -> None:
-    train(nn.Linear(4, 3), local_group=2)
-
-
-def different_groups() -> None:
-    train(nn.Linear(4, 3), local_group="node" if last() else 2)
-
-
-def groups_of_some() -> None:
-    train(nn.Linear(4, 3), local_group=None if last() else 2)
-
-
-def code_of_another_number_of_groups() -> None:
-    train(nn.Linear(4, 3), code=codes.spread(codedgrad.size()), local_group=2)
-
-
-def an_approximate_policy_in_groups() -> None:
-    policy = codedgrad.approximate(0.1)
-    train(nn.Linear(4, 3), local_group=2, policy=policy)
-
-
-def exception_in_a_group(rank: int) -> None:
-    def loss(coded: codedgrad.CodedGradient, x: torch.Tensor) -> torch.Tensor:
-        if codedgrad.rank() == rank and coded.step == 1:
-            raise KeyError("no such token: 'xyzzy'")
-        return x
-
-    train(nn.Linear(4, 3), code=codes.uncoded(2, micro=4), loss=loss, local_group=2)
-
-
-def exception_of_a_member() -> None:
-    exception_in_a_group(3)
-
-
-def exception_of_a_leader() -> None:
-    exception_in_a_group(2)
-
-
-def overflow_in_a_group() -> None:
-    """Every micro-batch is within the range of the wire, the sum of two beyond it."""
-
-    def loss(coded: codedgrad.CodedGradient, x: torch.Tensor) -> torch.Tensor:
-        return 0.0 * x + 3.2e5 * coded.model.weight.sum()
-
-    code = codes.uncoded(2, micro=4)
-    train(nn.Linear(4, 3), code=code, loss=loss, local_group=2, wire="float16")
-
-
-def a_member_at_another_step() -> None:
-    """One process skips a step that its leader makes."""
-    model = nn.Linear(4, 3)
-    coded = codedgrad.CodedGradient(model, local_group=2)
-    if last():
-        coded._step += 1
-    for shards in coded.steps(codedgrad.ShardSampler(DATA, 24)):
-        coded.backward(lambda x, y: criterion(model(x), y), shards)
-
-
-def a_member_leaves() -> None:
-    """One process of a group leaves while the others train on."""
-    model = nn.Linear(4, 3)
-    code = codes.uncoded(2, micro=4)
-    coded = codedgrad.CodedGradient(model, code, local_group=2)
-    for shards in coded.steps(codedgrad.ShardSampler(DATA, 24)):
-        if last() and coded.step == 1:
-            codedgrad.shutdown()
-        coded.backward(lambda x, y: criterion(model(x), y), shards)
-
-
 def no_thread_multiple() -> None:
     """MPI runs below the level that the engine needs; see `main`."""
     codedgrad.init()
+
+
+def run(case: str) -> None:
+    """Call the function of this name."""
+    for where in (sys.modules[__name__], dropin_cases, group_cases):
+        if hasattr(where, case):
+            getattr(where, case)()
+            return
+    raise LookupError(case)
 
 
 def main() -> None:
@@ -393,7 +295,7 @@ def main() -> None:
         try:
             if case != "no_thread_multiple":
                 codedgrad.init(timeout_s=10)
-            (globals().get(case) or getattr(dropin_cases, case))()
+            run(case)
         except Exception as error:
             text = f"{type(error).__name__}: {error}"
             (folder / f"{case}.{MPI.COMM_WORLD.rank}.txt").write_text(text)

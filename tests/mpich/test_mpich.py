@@ -35,7 +35,7 @@ def run(
     env: dict[str, str], command: list[str], cwd: Path = ROOT
 ) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        ["timeout", "--kill-after=5", "100", *command],
+        ["timeout", "--kill-after=5", "300", *command],
         cwd=cwd,
         env=env,
         capture_output=True,

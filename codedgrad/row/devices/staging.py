@@ -72,7 +72,8 @@ def _borrow(runtime: DeviceRuntime, device: torch.device) -> _Events:
                 _free.remove(events)
                 return events
     out = [runtime.event() for _ in range(_EVENTS)]
-    return _Events(runtime, device, out, runtime.event(), runtime.event(), deque())
+    back, before = runtime.event(), runtime.event()
+    return _Events(runtime, device, out, back, before, held=deque())
 
 
 def _drop_done(runtime: DeviceRuntime, held: Held) -> None:
