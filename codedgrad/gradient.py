@@ -98,9 +98,9 @@ class CodedGradient:
         """Find out who this worker is, lay out its rows and open the exchange."""
         settings = self._settings
         self.model = model
-        plan = plan_of(self._runtime, settings, model, code)
-        self.code, self.faults, self._policy = plan.code, plan.faults, plan.policy
         self._subject = Subject(model, also)
+        plan = plan_of(self._runtime, settings, self._subject.roots, code)
+        self.code, self.faults, self._policy = plan.code, plan.faults, plan.policy
         self._take(Arrangement(plan, self._subject, first_step=0))
         log = settings.run.log if plan.seat.leads else None
         self._reporter = start.reporter_into(log, plan.seat.worker)

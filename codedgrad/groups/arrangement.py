@@ -29,6 +29,8 @@ from codedgrad.step.pieces import code_of
 from codedgrad.step.watch import Watch
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch.nn import Module
 
     from codedgrad.codes import Code
@@ -55,17 +57,25 @@ class Plan(NamedTuple):
     injector: Injector | None
 
 
-def plan_of(job: Runtime, settings: Settings, model: Module, code: Code | None) -> Plan:
-    """Returns what this process is to do, with `code` or a default one. Collective.
+def plan_of(
+    job: Runtime, settings: Settings, modules: Sequence[Module], code: Code | None
+) -> Plan:
+    """Returns what this process is to do. Collective.
+
+    Args:
+        job: all processes.
+        settings: all settings.
+        modules: the model, and others whose state travels with it.
+        code: who computes what; None: the default for so many workers.
 
     Raises:
         ConfigError: settings, code and job do not fit together, or the model cannot be
             exchanged.
     """
-    live.check(model)
+    live.check(modules[0])
     run = settings.run
-    seat = take_seat(job, run.local_group, model)
-    code = code_of(fitting(code, seat.workers, seat.group), model, run)
+    seat = take_seat(job, run.local_group, modules[0])
+    code = code_of(fitting(code, seat.workers, seat.group), modules, run)
     policy = seat.policy(settings.policy)
     faults = start.faults_of(run.faults, seat.workers)
     return Plan(

@@ -15,6 +15,7 @@ Under `same_bits=True` the own pass has the same pieces, so nothing depends on t
 from __future__ import annotations
 
 import logging
+from itertools import chain
 from statistics import median
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,8 @@ from codedgrad.codes.whole import helps_in_pieces, in_shards
 from codedgrad.errors import ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import nn
 
     from codedgrad.codes import Code
@@ -38,8 +41,13 @@ def own_is_whole(run: RunSettings) -> bool:
     return not run.same_bits or run.pieces is False
 
 
-def code_of(code: Code, model: nn.Module, run: RunSettings) -> Code:
+def code_of(code: Code, modules: Sequence[nn.Module], run: RunSettings) -> Code:
     """Returns the code, with help in whole shards where pieces would be wrong.
+
+    Args:
+        code: who computes what.
+        modules: the model, and others that the loss function calls.
+        run: of it `same_bits` and `pieces`.
 
     Raises:
         ConfigError: `run.same_bits` or `run.pieces` is nothing that there is.
@@ -51,7 +59,8 @@ def code_of(code: Code, model: nn.Module, run: RunSettings) -> Code:
     if run.pieces is False:
         return in_shards(code)
     if run.pieces == "auto" and not run.same_bits and helps_in_pieces(code):
-        norm = next((n for n, m in model.named_modules() if _normalises(m)), None)
+        named = chain.from_iterable(m.named_modules() for m in modules)
+        norm = next((n for n, m in named if _normalises(m)), None)
         if norm is not None:
             log.info(
                 "%r is a batch norm, which makes a micro-batch another function than "

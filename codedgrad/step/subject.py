@@ -66,6 +66,11 @@ class Subject:
         self.refresh()
 
     @property
+    def roots(self) -> list[nn.Module]:
+        """The model, and the modules in `also`."""
+        return [root for _, root in self._roots]
+
+    @property
     def title(self) -> str:
         """What to call the model in a message."""
         return f"the {type(self.model).__name__}"

@@ -23,6 +23,11 @@ def nobody_ends_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runtime.Runtime, "fail", lambda *_: None)
 
 
+def batch() -> int:
+    """Samples of a step: two of each micro-batch."""
+    return 8 * codedgrad.size()
+
+
 # ---- other models, flags, gradients that do not travel ----
 
 
@@ -32,14 +37,15 @@ class Pair:
     def __init__(self, other: nn.Module) -> None:
         torch.manual_seed(0)
         self.model, self.other = nn.Linear(4, 3), other
-        self.data = (torch.randn(32, 4, generator=torch.Generator().manual_seed(1)),)
+        generator = torch.Generator().manual_seed(1)
+        self.data = (torch.randn(2 * batch(), 4, generator=generator),)
 
     def loss(self, x: Tensor) -> Tensor:
         return self.other(self.model(x)).pow(2).mean()
 
     def train(self, steps: int = 3, **options: Any) -> None:
         coded = codedgrad.CodedGradient(self.model, **options)
-        sampler = codedgrad.ShardSampler(self.data, 16, shuffle=False)
+        sampler = codedgrad.ShardSampler(self.data, batch(), shuffle=False)
         try:
             while coded.step < steps:
                 for shards in coded.steps(sampler):
@@ -100,9 +106,9 @@ def test_gradients_of_also_are_those_of_one_module() -> None:
     whole[0].load_state_dict(pair.model.state_dict())
     whole[1].load_state_dict(pair.other.state_dict())
     x = pair.data[0]
-    for i in (0, 16, 0, 16):
+    for i in (0, batch(), 0, batch()):
         whole.zero_grad()
-        whole(x[i : i + 16]).pow(2).mean().backward()
+        whole(x[i : i + batch()]).pow(2).mean().backward()
         with torch.no_grad():
             for p in whole.parameters():
                 p.sub_(p.grad, alpha=0.1)
@@ -122,7 +128,7 @@ def test_flags_are_put_back() -> None:
         return value
 
     with codedgrad.CodedGradient(model) as coded:
-        sampler = codedgrad.ShardSampler((torch.randn(16, 4),), 8)
+        sampler = codedgrad.ShardSampler((torch.randn(2 * batch(), 4),), batch())
         for shards in coded.steps(sampler):
             coded.backward(loss, shards)
             assert all(m.training for m in model.modules())
@@ -133,7 +139,9 @@ def test_a_loss_weight_of_its_own_is_refused(nobody_ends_the_job: Any) -> None:
     for weight in (nn.Parameter(torch.ones(1)), torch.ones(1, requires_grad=True)):
         model = nn.Linear(4, 2)
         coded = codedgrad.CodedGradient(model)
-        steps = coded.steps(codedgrad.ShardSampler((torch.randn(16, 4),), 8))
+        steps = coded.steps(
+            codedgrad.ShardSampler((torch.randn(2 * batch(), 4),), batch())
+        )
 
         def train(coded: Any = coded, steps: Any = steps, w: Any = weight) -> None:
             for shards in steps:  # a tensor is refused when it comes again
@@ -155,7 +163,9 @@ def test_an_input_may_have_a_gradient() -> None:
         return out.mean() + g.pow(2).mean()
 
     with codedgrad.CodedGradient(model) as coded:
-        for shards in coded.steps(codedgrad.ShardSampler((torch.randn(32, 4),), 8)):
+        for shards in coded.steps(
+            codedgrad.ShardSampler((torch.randn(4 * batch(), 4),), batch())
+        ):
             coded.backward(loss, shards)
             model.zero_grad()
 
@@ -164,7 +174,9 @@ def test_an_optimizer_refuses_gradients_of_its_own() -> None:
     model, other = nn.Linear(4, 1), nn.Linear(1, 1)
     optimizer = torch.optim.SGD([*model.parameters(), *other.parameters()], lr=0.1)
     with codedgrad.CodedGradient(model) as coded:
-        for shards in coded.steps(codedgrad.ShardSampler((torch.randn(16, 4),), 8)):
+        for shards in coded.steps(
+            codedgrad.ShardSampler((torch.randn(2 * batch(), 4),), batch())
+        ):
             coded.backward(lambda x: model(x).mean(), shards)
             optimizer.step()
             optimizer.zero_grad(set_to_none=False)
@@ -224,8 +236,8 @@ def test_a_late_first_change_still_travels() -> None:
     torch.manual_seed(0)
     model = Late()
     with codedgrad.CodedGradient(model) as coded:
-        data = (torch.randn(64, 4),)
-        for shards in coded.steps(codedgrad.ShardSampler(data, 8, shuffle=False)):
+        sampler = codedgrad.ShardSampler((torch.randn(8 * batch(), 4),), batch())
+        for shards in coded.steps(sampler):
             coded.backward(lambda x: model(x).pow(2).mean(), shards)
             model.zero_grad()
     want = model.linear(data[0][24:32]).mean(0)

@@ -160,5 +160,5 @@ def test_settings_must_agree_and_be_known() -> None:
     for how in ({"same_bits": "yes"}, {"pieces": "none"}):
         with pytest.raises(codedgrad.ConfigError, match="must be"):
             codedgrad.step.pieces.code_of(
-                codes.spread(2), deep(), codedgrad.settings.RunSettings(**how)
+                codes.spread(2), [deep()], codedgrad.settings.RunSettings(**how)
             )

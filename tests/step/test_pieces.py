@@ -36,7 +36,7 @@ def test_the_choices(
 ) -> None:
     run = RunSettings(**settings)
     assert own_is_whole(run) == whole
-    code = code_of(CODE, model, run)
+    code = code_of(CODE, [model], run)
     assert (code != CODE) == in_shards
     assert ("help=shards" in code.describe()) == in_shards
 

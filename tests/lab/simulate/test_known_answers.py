@@ -68,7 +68,10 @@ def one_slow(factor: float, n: int = 8) -> np.ndarray:
     ],
 )
 def test_one_straggler(policy: str, step: float) -> None:
-    assert steps(policy, one_slow(40.0)) == pytest.approx([step] * 3)
+    found = steps(policy, one_slow(40.0))
+    assert found[1:] == pytest.approx([step] * 2)
+    # Before the first step nobody knows how long a pass in pieces takes.
+    assert found[0] == pytest.approx(step, rel=0.02)
 
 
 def test_a_helper_is_not_faster_than_the_late_worker_itself() -> None:
