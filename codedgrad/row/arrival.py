@@ -57,7 +57,6 @@ class ArrivalOrder:
         self._next_rest = 1
         self._late = False  # a bucket had to wait for a gradient out of order
         self._running = False
-        self._earlier: dict[int, tuple[Tensor, int]] = {}  # gradients, their versions
 
     def close(self) -> None:
         """Take the hooks off."""
@@ -81,34 +80,22 @@ class ArrivalOrder:
     def backward_begins(self, first: Tensor | None = None) -> bool:
         """Begin to listen; returns whether buckets will be told of in this backward.
 
-        They are not while the order is learned, and where the user has attached a hook
-        to a closing parameter after ours, which may change the gradient.
+        They are not while the order is learned, where the user has attached a hook to a
+        closing parameter after ours, which may change the gradient, and where gradients
+        of an earlier backward are added to: nothing but a hook on each of them would
+        tell which have come.
 
         Args:
-            first: the parameter whose gradient has come already, if one has. All other
-                gradients that are there now are from earlier backwards.
+            first: the parameter whose gradient has come already, if one has.
         """
         self._running = True
-        self._earlier = {
-            i: (p.grad, p.grad._version)
-            for i, p in enumerate(self._parameters)
-            if p.grad is not None and p is not first
-        }
-        return self.learned and all(
-            _last_hook(self._parameters[i]) == handle.id
-            for i, handle in zip(self._closes, self._handles, strict=True)
-        )
-
-    def came(self, index: int) -> bool:
-        """Return whether this backward has given the parameter a gradient so far."""
-        gradient = self._parameters[index].grad
-        if gradient is None:
-            return False
-        earlier = self._earlier.get(index)
         return (
-            earlier is None
-            or earlier[0] is not gradient
-            or earlier[1] != gradient._version
+            self.learned
+            and all(
+                _last_hook(self._parameters[i]) == handle.id
+                for i, handle in zip(self._closes, self._handles, strict=True)
+            )
+            and all(p.grad is None or p is first for p in self._parameters)
         )
 
     def end(self) -> None:

@@ -22,6 +22,7 @@ backward, and a gradient that changes after its bucket was encoded is an error. 
 buckets wait for the end
 
 - in a pass that learns in which order the gradients come;
+- if gradients of an earlier backward are added to;
 - if the user has attached later hooks, which may still change gradients.
 """
 
@@ -198,7 +199,8 @@ class RowWriter:
                 continue
             if now is not gradient or gradient._version != version:
                 self._refuse(names[index])
-        if any(order.came(i) for b in self._unready for i in self._inside[b]):
+        late = (parameters[i].grad for b in self._unready for i in self._inside[b])
+        if any(gradient is not None for gradient in late):
             order.out_of_order()
         order.end()
 
@@ -214,8 +216,8 @@ class RowWriter:
         leaf = self._leaf
         if leaf is None or not self._hooked:
             return
-        assert self._order is not None  # it has called this
-        if all(map(self._order.came, self._inside[bucket])):
+        parameters = self._layout.parameters
+        if all(parameters[i].grad is not None for i in self._inside[bucket]):
             self._finish(leaf, bucket)
             self._give_back(bucket)
         else:

@@ -50,7 +50,7 @@ class Cell:
         if self.way == "is no number":
             return out * float("nan")
         if self.way == "is a tuple":
-            return out, 1
+            return out, "one"
         # The gradient of the first layer only: the buckets of the others are sent.
         return out + (self.model[0].weight[0, 0] * 0.0).sqrt()
 
@@ -89,7 +89,9 @@ def coded_cells() -> None:
         model = model_of_integers()
         usual = usual_loss(model)
         want = gradients(model, usual)
-        coded = codedgrad.CodedGradient(model, overlap=overlap, bucket_mb=1e-5)
+        coded = codedgrad.CodedGradient(
+            model, overlap=overlap, bucket_mb=1e-5, same_bits=True
+        )
         (shards,) = coded.steps(codedgrad.ShardSampler((X,), 16))
         for way in WAYS:
             for call in range(1, coded.code.micro + 1):

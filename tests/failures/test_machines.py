@@ -23,6 +23,7 @@ machine, local = divmod(job.rank, 2)
 job.place = Place(job.rank, 4, local, 2, machine, 2)
 socket.gethostname = lambda: "node"
 socket.gethostbyname = lambda name: "127.0.1.1" if name == "node" else name
+torch.manual_seed(0)
 model = torch.nn.Linear(2, 1)
 coded = codedgrad.CodedGradient(model, local_group="node")
 for shards in coded.steps(codedgrad.ShardSampler((torch.ones(32, 2),), 32)):

@@ -12,6 +12,7 @@ from training import DELAYS, coded, everywhere
 
 import codedgrad
 from codedgrad import EnvironmentSetupError, WorkerError, codes
+from codedgrad.job import lifecycle
 from codedgrad.row import devices
 from codedgrad.row import writer as overlap
 from codedgrad.row.encoder import HostEncoder, TorchEncoder
@@ -51,6 +52,7 @@ def fresh_engine() -> Iterator[None]:
     yield
     with contextlib.suppress(WorkerError):  # news of a test that ended in an error
         codedgrad.shutdown()
+    lifecycle._deserted = None  # all workers are here, although an engine has ended
     codedgrad.init()
 
 
