@@ -53,6 +53,12 @@ class ReportRing(Sequence[StepReport]):
         self._count += 1
         self._true_errors.pop(self._count - 1 - len(self._numbers), None)
 
+    def clear(self) -> None:
+        """Forget all reports, as `list.clear` does."""
+        self._count = 0
+        self._numbers, self._arrivals = self._numbers[:0], self._arrivals[:0]
+        self._true_errors.clear()
+
     def __len__(self) -> int:
         """Return the number of reports that are kept."""
         return min(self._count, len(self._numbers))

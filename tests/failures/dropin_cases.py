@@ -66,6 +66,7 @@ def dropin_error_after_sending() -> None:
             optimizer.zero_grad()
             continue
         optimizer.step()
+        optimizer.zero_grad()
 
 
 def dropin_unfrozen() -> None:

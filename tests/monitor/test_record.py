@@ -120,6 +120,10 @@ def test_the_latest_are_kept_in_order(
     )
     with pytest.raises(IndexError):
         record.reports[limit]
+    record.reports.clear()
+    assert list(record.reports) == []
+    record.append(truth[7])
+    assert list(record.reports) == [truth[7]]
 
 
 def test_a_thousand_workers_fit(make_report: Callable[..., StepReport]) -> None:

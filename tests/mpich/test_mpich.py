@@ -62,6 +62,7 @@ def test_an_engine_of_another_mpi_is_refused(mpich: dict[str, str]) -> None:
     assert "pip install" in report["found"]["engine"]["remedy"]
 
 
+@pytest.mark.timeout(500)  # it compiles the engine
 def test_training_under_mpich(mpich: dict[str, str], tmp_path: Path) -> None:
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tmp_path / name)
@@ -69,7 +70,7 @@ def test_training_under_mpich(mpich: dict[str, str], tmp_path: Path) -> None:
         skip = shutil.ignore_patterns("*.so", "__pycache__")
         shutil.copytree(ROOT / name, tmp_path / name, ignore=skip)
     env = mpich | {"MPICC": f"{PREFIX}/bin/mpicc", "PYTHONPATH": str(tmp_path)}
-    build = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
+    build = [sys.executable, "setup.py", "-q", "build_ext", "--inplace", "-j2"]
     built = run(env, build, cwd=tmp_path)
     assert built.returncode == 0, built.stderr
     checksums = []
