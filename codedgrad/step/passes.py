@@ -274,8 +274,9 @@ class Passes:
         self._writer.begin(leaf)
         try:
             with (
-                self._watch,
+                # The watch ends first: it puts flags back that hooks depend on.
                 self._boundaries.watch(hooks),
+                self._watch,
                 torch.enable_grad(),
             ):
                 seed_pass(self._settings.seed, context.step, node)

@@ -128,8 +128,8 @@ def test_flags_are_put_back() -> None:
         return value
 
     with codedgrad.CodedGradient(model) as coded:
-        sampler = codedgrad.ShardSampler((torch.randn(2 * batch(), 4),), batch())
-        for shards in coded.steps(sampler):
+        sampler = codedgrad.ShardSampler((torch.randn(6 * batch(), 4),), batch())
+        for shards in coded.steps(sampler):  # with hooks that are attached anew
             coded.backward(loss, shards)
             assert all(m.training for m in model.modules())
             assert all(p.requires_grad for p in model.parameters())
