@@ -162,6 +162,7 @@ def exchange_s(
         return 0.0
     name = {
         "codedgrad": "codedgrad",
+        "codedgrad_same_bits": "codedgrad",
         "codedgrad_uncoded": "codedgrad",
         "horovod": "horovod",
         "ddp_gloo": "gloo",
@@ -177,7 +178,7 @@ def predict(
     ratios = np.ones((_STEPS, workers))
     ratios[:, -1] = factor
     times = simulate.from_ratios(ratios, median_s=unit_s)
-    if method != "codedgrad":
+    if method not in ("codedgrad", "codedgrad_same_bits"):
         step = simulate.run("sync", times).step
         return unit_s * float(step.mean()) + exchange
     network = Network(gradient_bytes=0.0, start_s=exchange)
