@@ -16,7 +16,7 @@ from codedgrad.settings import ExchangeSettings
 def test_all_workers_find_the_same() -> None:
     here = runtime.current()
     found = link.measure(here)
-    assert 1e-7 < found.s_per_mb < 1.0
+    assert 1e-7 <= found.s_per_mb < 1.0  # the least where a busy machine hides it
     assert 1e-6 <= found.latency_s < 1.0
     assert len(set(everywhere(repr(found)))) == 1
     assert link.measure(here) is found
