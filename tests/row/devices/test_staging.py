@@ -79,7 +79,7 @@ def test_the_tail_of_a_sum_comes_to_the_host() -> None:
 
 def test_events_and_copies_outlive_a_model_that_is_dropped() -> None:
     """The engine may still ask for its events, and its rows are still being sent."""
-    device = LateDevice(0.02)
+    device = LateDevice(0.3)
     stage = staging(device)
     made = len(device._events)
     host = torch.empty(COUNT)
