@@ -52,7 +52,7 @@ pytests() {
 mpi() { # N COMMAND...: a bounded run; a hang prints stacks first, see conftest.py
   local n=$1
   shift
-  timeout --kill-after=20 "${LIMIT:-600}" bash launch/mpirun.sh -n "$n" "$@"
+  timeout --kill-after=20 "${LIMIT:-900}" bash launch/mpirun.sh -n "$n" "$@"
 }
 
 parse() { # `bash -n` looks at its first file only
