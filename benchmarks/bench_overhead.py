@@ -12,13 +12,12 @@ its micro-batches as passes of their own. The methods take turns, block by block
 
 from __future__ import annotations
 
-import random
 import statistics
 from typing import TYPE_CHECKING, Any
 
 import torch
 from harness import COMM, arguments, say, start_torch, summary, write
-from step_methods import MICRO, Alone, Coded, Ddp, block
+from step_methods import MICRO, Alone, Coded, Ddp, in_turns
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
@@ -157,14 +156,7 @@ def methods(task: str) -> dict[str, Any]:
 
 def measure(task: str, rounds: int, steps: int) -> dict[str, Any]:
     """Return a row for every method: its times, and over those of the others."""
-    compared = methods(task)
-    names = list(compared)
-    seconds: dict[str, list[float]] = {name: [] for name in names}
-    for turn in range(rounds + 1):
-        for name in random.Random(turn).sample(names, len(names)):
-            spent = block(compared[name], steps)
-            if turn > 0:  # the first round warms up
-                seconds[name].append(spent)
+    seconds = in_turns(methods(task), rounds, steps)
     rows: dict[str, Any] = {name: summary(s) for name, s in seconds.items()}
     for name, row in rows.items():
         for other in ("no_exchange", "ddp_gloo"):

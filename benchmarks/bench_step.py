@@ -21,7 +21,6 @@ without overlap, and steps without an exchange in lockstep.
 from __future__ import annotations
 
 import argparse
-import random
 import statistics
 from typing import Any
 
@@ -29,7 +28,7 @@ import torch
 from aside import Aside
 from harness import COMM, arguments, device_of, say, start_torch, summary, write
 from jobs import TASKS, Job
-from step_methods import MICRO, Alone, Coded, Ddp, Horovod, Lockstep, block
+from step_methods import MICRO, Alone, Coded, Ddp, Horovod, Lockstep, in_turns
 
 import codedgrad
 from codedgrad import codes
@@ -82,19 +81,12 @@ def methods(args: Any) -> dict[str, Any]:
 def scenario(compared: dict[str, Any], factor: float, args: Any) -> dict[str, Any]:
     """Time all methods with one worker `factor` times as slow."""
     faults = f"slow:worker={COMM.size - 1},factor={factor}" if factor > 1 else ""
-    names = list(compared)
-    seconds: dict[str, list[float]] = {name: [] for name in names}
-    for name in names:
-        compared[name].straggle(faults)
+    for method in compared.values():
+        method.straggle(faults)
     rounds, steps = (2, 3) if args.toy else (args.rounds, args.steps)
     if factor > 8 and not args.toy:
         rounds, steps = max(3, rounds // 3), max(3, steps // 3)
-    for turn in range(rounds + 1):
-        # The order changes, because a block's length also depends on the one before.
-        for name in random.Random(turn).sample(names, len(names)):
-            spent = block(compared[name], steps)
-            if turn > 0:  # the first round warms up
-                seconds[name].append(spent)
+    seconds = in_turns(compared, rounds, steps)
     rows: dict[str, Any] = {name: summary(s) for name, s in seconds.items()}
     for name, row in rows.items():
         row["codedgrad_over_this"] = round(

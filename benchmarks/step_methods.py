@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -178,6 +179,24 @@ def block(method: Any, steps: int) -> float:
     synchronize(next(method.job.model.parameters()).device)
     spent = time.perf_counter() - begin
     return COMM.allreduce(spent, op=_max) / steps
+
+
+def in_turns(
+    compared: dict[str, Any], rounds: int, steps: int
+) -> dict[str, list[float]]:
+    """Return each method's seconds per step, by round; the methods take turns.
+
+    The first round warms up and is not counted. The order changes from round to round,
+    because a block's length also depends on the one before.
+    """
+    names = list(compared)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for turn in range(rounds + 1):
+        for name in random.Random(turn).sample(names, len(names)):
+            spent = block(compared[name], steps)
+            if turn > 0:
+                seconds[name].append(spent)
+    return seconds
 
 
 def _max(a: float, b: float) -> float:

@@ -115,18 +115,8 @@ class ShardSampler:
             epoch: an epoch whose steps have begun.
         """
         by = "none" if self._by is None else f"{zlib.crc32(self._by.tobytes()):08x}"
-        values = {
-            "samples": self._size,
-            "batch_size": self.batch_size,
-            "sampler seed": self.seed,
-            "shuffle": self._shuffle,
-            "drop_last": self._drop_last,
-            "partition": self.partition,
-            "by": by,
-            "epoch": epoch,
-            "order of samples": f"{self._orders.get(epoch, 0):08x}",
-        }
-        return [(name, str(value)) for name, value in values.items()]
+        own = [("partition", self.partition), ("by", by)]
+        return [*own, *_described(self, self._orders.get(epoch, 0), epoch)]
 
     def order(self) -> NDArray[np.int64]:
         """Return the epoch's permutation of the samples."""
@@ -359,17 +349,7 @@ class ShardBatchSampler:
         Args:
             epoch: `begun_epoch`.
         """
-        order = 0 if self._begun is None else self._begun[1]
-        values = {
-            "samples": self._size,
-            "batch_size": self.batch_size,
-            "sampler seed": self.seed,
-            "shuffle": self._shuffle,
-            "drop_last": self._drop_last,
-            "epoch": epoch,
-            "order of samples": f"{order:08x}",
-        }
-        return [(name, str(value)) for name, value in values.items()]
+        return _described(self, 0 if self._begun is None else self._begun[1], epoch)
 
     def __len__(self) -> int:
         """Return the number of steps per epoch."""
@@ -386,3 +366,19 @@ class ShardBatchSampler:
             own = order[begin + self._begin : begin + self._end].tolist()
             needless = self.skip is not None and self.skip(index)
             yield own[:SMALL] if needless else own
+
+
+def _described(
+    sampler: ShardSampler | ShardBatchSampler, order: int, epoch: int
+) -> list[tuple[str, str]]:
+    """Return what both samplers tell of themselves; `order` is a checksum."""
+    values = {
+        "samples": sampler._size,
+        "batch_size": sampler.batch_size,
+        "sampler seed": sampler.seed,
+        "shuffle": sampler._shuffle,
+        "drop_last": sampler._drop_last,
+        "epoch": epoch,
+        "order of samples": f"{order:08x}",
+    }
+    return [(name, str(value)) for name, value in values.items()]

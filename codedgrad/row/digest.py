@@ -23,27 +23,61 @@ _factors: dict[torch.device, Tensor] = {}
 def tensor_digest(tensor: Tensor) -> str:
     """Return the digest of a tensor's type, shape and bits.
 
-    A tensor whose bits cannot be read (sparse, quantised, not initialised) has the
-    digest of its type and shape.
+    A sparse tensor is read as its indices and values, a quantised one as its integers,
+    scales and zero points. A tensor without memory (not initialised, on the device
+    "meta"), and one of a type that cannot be viewed as bytes, has the digest of its
+    type and shape.
     """
     if torch.nn.parameter.is_lazy(tensor):
         return "not initialised"
-    tensor = tensor.detach()
-    try:
-        words = _words(tensor)
-        sums = _block_sums(words) if words.numel() else words
-        data = sums.cpu().numpy().tobytes()
-    except (RuntimeError, NotImplementedError, TypeError, ValueError):
-        data = b""
-    text = f"{tensor.dtype} {tuple(tensor.shape)}".encode()
+    tensor = tensor.detach().resolve_conj().resolve_neg()
+    data = b"".join(_sums(part) for part in _dense_parts(tensor))
+    shape = "nested" if tensor.is_nested else tuple(tensor.shape)
+    text = f"{tensor.dtype} {shape}".encode()
     # Two checksums of the sums, which are few.
     return f"{zlib.crc32(data, zlib.crc32(text)):08x}{zlib.adler32(data):08x}"
+
+
+def _dense_parts(tensor: Tensor) -> list[Tensor]:
+    """Return the dense tensors that hold a tensor's values."""
+    if tensor.is_meta:
+        return []
+    if tensor.layout is torch.sparse_coo:
+        tensor = tensor.coalesce()
+        return [tensor.indices(), tensor.values()]
+    if tensor.layout in (torch.sparse_csr, torch.sparse_bsr):
+        return [tensor.crow_indices(), tensor.col_indices(), tensor.values()]
+    if tensor.layout in (torch.sparse_csc, torch.sparse_bsc):
+        return [tensor.ccol_indices(), tensor.row_indices(), tensor.values()]
+    if tensor.is_nested:
+        return [part for row in tensor.unbind() for part in _dense_parts(row)]
+    if tensor.is_mkldnn:
+        return [tensor.to_dense()]
+    if tensor.is_quantized:
+        if tensor.qscheme() in (torch.per_tensor_affine, torch.per_tensor_symmetric):
+            scheme = torch.tensor([tensor.q_scale(), float(tensor.q_zero_point())])
+            return [tensor.int_repr(), scheme]
+        scales, zeros = (
+            tensor.q_per_channel_scales(),
+            tensor.q_per_channel_zero_points(),
+        )
+        return [tensor.int_repr(), scales, zeros]
+    return [tensor]
+
+
+def _sums(tensor: Tensor) -> bytes:
+    try:
+        words = _words(tensor)
+    except (RuntimeError, NotImplementedError, TypeError):
+        return b""  # of a type or subclass whose memory cannot be viewed
+    sums = _block_sums(words) if words.numel() else words
+    return sums.cpu().numpy().tobytes()
 
 
 def _words(tensor: Tensor) -> Tensor:
     """Return a tensor's memory as 64-bit words, the last filled up with zeros."""
     if tensor.is_complex():
-        tensor = torch.view_as_real(tensor.resolve_conj())
+        tensor = torch.view_as_real(tensor)
     flat = tensor.contiguous().reshape(-1).view(torch.uint8)
     rest = -flat.numel() % 8
     if rest or flat.storage_offset() % 8 or flat.data_ptr() % 8:

@@ -116,10 +116,7 @@ def orders(length: int) -> Iterator[str]:
 
 
 def chosen() -> list[str]:
-    """All orders of five events and some of six; some of both with several workers.
-
-    (All of six are equal, too; they take minutes.)
-    """
+    """All orders of five events and some of six; some of both with several workers."""
     five, six = list(orders(5)), list(orders(6))
     some = random.Random(5).sample
     if codedgrad.size() == 1:

@@ -61,11 +61,48 @@ def test_order_type_and_shape_count() -> None:
     assert tensor_digest(nan) == tensor_digest(nan.clone())
 
 
-def test_a_tensor_whose_bits_cannot_be_read() -> None:
-    sparse = torch.eye(3).to_sparse()
+def unusual(kind: str, value: float) -> torch.Tensor:
+    """A tensor of another layout, of which one value is given."""
+    dense = torch.eye(4)
+    dense[1, 1] = value
+    quantize = torch.quantize_per_tensor
+    channels = (torch.full((4,), 0.1), torch.zeros(4, dtype=torch.int64), 0)
+    makers = {
+        "coo": lambda: dense.to_sparse(),
+        "csr": lambda: dense.to_sparse_csr(),
+        "csc": lambda: dense.to_sparse_csc(),
+        "bsr": lambda: dense.to_sparse_bsr((2, 2)),
+        "bsc": lambda: dense.to_sparse_bsc((2, 2)),
+        "nested": lambda: torch.nested.nested_tensor([dense, dense[:2]]),
+        "jagged": lambda: torch.nested.nested_tensor(
+            [dense, dense[:2]], layout=torch.jagged
+        ),
+        "mkldnn": lambda: dense.to_mkldnn(),
+        "quantised": lambda: quantize(dense, 0.1, 0, torch.qint8),
+        "by channel": lambda: torch.quantize_per_channel(dense, *channels, torch.qint8),
+        "conjugate": lambda: torch.complex(dense, dense).conj(),
+        "negative": lambda: torch._neg_view(dense),
+    }
+    return makers[kind]()
+
+
+LAYOUTS = [
+    "coo", "csr", "csc", "bsr", "bsc", "nested", "jagged", "mkldnn", "quantised",
+    "by channel", "conjugate", "negative",
+]  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore")  # torch warns of layouts that it calls new
+@pytest.mark.parametrize("kind", LAYOUTS)
+def test_a_tensor_of_another_layout_is_read(kind: str) -> None:
+    one, same, other = (unusual(kind, value) for value in (3.0, 3.0, 5.0))
+    assert tensor_digest(one) == tensor_digest(same) != tensor_digest(other)
+
+
+def test_a_tensor_without_memory() -> None:
     lazy = torch.nn.LazyLinear(3).weight
-    meta = torch.empty(3, device="meta")
-    assert len({tensor_digest(t) for t in (sparse, lazy, meta)}) == 3
+    metas = [torch.empty(n, device="meta") for n in (3, 4)]
+    assert len({tensor_digest(t) for t in (lazy, *metas)}) == 3
 
 
 def test_rows_of_a_device_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
