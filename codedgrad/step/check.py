@@ -178,7 +178,7 @@ class ValueCheck:
         if reading is None or reading == (self._word, checks.ALL ^ self._word):
             return decoded
         if reading.disputed:
-            if not self._compare_data() and not self._estimates:
+            if not self._compare_data(disputed=True) and not self._estimates:
                 raise agreement.everywhere(
                     self._job,
                     f"{DISAGREE}data of step {self._step}, although their values are "
@@ -196,8 +196,12 @@ class ValueCheck:
             return self._pairs
         return [*epoch.sampler.describe(epoch.number), *self._pairs]
 
-    def _compare_data(self) -> bool:
+    def _compare_data(self, disputed: bool = False) -> bool:
         """Compare what all workers say of the step's data. Collective.
+
+        Args:
+            disputed: whether their words differed, so that a dataset whose readings
+                agree now may have been lucky: it is read more often.
 
         Returns:
             Whether samples cannot be compared: a dataset proved not to be
@@ -206,9 +210,12 @@ class ValueCheck:
         job, where = self._job, f"data of step {self._step}"
         agreement.check_agreement(where, self._described(), _DATA)
         texts = self._contents(where, readings=2)
-        if len(set(texts)) == 1 and _UNKNOWN not in texts:
-            return False
+        if alike := len(set(texts)) == 1 and _UNKNOWN not in texts:
+            if not disputed:
+                return False
         texts = self._contents(where, _THOROUGH)
+        if alike and len(set(texts)) == 1 and _UNKNOWN not in texts:
+            return False
         if _UNKNOWN in texts or len(set(texts)) == 1:
             self._leave_content_out()
             return True
