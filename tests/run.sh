@@ -20,11 +20,11 @@ trap 'rm -f "$log"' EXIT
 
 # check NAME COMMAND...: one test.
 check() {
-  local name=$1
+  local name=$1 begin=$SECONDS
   shift
   if "$@" >"$log" 2>&1; then
     passed=$((passed + 1))
-    echo "ok      $name"
+    echo "ok      $name, $((SECONDS - begin)) s"
   else
     failed=$((failed + 1))
     echo "FAILED  $name: $*"
@@ -55,6 +55,10 @@ mpi() { # N COMMAND...: a bounded run; a hang prints stacks first, see conftest.
   timeout --kill-after=20 "${LIMIT:-900}" bash launch/mpirun.sh -n "$n" "$@"
 }
 
+pytest_by_2() { # PATH...: tests that start their own workers, if any, on two cores
+  "$CG_PYTHON" -m pytest -q --color=no -p no:cacheprovider -n 2 --dist load "$@"
+}
+
 parse() { # `bash -n` looks at its first file only
   local file
   for file in "$@"; do bash -n "$file" || return 1; done
@@ -81,15 +85,14 @@ unit() {
     $(find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
   check "scripts parse" parse launch/*.sh launch/cluster/* benchmarks/*.sh \
     tests/run.sh .ci/run
-  pytests "unit tests" "$CG_PYTHON" -m pytest -q --color=no -p no:cacheprovider tests \
+  pytests "unit tests" pytest_by_2 tests \
     --ignore=tests/parallel --ignore=tests/horovod --ignore=tests/failures \
     --ignore=tests/mpich --ignore=tests/engine/test_stress.py
 }
 
 slow() { # unit tests that build or start something first
-  pytests "engine under sanitizers" "$CG_PYTHON" -m pytest -q --color=no -p no:cacheprovider \
-    tests/engine/test_stress.py
-  pytests "failures" "$CG_PYTHON" -m pytest -q --color=no -p no:cacheprovider tests/failures
+  pytests "engine under sanitizers" pytest_by_2 tests/engine/test_stress.py
+  pytests "failures" pytest_by_2 tests/failures
   pytests "MPICH" "$CG_PYTHON" -m pytest -q --color=no -p no:cacheprovider tests/mpich
 }
 
