@@ -97,15 +97,24 @@ slow() { # unit tests that build or start something first
 }
 
 parallel() {
-  local n
-  for n in ${WORKERS:-1 2 3}; do
-    pytests "$n worker(s)" mpi "$n" "$CG_PYTHON" -m pytest -q --color=no -p no:cacheprovider \
-      tests/parallel
+  local n all=tests/parallel
+  for n in ${WORKERS:-1 2}; do
+    if [ "$n" = 1 ]; then # processes alone, without a launcher: two at a time
+      pytests "1 worker" timeout --kill-after=20 900 "$CG_PYTHON" -m pytest -q \
+        --color=no -p no:cacheprovider -n 2 $all
+    else
+      pytests "$n workers" mpi "$n" "$CG_PYTHON" -m pytest -q --color=no \
+        -p no:cacheprovider $all
+    fi
   done
   [ -n "${WORKERS:-}" ] && return
-  # More workers than that on two cores take many minutes: what depends on their number.
+  # More workers than cores take many minutes: what depends on their number.
+  pytests "3 workers, most tests" mpi 3 "$CG_PYTHON" -m pytest -q --color=no \
+    -p no:cacheprovider $all --ignore-glob='*/test_device.py' \
+    --ignore-glob='*/test_wire.py' --ignore-glob='*/test_waits.py' \
+    --ignore-glob='*/test_stragglers.py'
   pytests "5 workers, some tests" mpi 5 "$CG_PYTHON" -m pytest -q --color=no \
-    -p no:cacheprovider tests/parallel/test_{same_bits,whole_pass,loss_weights,values,watch}.py
+    -p no:cacheprovider $all/test_{same_bits,whole_pass,loss_weights,values,watch}.py
 }
 
 horovod() {
