@@ -5,7 +5,7 @@ module, or after the gradient of a module's first parameter. A hook costs micros
 which small modules do not take, and eight boundaries at about equal times are enough to
 leave a pass soon. So the second pass only, which learns, has a hook on every module
 with parameters of its own (the first pass is full of allocations); the passes after it
-have hooks at the chosen places. Where a later pass meets few of these, because
+have hooks at the chosen places, fewer where a pass is over in milliseconds. Where a later pass meets few of these, because
 it takes another way through the model, the places are chosen again.
 
 Nothing else of the model is touched: gradients, the user's hooks and `state_dict` stay
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
 MOST = 8  # boundaries of a pass
+_FEW, _APART_S = 4, 1e-3  # a short pass has fewer, since it is over soon
 
 
 class Abandoned(BaseException):
@@ -146,13 +147,14 @@ def spread_out(visits: list[tuple[int, float]], begin: float, end: float) -> set
         count[place] = count.get(place, 0) + 1
     chosen: set[int] = set()
     used = 0
-    for i in range(MOST):
-        wanted = begin + (end - begin) * i / MOST
-        free = [v for v in visits if v[0] not in chosen and used + count[v[0]] <= MOST]
+    most = min(MOST, max(_FEW, int((end - begin) / _APART_S)))
+    for i in range(most):
+        wanted = begin + (end - begin) * i / most
+        free = [v for v in visits if v[0] not in chosen and used + count[v[0]] <= most]
         if not free:
             break
         place, at = min(free, key=lambda visit: abs(visit[1] - wanted))
-        if abs(at - wanted) <= (end - begin) / MOST or not chosen:
+        if abs(at - wanted) <= (end - begin) / most or not chosen:
             chosen.add(place)
             used += count[place]
     if not chosen and count:  # each place is visited often: a recurrent model

@@ -85,3 +85,9 @@ def test_equal_times() -> None:
     places = sorted(spread_out(visits, 0.0, 1.0))
     assert len(places) == MOST
     assert all(abs(p - 12.5 * i) <= 1 for i, p in enumerate(places))
+
+
+def test_a_short_pass_has_fewer() -> None:
+    visits = [(i, i * 4e-5) for i in range(100)]
+    places = sorted(spread_out(visits, 0.0, 4e-3))
+    assert places == [0, 25, 50, 75]
