@@ -4,9 +4,10 @@ At a boundary the visitor is called while a pass of ours runs: before the forwar
 module, or after the gradient of a module's first parameter. A hook costs microseconds,
 which small modules do not take, and eight boundaries at about equal times are enough to
 leave a pass soon. So the second pass only, which learns, has a hook on every module
-with parameters of its own (the first pass is full of allocations); the passes after it
-have hooks at the chosen places, fewer where a pass is over in milliseconds. Where a later pass meets few of these, because
-it takes another way through the model, the places are chosen again.
+with parameters of its own (the first pass is full of allocations). The passes after it
+have hooks at the chosen places, which are fewer where a pass is over in milliseconds.
+Where a later pass meets few of these, because it takes another way through the model,
+the places are chosen again.
 
 Nothing else of the model is touched: gradients, the user's hooks and `state_dict` stay
 as they are.

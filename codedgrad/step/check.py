@@ -210,9 +210,9 @@ class ValueCheck:
         job, where = self._job, f"data of step {self._step}"
         agreement.check_agreement(where, self._described(), _DATA)
         texts = self._contents(where, readings=2)
-        if alike := len(set(texts)) == 1 and _UNKNOWN not in texts:
-            if not disputed:
-                return False
+        alike = len(set(texts)) == 1 and _UNKNOWN not in texts
+        if alike and not disputed:
+            return False
         texts = self._contents(where, _THOROUGH)
         if alike and len(set(texts)) == 1 and _UNKNOWN not in texts:
             return False
