@@ -51,6 +51,8 @@ class CodedGradient:
         code: who computes what.
         faults: slowness that is injected, or None.
         report: what happened in the last step; None before the first.
+        metrics: what the loss function returned beside the loss, by name, for the last
+            step's whole batch, the same on every worker.
     """
 
     def __init__(
@@ -107,6 +109,7 @@ class CodedGradient:
         self._account = Account(plan.code, plan.patience, self._reporter)
         self._step = 0
         self.report: StepReport | None = None
+        self.metrics: dict[str, float] = {}
         live.enter(self._subject)
 
     def _take(self, arrangement: Arrangement) -> None:
@@ -129,15 +132,18 @@ class CodedGradient:
         Args:
             loss_fn: called with the tensors of a shard, or of a piece of one; returns
                 its mean loss, or (loss, weight) where samples are not what it is a mean
-                over: then p.grad = sum_g w_g grad_g / sum_g w_g.
+                over: then p.grad = sum_g w_g grad_g / sum_g w_g. A dict of up to 16
+                metrics may follow either: floats are means like the loss, and come
+                back in `metrics` as sum_g w_g x_g / sum_g w_g; integers are counts,
+                and come back as sum_g x_g.
             shards: the step's data, from `steps`.
 
         Returns:
             The mean loss of the batch, without gradient, the same on every worker.
 
         Raises:
-            MismatchError: parameters or data differ, or only some passes gave a weight;
-                nothing has changed.
+            MismatchError: parameters or data differ, only some passes gave a weight,
+                or some gave other metrics; nothing has changed.
             WorkerError: another worker failed; the message says which and why.
             NonFiniteError, ConfigError: the loss function is at fault on this worker.
         """
@@ -180,6 +186,7 @@ class CodedGradient:
                 return None
             self._step += 1  # a step that is refused below is over, too
             total, tail = self._arrangement.check.verified(decoded)
+            self.metrics = self._arrangement.metrics_of(tail, step)
             self._passes.check_sum(total, step)
         return state, total, tail
 

@@ -257,6 +257,10 @@ class StepShards:
         end = part + 1 if stop is None else stop
         return self._samples[self._starts[part] : self._starts[end]]
 
+    def samples(self, part: int, stop: int | None = None) -> int:
+        """Return the number of samples that `indices` gives."""
+        return sum(self.sizes[part : part + 1 if stop is None else stop])
+
     def weight(self, part: int, stop: int | None = None) -> float:
         """Return the share of the step's samples that `indices` gives.
 

@@ -31,6 +31,7 @@ from codedgrad.step.watch import Watch
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from torch import Tensor
     from torch.nn import Module
 
     from codedgrad.codes import Code
@@ -203,6 +204,10 @@ class Arrangement:
             settle.restore(fresh.exchange, self._plan.code, layout, saved)
         job.gather(b"", f"to begin step {step} again")  # all have opened theirs
         return fresh
+
+    def metrics_of(self, tail: Tensor, step: int) -> dict[str, float]:
+        """Returns the metrics of a step, see `Metrics.read`."""
+        return self.passes.metrics.read(tail, step, self._plan.seat.job)
 
     def learn(self, step: int) -> None:
         """Let what passes have changed travel, on all workers alike. Collective.

@@ -16,6 +16,7 @@ except ImportError as error:
     raise missing_extra("tensorboard", error) from error
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from codedgrad.monitor.columns import Column
@@ -38,7 +39,12 @@ class TensorBoardMonitor:
         self._workers = workers or 0
         self._estimates = False  # whether any step so far was estimated
 
-    def step(self, report: StepReport, lr: float | None = None) -> None:
+    def step(
+        self,
+        report: StepReport,
+        lr: float | None = None,
+        metrics: Mapping[str, float] | None = None,
+    ) -> None:
         """Write the scalars of a step.
 
         They are train/loss and train/lr; straggler/step_s, wait_s and backpressure_s in
@@ -52,6 +58,8 @@ class TensorBoardMonitor:
         Args:
             report: The report of the step.
             lr: The learning rate, if it is to be written.
+            metrics: Those of the step (`coded.metrics`), each written as train/ and its
+                name.
         """
         self._workers = max(self._workers, 1 + max(report.arrivals_s, default=-1))
         self._estimates = self._estimates or report.settled > 0
@@ -61,6 +69,8 @@ class TensorBoardMonitor:
                     self._writer.add_scalar(column.tag, value, step)
         if lr is not None:
             self._writer.add_scalar("train/lr", lr, report.step)
+        for name, value in (metrics or {}).items():
+            self._writer.add_scalar(f"train/{name}", value, report.step)
 
     def _points(self, column: Column, report: StepReport) -> dict[int, float]:
         """Return the values of a column that are to be written, by step."""

@@ -13,7 +13,8 @@ There are two encoders, and they give the same bits:
 - `TorchEncoder` consists of torch expressions, for any device. It is the slow reference
   for the other.
 
-Both read `p.grad`, wherever it lies, and the tail of the payload.
+Both read `p.grad`, wherever it lies, and the tail of the payload. Where a pass has
+metrics (`codedgrad.row.metrics`), those are not multiplied by w.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from codedgrad.row.payload import Payload
 
 _TAIL = -1
+_METRICS = -2
 # Rows of so many bytes have left the caches before they are read again.
 _STREAMED = 16 << 20
 
@@ -71,7 +73,10 @@ class Encoder(Protocol):
         """Writes all buckets of a row; returns and raises what `bucket` does."""
 
     def nothing(self, bucket: int, out: Tensor, sums: Sequence[Tensor]) -> None:
-        """Writes one bucket of a micro-batch without samples, whose x is zero."""
+        """Writes one bucket of a micro-batch that weighs nothing, whose x is zero.
+
+        Its metrics are written all the same; one without samples has none.
+        """
 
 
 def encoder_of(payload: Payload) -> Encoder:
@@ -82,8 +87,9 @@ def encoder_of(payload: Payload) -> Encoder:
 class Span(NamedTuple):
     """A run of elements inside a bucket that belong to one parameter, or to the tail.
 
-    `parameter` is the parameter's index, or -1 for the tail; `first` is the first
-    element, counted from where the parameter, or the tail, begins.
+    `parameter` is the parameter's index, -1 for the tail or -2 for the metrics at its
+    end; `first` is the first element, counted from where the parameter, or the tail,
+    begins.
     """
 
     parameter: int
@@ -99,7 +105,10 @@ def spans(layout: Layout) -> list[list[Span]]:
         (layout.offset(i), layout.parameters[i].numel(), i)
         for i in range(len(layout.parameters))
     ]
-    places.append((layout.gradients, layout.count - layout.gradients, _TAIL))
+    measures = layout.metric_area.start
+    places.append((layout.gradients, measures, _TAIL))
+    metrics = layout.count - layout.gradients - measures
+    places.append((layout.gradients + measures, metrics, _METRICS))
     bucket = 0
     for offset, size, index in sorted(p for p in places if p[1]):
         at = offset
@@ -107,7 +116,8 @@ def spans(layout: Layout) -> list[list[Span]]:
             while starts[bucket + 1] <= at:
                 bucket += 1
             end = min(offset + size, starts[bucket + 1])
-            found[bucket].append(Span(index, at - offset, end - at))
+            first = layout.gradients if index == _METRICS else offset
+            found[bucket].append(Span(index, at - first, end - at))
             at = end
     return found
 
@@ -142,7 +152,7 @@ class HostEncoder:
     def __init__(self, payload: Payload) -> None:
         """Prepares to encode rows of this payload."""
         layout = self._layout = payload.layout
-        self._tail = payload.tail.values
+        self._tail = payload.tail
         self._spans = spans(layout)
         self._bounds = list(itertools.pairwise(layout.bucket_starts))
         self._parameters = layout.parameters
@@ -175,9 +185,21 @@ class HostEncoder:
         return finite
 
     def nothing(self, bucket: int, out: Tensor, sums: Sequence[Tensor]) -> None:
-        """Writes one bucket of a micro-batch without samples, see `Encoder`."""
-        begin, end = self._bounds[bucket]
-        self._encode([(0, end - begin)], bucket, out, 0.0, sums)
+        """Writes one bucket of a micro-batch that weighs nothing, see `Encoder`."""
+        others, metrics = self._split(self._spans[bucket])
+        count = sum(span.length for span in others)
+        place = self._bounds[bucket][0]
+        if count:
+            self._encode([(0, count)], place, out, 0.0, sums)
+        if metrics:
+            self._encode(self._pieces(metrics)[0], place + count, out, 1.0, sums)
+
+    def _split(self, inside: list[Span]) -> tuple[list[Span], list[Span]]:
+        """Returns the spans that are multiplied by the weight, and the other ones."""
+        if not self._tail.measured:
+            return inside, []
+        metrics = [span for span in inside if span.parameter == _METRICS]
+        return inside[: len(inside) - len(metrics)], metrics
 
     def _write(
         self,
@@ -188,9 +210,14 @@ class HostEncoder:
         sums: Sequence[Tensor],
     ) -> bool:
         """Writes the spans of a run of buckets, of which `first` is the first."""
-        pieces, copies = self._pieces(inside)
-        finite = self._encode(pieces, first, out, weight, sums)
-        del copies  # the kernel has read them
+        finite, place = True, self._bounds[first][0]
+        for part, factor in zip(self._split(inside), (weight, 1.0), strict=True):
+            if not part:
+                continue
+            pieces, copies = self._pieces(part)
+            finite &= self._encode(pieces, place, out, factor, sums)
+            del copies  # the kernel has read them
+            place += sum(span.length for span in part)
         return finite
 
     def _pieces(
@@ -206,8 +233,8 @@ class HostEncoder:
         pieces: list[tuple[int, int]] = []
         copies: list[Tensor | None] = []
         for index, at, length in inside:
-            if index == _TAIL:
-                g: Tensor | None = self._tail
+            if index < 0:
+                g: Tensor | None = self._tail.values
             else:
                 g = parameters[index].grad
                 if g is not None and (g.dtype != dtype or g.stride() != strides[index]):
@@ -226,14 +253,14 @@ class HostEncoder:
     def _encode(
         self,
         pieces: list[tuple[int, int]],
-        first: int,
+        place: int,
         out: Tensor,
         weight: float,
         sums: Sequence[Tensor],
     ) -> bool:
-        """Calls the kernel for pieces that begin where the bucket `first` begins."""
-        skip = self._bounds[first][0] * self._itemsize
-        wire = self._layout.wire_of(first)
+        """Calls the kernel for pieces that begin at the element `place` of a row."""
+        skip = place * self._itemsize
+        wire = self._layout.wire_at(place)
         return bool(
             self._kernel(
                 pieces,
@@ -253,7 +280,7 @@ class TorchEncoder:
     def __init__(self, payload: Payload) -> None:
         """Prepares to encode rows of this payload."""
         self._layout = payload.layout
-        self._tail = payload.tail.values
+        self._tail = payload.tail
         self._spans = spans(payload.layout)
         self._finite: list[Tensor] = []  # one flag per bucket, still on the device
 
@@ -276,9 +303,14 @@ class TorchEncoder:
         return self._all_finite()
 
     def nothing(self, bucket: int, out: Tensor, sums: Sequence[Tensor]) -> None:
-        """Writes one bucket of a micro-batch without samples, see `Encoder`."""
+        """Writes one bucket of a micro-batch that weighs nothing, see `Encoder`."""
         begin, end = self._layout.bucket_starts[bucket : bucket + 2]
         out[begin:end] = 0
+        for index, at, length in self._spans[bucket]:
+            if index == _METRICS and self._tail.measured:
+                values = self._tail.values[at : at + length]
+                out[begin : begin + length].copy_(values)
+            begin += length
         self._round_and_add(bucket, out, sums)
 
     def _all_finite(self) -> bool:
@@ -290,19 +322,22 @@ class TorchEncoder:
         self, bucket: int, out: Tensor, weight: float, sums: Sequence[Tensor]
     ) -> Tensor:
         begin = self._layout.bucket_starts[bucket]
-        places, values = [], []
+        places, values, unweighted = [], [], 0
         for index, at, length in self._spans[bucket]:
             place = out[begin : begin + length]
             begin += length
-            g = self._tail if index == _TAIL else dense(self._layout, index)
+            g = self._tail.values if index < 0 else dense(self._layout, index)
             if g is None:
                 place.zero_()
                 continue
             flat = g.as_strided((g.numel(),), (1,))
             places.append(place)
             values.append(flat[at : at + length])
+            if index == _METRICS and self._tail.measured:
+                unweighted = 1  # it is the last of all spans
         if places:
             torch._foreach_copy_(places, values)
+        if places := places[: len(places) - unweighted]:
             torch._foreach_mul_(places, weight)
         return self._round_and_add(bucket, out, sums)
 

@@ -2,8 +2,10 @@
 
 A row is one flat vector of `count` elements,
 
-    [ gradients | buffer changes | used flags | checks | moved | loss | weights | .. ]
-                '---------------------------- tail ----------------------------'
+    [ gradients | buffer changes | used flags | checks | moved | loss | weights | ..
+                '------------------------------ tail -------------------------------
+      .. | metrics ]
+      ------------'
 
 Everything that a step needs is in it, so that one linear combination decodes it all:
 
@@ -20,6 +22,7 @@ Everything that a step needs is in it, so that one linear combination decodes it
   a step has it, all workers lay out again and compute the step once more.
 - The loss.
 - The weight of the pass, in two elements (see `codedgrad.row.weights`).
+- The metrics, at the end of the row (see `codedgrad.row.metrics`).
 
 The row is padded until every worker owns a slice of it, and cut into buckets (see
 `codedgrad.row.cuts`).
@@ -50,7 +53,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from codedgrad.errors import ConfigError
-from codedgrad.row import checks, cuts, devices
+from codedgrad.row import checks, cuts, devices, metrics
 from codedgrad.row.tensors import real, travels, writable
 from codedgrad.settings import ExchangeSettings
 
@@ -84,6 +87,7 @@ class Layout:
         moved_place: the place of the moved flag in the tail.
         loss_place: the place of the loss in the tail.
         weight_place: the place of the first of the two weights in the tail.
+        metric_area: the place of the metrics in the tail, at its end.
         wire: the name of the type in which gradients travel.
         bucket_starts: where buckets begin, from 0 to `count`.
         narrow_buckets: the number of buckets that travel in a narrow wire type. They
@@ -142,7 +146,9 @@ class Layout:
         self.wire = settings.wire
         self._narrow = self._narrow_type(settings.wire)
         self._workers, self._bucket_mb = workers, settings.bucket_mb
-        self.count = self._padded(self.weight_place + 2)
+        self.count = self._padded(self.weight_place + 2 + metrics.ELEMENTS)
+        tail = self.count - self.gradients
+        self.metric_area = slice(tail - metrics.ELEMENTS, tail)
         self.narrow_buckets = 0
         self.bucket_starts: list[int] = []
         self.cut(cuts.LATENCY_MB)
@@ -206,6 +212,11 @@ class Layout:
     def wire_of(self, bucket: int) -> torch.dtype | None:
         """Returns the type to which a bucket is rounded; None if it is not rounded."""
         return self._narrow if bucket < self.narrow_buckets else None
+
+    def wire_at(self, place: int) -> torch.dtype | None:
+        """Returns what `wire_of` does, of the bucket that the element `place` is in."""
+        narrow = place < self.bucket_starts[self.narrow_buckets]
+        return self._narrow if narrow else None
 
     def buckets_of(self, index: int) -> range:
         """Returns the buckets in which a parameter lies; none if it has no elements."""

@@ -1,9 +1,11 @@
 """The tail of a row: what a pass leaves behind that is not a gradient.
 
-    [ buffer changes | used flags | checks | moved flag | loss | weights | padding ]
+    [ buffer changes | used flags | checks | moved flag | loss | weights | padding |
+      metrics ]
 
 `Layout` says where these lie. A pass fills the tail, and the encoder writes it into the
-row's last bucket, multiplied by the pass's weight like everything else. In the decoded
+row's last bucket, multiplied by the pass's weight like everything else, but for the
+metrics (`codedgrad.row.metrics`), which are written as they are. In the decoded
 sum of a step, the loss is therefore the batch's mean loss, and a parameter was used if
 the sum of its flags is not zero.
 """
@@ -15,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from codedgrad.row import checks
+from codedgrad.row import checks, metrics
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,6 +37,7 @@ class Tail:
             `fill` (see `codedgrad.row.weights`).
         moved: whether the pass has changed a tensor that does not travel; the pass
             sets it before `fill`.
+        measured: whether the tail holds metrics, see `measure`.
     """
 
     def __init__(self, layout: Layout, buffers: Buffers) -> None:
@@ -56,6 +59,21 @@ class Tail:
         self._changes = self.values[layout.change_area]
         self._shaped_changes = buffers.shaped(self._changes)
         self._note_weighted()
+        self._metrics = self.values[layout.metric_area]
+        self.measured = True
+        self.measure(None)
+
+    def measure(self, elements: NDArray[Any] | None) -> None:
+        """Notes the metrics of a pass.
+
+        Args:
+            elements: see `codedgrad.row.metrics.elements`; None: the pass has none.
+        """
+        if elements is None and not self.measured:
+            return
+        self.measured = elements is not None
+        found = metrics.elements(0) if elements is None else elements
+        self._metrics.copy_(torch.from_numpy(found))
 
     def check(self, word: int, scales: NDArray[Any] | None = None) -> None:
         """Notes the check bits of the passes to come, see `codedgrad.row.checks`.

@@ -1,21 +1,24 @@
-"""What a loss function returns: a loss, or a loss and its weight.
+"""What a loss function returns: a loss, and perhaps a weight and metrics beside.
 
 With `(loss, weight)` the gradient of a step is
 
     sum_g w_g grad_g / sum_g w_g        over all passes g of the step,
 
 whichever worker made which pass. With w_g the number of tokens that loss g is a mean
-over, this is the gradient of the mean over all tokens of the step.
+over, this is the gradient of the mean over all tokens of the step. A dict at the end is
+one of metrics, see `codedgrad.step.metrics`.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from codedgrad.errors import ConfigError
+from codedgrad.step.metrics import Returned, metrics_of
 
 
 class Loss(NamedTuple):
@@ -23,42 +26,50 @@ class Loss(NamedTuple):
 
     Attributes:
         value: a tensor of one number.
-        weight: its weight; None where the loss function returned the loss alone.
+        weight: its weight; None where the loss function gave none.
+        metrics: what it returned beside; None where it gave none.
     """
 
     value: Tensor
     weight: float | None
+    metrics: Returned | None = None
 
 
 def loss_of(returned: Any, place: str) -> Loss:
-    """Returns the loss and the weight in what a loss function has returned.
+    """Returns loss, weight and metrics in what a loss function has returned.
 
     The loss of a pass with weight 0 is not looked at, so it may be NaN, and need not
     have a gradient.
 
     Args:
-        returned: a tensor of one number, or a tuple of it and a weight.
+        returned: a tensor of one number, or a tuple of it, a weight or a dict of
+            metrics, or both in this order.
         place: where in the training that was, for error messages.
 
     Raises:
         ConfigError: it is neither, the loss has no gradient, or the weight is negative,
-            not finite or has a gradient.
+            not finite or has a gradient, or a metric is no number.
     """
-    value, weight = returned, None
-    if isinstance(returned, (tuple, list)) and len(returned) == 2:
-        value, weight = returned[0], _weight(returned[1], place)
+    value, weight, metrics = returned, None, None
+    if isinstance(returned, (tuple, list)):
+        if len(returned) in (2, 3) and isinstance(returned[-1], Mapping):
+            metrics, returned = metrics_of(returned[-1], place), returned[:-1]
+            value = returned[0] if len(returned) == 1 else returned
+        if len(returned) == 2:
+            value, weight = returned[0], _weight(returned[1], place)
     if not isinstance(value, Tensor) or value.numel() != 1:
         got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise ConfigError(
             f"the loss function must return one number as a tensor, or that and a "
-            f"weight, got {got} in {place}; reduce it, e.g. with .mean()"
+            f"weight or a dict of metrics or both, got {got} in {place}; reduce it, "
+            f"e.g. with .mean()"
         )
     if not value.requires_grad and weight != 0.0:
         raise ConfigError(
             f"the loss of {place} has no gradient; compute it from the model's "
             f"output, without torch.no_grad() or .detach()"
         )
-    return Loss(value, weight)
+    return Loss(value, weight, metrics)
 
 
 def _weight(weight: Any, place: str) -> float:

@@ -29,6 +29,7 @@ from codedgrad.row.writer import Leaf, RowWriter
 from codedgrad.step.boundaries import Boundaries
 from codedgrad.step.hooks import PassHooks
 from codedgrad.step.loss import Loss, loss_of
+from codedgrad.step.metrics import Metrics
 from codedgrad.step.pieces import own_is_whole
 from codedgrad.step.rng import seed_pass
 
@@ -131,6 +132,7 @@ class Passes:
     Attributes:
         visits: boundaries met in this step's required items.
         nonfinite: micro-batches with NaN or Inf that were let through.
+        metrics: of the passes, and those of a decoded sum.
     """
 
     def __init__(
@@ -152,6 +154,7 @@ class Passes:
         self._settings = settings
         self._injector = injector
         self._watch = watch
+        self.metrics = Metrics(payload, finite=settings.finite)
         self._boundaries = Boundaries(subject.modules)
         self._writer = RowWriter(payload, overlap=settings.overlap)
         device = devices.runtime_of(payload.layout.device)
@@ -265,6 +268,7 @@ class Passes:
     ) -> None:
         """Compute a node in one pass into its leaf: leaf.out = its payload + sums."""
         if leaf.weight == 0.0:  # fewer samples than micro-batches
+            self.metrics.nothing()
             self._writer.nothing(leaf)
             return
         if self._injector is not None:
@@ -280,7 +284,7 @@ class Passes:
                 torch.enable_grad(),
             ):
                 seed_pass(self._settings.seed, context.step, node)
-                loss, weight = self._loss(context, node)
+                loss, weight, metrics = self._loss(context, node)
                 if weight is not None:
                     samples = context.shards.total
                     leaf.weight = self._payload.weights.leaf(weight, samples)
@@ -291,6 +295,11 @@ class Passes:
                     self._writer.backward_begins()
                     loss.backward()
                     hooks.check()
+            counts = context.shards.samples(*self._span(node))
+            place = self._place(context.step, node)
+            self.metrics.note(
+                metrics, counts if weight is None else weight, context.step, place
+            )
             if weight != 0.0:
                 self._writer.finish(value)
             else:  # the loss function says that there is nothing to learn from
@@ -304,10 +313,13 @@ class Passes:
     def _loss(self, context: StepContext, node: int) -> Loss:
         place = self._place(context.step, node)
         loss = loss_of(context.loss_fn(*context.shards.fetch(*self._span(node))), place)
-        if loss.weight is not None and not self._settings.exact:
+        more = loss.weight is not None or loss.metrics is not None
+        if more and not self._settings.exact:
+            beside = "metrics" if loss.weight is None else "weight"
             raise ConfigError(
-                f"the loss function returned (loss, weight) in {place}, and estimates "
-                f'know no weights yet: use policy="exact", or return the loss alone'
+                f"the loss function returned (loss, {beside}) in {place}, and "
+                f"estimates know no weights and no metrics yet: use "
+                f'policy="exact", or return the loss alone'
             )
         return loss
 

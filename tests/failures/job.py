@@ -10,6 +10,7 @@ process ends with the error of the last. Each case is the function of its name.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import sys
 from pathlib import Path
@@ -58,6 +59,34 @@ def negative_weight() -> None:
         return value, -1 if last() else 2
 
     train(nn.Linear(4, 3), loss=loss, code=everybody())
+
+
+def metric_of_some_workers() -> None:
+    def loss(_: Any, value: Any) -> Any:
+        return (value, {} if last() else {"accuracy": 0.5})
+
+    train(nn.Linear(4, 3), loss=loss, code=everybody())
+
+
+def metric_that_is_nan() -> None:
+    def loss(_: Any, value: Any) -> Any:
+        return value, {"accuracy": math.nan if last() else 0.5}
+
+    train(nn.Linear(4, 3), loss=loss, code=everybody())
+
+
+def metric_of_many_numbers() -> None:
+    def loss(_: Any, value: Any) -> Any:
+        return value, 1.0, {"accuracy": torch.ones(2) if last() else 0.5}
+
+    train(nn.Linear(4, 3), loss=loss, code=everybody())
+
+
+def metrics_in_estimates() -> None:
+    def loss(_: Any, value: Any) -> Any:
+        return value, {"accuracy": 0.5}
+
+    train(nn.Linear(4, 3), loss=loss, policy=codedgrad.approximate(0.1))
 
 
 def different_model() -> None:

@@ -33,13 +33,14 @@ def test_the_files_hold_the_scalars(
     record = make_record()
     board = monitor.TensorBoardMonitor(tmp_path, workers=3)
     for report in record.reports:
-        board.step(report, lr=0.5)
+        board.step(report, lr=0.5, metrics={"accuracy": 0.25})
     board.picture(record, 3)
     board.close()
     events = events_in(tmp_path)
     loss = events.Scalars("train/loss")
     assert [e.step for e in loss] == list(range(6))
     assert loss[3].value == pytest.approx(1.7)
+    assert events.Scalars("train/accuracy")[5].value == 0.25
     missing = [e.value for e in events.Scalars("straggler/missing")]
     assert missing == [1, 0, 1, 0, 1, 0]
     (image,) = events.Images("straggler/arrivals")
