@@ -16,6 +16,7 @@ from codedgrad.data import ShardBatchSampler, ShardSampler
 from codedgrad.errors import (
     CodedGradError,
     ConfigError,
+    DataError,
     EnvironmentSetupError,
     MismatchError,
     NonFiniteError,
@@ -50,6 +51,7 @@ __all__ = [
     "CodedGradError",
     "CodedGradient",
     "ConfigError",
+    "DataError",
     "DistributedOptimizer",
     "EnvironmentSetupError",
     "ExchangeSettings",

@@ -29,6 +29,10 @@ class WorkerError(CodedGradError):
     """Another worker failed, or left; the message is the same on every worker."""
 
 
+class DataError(CodedGradError):
+    """A sample of a dataset could not be read; the message has its index."""
+
+
 class NonFiniteError(CodedGradError):
     """A loss or gradient is NaN or infinite."""
 

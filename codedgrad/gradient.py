@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from codedgrad.data.seeding import own_rng
 from codedgrad.groups.arrangement import Arrangement, plan_of
 from codedgrad.job import agreement, runtime
 from codedgrad.settings import Keywords, Settings, combine
@@ -20,7 +21,6 @@ from codedgrad.step import live, start
 from codedgrad.step.account import Account
 from codedgrad.step.context import StepContext
 from codedgrad.step.pieces import own_is_whole
-from codedgrad.step.rng import own_rng
 from codedgrad.step.state import StepState, Stopwatch
 from codedgrad.step.subject import Subject
 
@@ -123,8 +123,10 @@ class CodedGradient:
     def steps(self, sampler: ShardSampler) -> Iterator[StepShards]:
         """Yields the steps of one epoch of `sampler`."""
         with start.failing_together(self._runtime, "could not read its data"):
-            cut = self.code.parts, self.code.shards
-            yield from sampler.steps(*cut, whole=own_is_whole(self._settings.run))
+            whole, own = own_is_whole(self._settings.run), self._arrangement.own_spans
+            yield from sampler.steps(
+                self.code.parts, self.code.shards, whole=whole, own=own
+            )
 
     def backward(self, loss_fn: Callable[..., Any], shards: StepShards) -> Tensor:
         """Compute, exchange and decode one step; add the mean gradient to `p.grad`.

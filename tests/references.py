@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from codedgrad.step.rng import own_rng, seed_pass
+from codedgrad.data.seeding import own_rng, seed_pass
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

@@ -1,11 +1,8 @@
 """Which samples belong to which micro-batch of which step."""
 
+from codedgrad.data.batch_sampler import ShardBatchSampler
 from codedgrad.data.order import even
-from codedgrad.data.sampler import (
-    PARTITIONS,
-    ShardBatchSampler,
-    ShardSampler,
-    StepShards,
-)
+from codedgrad.data.sampler import PARTITIONS, ShardSampler
+from codedgrad.data.shards import StepShards
 
 __all__ = ["PARTITIONS", "ShardBatchSampler", "ShardSampler", "StepShards", "even"]

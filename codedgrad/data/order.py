@@ -79,3 +79,17 @@ def label_numbers(by: Any, size: int, partition: str) -> NDArray[np.int64] | Non
             f"`by` is {labels.shape}, wanted one label for each of the {size} samples"
         )
     return np.unique(labels, return_inverse=True)[1]
+
+
+def described(sampler: Any, order: int, epoch: int) -> list[tuple[str, str]]:
+    """Return what both samplers tell of themselves; `order` is a checksum."""
+    values = {
+        "samples": sampler._size,
+        "batch_size": sampler.batch_size,
+        "sampler seed": sampler.seed,
+        "shuffle": sampler._shuffle,
+        "drop_last": sampler._drop_last,
+        "epoch": epoch,
+        "order of samples": f"{order:08x}",
+    }
+    return [(name, str(value)) for name, value in values.items()]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from codedgrad.errors import ConfigError
 from codedgrad.exchange import settle
 from codedgrad.faults import Injector
-from codedgrad.groups.code import fitting
+from codedgrad.groups.code import division, fitting
 from codedgrad.groups.seat import Opening, Pacing, take_seat
 from codedgrad.row import tensors
 from codedgrad.row.payload import Payload
@@ -102,6 +102,8 @@ class Arrangement:
         exchange: brings rows to others, and decoded sums back.
         own: the stage of the own items.
         help: the stage of the items for others.
+        own_spans: what each own pass of a step computes, in the order of the passes:
+            the first micro-batch, and one past the last.
     """
 
     def __init__(self, plan: Plan, subject: Subject, first_step: int) -> None:
@@ -133,6 +135,7 @@ class Arrangement:
         work = WorkList(code, seat.worker, self.exchange, overlap=passing.overlap)
         pacing = Pacing(plan.late, plan.patience)
         self.own, self.help = seat.stages(self.passes, self.payload, work, pacing)
+        self.own_spans = _spans(code, seat, whole=passing.whole)
 
     def _lay_out(self) -> Payload:
         """Returns the payload of the model as it is now."""
@@ -249,3 +252,19 @@ class Arrangement:
             layout, code = self.payload.layout, self._plan.code
             state["decoder"] = settle.checkpoint(self.exchange, code, layout)
         return state
+
+
+def _spans(code: Code, seat: Seat, *, whole: bool) -> list[tuple[int, int]]:
+    """Returns the micro-batches of this process's own passes, pass by pass."""
+    nodes = list(code.work[seat.worker][: code.required[seat.worker]])
+    tree = code.tree
+    if (group := seat.group) is not None:
+        nodes = [
+            own
+            for node in nodes
+            for own in division(tree, node, group.size)[group.member]
+        ]
+    spans = [(int(tree.start[node]), int(tree.stop[node])) for node in nodes]
+    if whole:
+        return spans
+    return [(leaf, leaf + 1) for begin, end in spans for leaf in range(begin, end)]

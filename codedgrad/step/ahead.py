@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from codedgrad.data.sampler import SMALL
+from codedgrad.data.batch_sampler import SMALL
 
 if TYPE_CHECKING:
     from codedgrad.data import ShardBatchSampler

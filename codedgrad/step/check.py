@@ -19,13 +19,13 @@ import hashlib
 import logging
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from codedgrad.data.seeding import spread_bits
 from codedgrad.errors import ConfigError, MismatchError
 from codedgrad.job import agreement
 from codedgrad.job.runtime import DISAGREE
 from codedgrad.row import checks
 from codedgrad.row.digest import tensor_digest
 from codedgrad.step.content import content_digest, in_memory, sample_digests
-from codedgrad.step.rng import spread_bits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -294,7 +294,8 @@ class ValueCheck:
         if any(dataset is one for one in self._unreadable):
             return None
         # A DataLoader's processes may not take over what this one has opened.
-        if not hasattr(epoch.sampler, "steps") and not in_memory(dataset):
+        readable = getattr(epoch.sampler, "readable_here", False)
+        if not readable and not in_memory(dataset):
             return None
         return content_digest(dataset, epoch.sampler.seed, epoch.number, readings)
 

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from codedgrad.data.samples import read_sample, tensors_of
+from codedgrad.data.seeding import reading_rng, seed_sample, spread_bits
 from codedgrad.row.digest import tensor_digest
-from codedgrad.step.rng import own_rng, seed_pass, spread_bits
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -53,7 +53,7 @@ def content_digest(
         looked_at = tensors if small else [t[indices] for t in tensors]
         return zlib.crc32("".join(map(tensor_digest, looked_at)).encode())
     found = set()
-    with own_rng():
+    with reading_rng():
         for _ in range(readings):
             found.add(_reading(dataset, seed, epoch, indices))
     return found.pop() if len(found) == 1 else None
@@ -63,7 +63,7 @@ def _reading(dataset: Any, seed: int, epoch: int, indices: list[int]) -> int | N
     """Read some samples; return their digest, or None where one cannot be read."""
     digest = 0
     for index in indices:
-        seed_pass(seed, epoch, index)
+        seed_sample(seed, epoch, index)
         try:
             sample = read_sample(dataset, index)
         except Exception:  # noqa: BLE001 (the step will tell, if it must)

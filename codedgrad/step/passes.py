@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from codedgrad.data.seeding import seed_pass
 from codedgrad.errors import ConfigError, NonFiniteError
 from codedgrad.row import devices
 from codedgrad.row.writer import Leaf, RowWriter
@@ -31,7 +32,6 @@ from codedgrad.step.hooks import PassHooks
 from codedgrad.step.loss import Loss, loss_of
 from codedgrad.step.metrics import Metrics
 from codedgrad.step.pieces import own_is_whole
-from codedgrad.step.rng import seed_pass
 
 if TYPE_CHECKING:
     from codedgrad.codes import Code

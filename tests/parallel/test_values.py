@@ -15,9 +15,9 @@ from torch.utils.data import Dataset, TensorDataset
 
 import codedgrad
 from codedgrad import codes
+from codedgrad.data.seeding import spread_bits
 from codedgrad.job import runtime
 from codedgrad.step import check, start
-from codedgrad.step.rng import spread_bits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

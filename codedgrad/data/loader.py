@@ -1,0 +1,237 @@
+"""Loader processes: the batches of a worker's own passes, read before they are needed.
+
+A DataLoader of torch does the work. Its sampler is ours: it gives, step after step, the
+samples of the worker's own passes, which are known for the whole epoch. A step whose
+batches nobody has asked for by the time the next one begins was decoded without this
+worker; they are dropped, and the sampler leaves out what is over already.
+
+Batches of other workers' shards, which only helpers need, are read in the training
+process when they are asked for. They are the same, see `codedgrad.data.reading`.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
+
+import torch
+from torch.utils.data import DataLoader
+
+from codedgrad.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Iterator, Sequence
+
+    from codedgrad.data.reading import Reader, Request
+    from codedgrad.data.shards import StepShards
+
+    Span = tuple[int, int]
+
+
+class LoaderWords(TypedDict, total=False):
+    """The fields of `LoaderSettings`, as keywords."""
+
+    num_workers: int
+    prefetch_factor: int | None
+    pin_memory: bool
+    persistent_workers: bool
+    worker_init_fn: Callable[[int], None] | None
+    multiprocessing_context: Any
+
+
+class LoaderSettings(NamedTuple):
+    """How batches are read ahead; the words are those of torch's DataLoader.
+
+    Attributes:
+        num_workers: loader processes of this worker; 0 reads in the training process.
+        prefetch_factor: batches that each of them reads ahead; None: 2.
+        pin_memory: whether batches are put into pinned memory.
+        persistent_workers: whether the processes stay from one epoch to the next.
+        worker_init_fn: called in each process with its number, as it starts.
+        multiprocessing_context: how processes are started; None: torch's default.
+    """
+
+    num_workers: int = 0
+    prefetch_factor: int | None = None
+    pin_memory: bool = False
+    persistent_workers: bool = True
+    worker_init_fn: Callable[[int], None] | None = None
+    multiprocessing_context: Any = None
+
+    def check(self) -> None:
+        """Refuse settings that do not fit.
+
+        Raises:
+            ConfigError: with the remedy.
+        """
+        if not isinstance(self.num_workers, int) or self.num_workers < 0:
+            raise ConfigError(
+                f"num_workers must be a number of processes, 0 or more, got "
+                f"{self.num_workers!r}"
+            )
+        if self.prefetch_factor is not None and self.prefetch_factor < 1:
+            raise ConfigError(
+                f"prefetch_factor must be at least 1, got {self.prefetch_factor}"
+            )
+        if self.num_workers == 0:
+            usual = LoaderSettings()._replace(
+                persistent_workers=self.persistent_workers
+            )
+            if others := [f for f in self._fields if self[_at(f)] != usual[_at(f)]]:
+                raise ConfigError(
+                    f"{', '.join(others)}: that is for loader processes, and there are "
+                    f"none; set num_workers to 1 or more"
+                )
+
+
+def _at(field: str) -> int:
+    return LoaderSettings._fields.index(field)
+
+
+class _Requests:
+    """What a DataLoader takes for its sampler: the requests of the present epoch.
+
+    Nothing that a DataLoader holds may lead back to it. Python would take such a cycle
+    apart in an order in which torch cannot tell its processes to end, and torch then
+    waits 5 s for each.
+    """
+
+    def __init__(self) -> None:
+        self.now: Iterator[Request] = iter(())
+
+    def __iter__(self) -> Iterator[Request]:
+        return self.now
+
+
+class Loader:
+    """The loader processes of one sampler; they serve one epoch at a time."""
+
+    def __init__(self, reader: Reader, settings: LoaderSettings) -> None:
+        """Prepare; processes start with the first epoch."""
+        self._reader, self._settings = reader, settings
+        self._data: DataLoader[Any] | None = None
+        self._batches: Any = None
+        self._epoch: Ahead | None = None
+        self._requests = _Requests()
+
+    @property
+    def started_once(self) -> bool:
+        """Whether the processes start before this one has read anything for a step."""
+        return self._settings.persistent_workers
+
+    def begin(self, epoch: Ahead, requests: Iterator[Request]) -> None:
+        """Read another epoch, from its begin."""
+        if self._epoch is not None:
+            self._epoch.end()
+        self._epoch, self._requests.now = epoch, requests
+        settings = self._settings
+        if self._data is None:
+            self._data = DataLoader(
+                self._reader,  # type: ignore[arg-type]
+                batch_size=None,
+                sampler=self._requests,
+                collate_fn=_as_it_is,
+                generator=torch.Generator(),  # the global one belongs to the user
+                num_workers=settings.num_workers,
+                prefetch_factor=settings.prefetch_factor,
+                pin_memory=settings.pin_memory,
+                persistent_workers=settings.persistent_workers,
+                worker_init_fn=settings.worker_init_fn,
+                multiprocessing_context=settings.multiprocessing_context,
+            )
+        self._batches = None  # ends the processes of the epoch before
+        self._batches = iter(self._data)
+
+    def end(self, epoch: Ahead) -> None:
+        """Note that nobody will ask for batches of this epoch any more."""
+        if self._epoch is epoch:
+            self._epoch = self._batches = None
+            self._requests.now = iter(())
+
+    def serves(self, epoch: Ahead) -> bool:
+        """Return whether it reads this epoch, and no other one since."""
+        return self._epoch is epoch
+
+    def next(self, what: str) -> Any:
+        """Return the next batch that was asked for.
+
+        Raises:
+            DataError: it could not be read, or a process has died.
+        """
+        try:
+            return next(self._batches)
+        except DataError:
+            raise
+        except (RuntimeError, OSError) as error:
+            raise DataError(
+                f"a loader process died, or could not hand on what it has read, while "
+                f"{what} were read ahead: {error}"
+            ) from error
+
+
+class Ahead:
+    """The own batches of one epoch, in the order in which they will be asked for."""
+
+    def __init__(
+        self,
+        loader: Loader,
+        cut: Callable[[int], StepShards],
+        steps: int,
+        spans: Sequence[Span],
+    ) -> None:
+        """Begin to read.
+
+        Args:
+            loader: the processes.
+            cut: returns a step of the epoch by its number.
+            steps: the number of steps.
+            spans: the own passes of each step: the first part, and one past the last.
+        """
+        self._loader, self._cut, self._steps = loader, cut, steps
+        self._places = {span: place for place, span in enumerate(spans)}
+        self._sent: deque[tuple[int, int]] = deque()  # steps and places, being read
+        self._now = 0
+        self._requests = self._all_requests()
+        loader.begin(self, self._requests)
+
+    def _all_requests(self) -> Generator[Request, None, None]:
+        """Yield the epoch and the samples of each batch, from the present step on."""
+        for index in range(self._steps):
+            if index < self._now:
+                continue
+            step = self._cut(index)
+            for span, place in self._places.items():
+                if step.samples(*span):
+                    self._sent.append((index, place))
+                    yield step.epoch, step.indices(*span)
+
+    def begin(self, index: int) -> None:
+        """Hear that a step begins."""
+        self._now = index
+
+    def end(self) -> None:
+        """Hear that the epoch is over."""
+        self._requests.close()
+        self._loader.end(self)
+
+    def take(self, index: int, span: Span) -> tuple[Any, ...]:
+        """Return a tuple of a batch; or an empty one if it is not read ahead.
+
+        That is so if it is another worker's, or was taken before.
+
+        Raises:
+            DataError: it could not be read.
+        """
+        place = self._places.get(span)
+        if place is None or not self._loader.serves(self):
+            return ()
+        wanted = index, place
+        while self._sent and self._sent[0] <= wanted:
+            batch = self._loader.next(f"samples of step {self._sent[0][0]}")
+            if self._sent.popleft() == wanted:
+                return (batch,)
+        return ()
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch

@@ -1,0 +1,127 @@
+"""Batches of a dataset, the same ones in whichever process they are read.
+
+Every sample is read with generators that are seeded from (seed, epoch, index), and a
+batch is collated with generators that are seeded from its first sample. So random
+augmentation is the same on any worker and in any loader process, and does not change
+what the passes draw.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils.data import Subset, default_collate
+
+from codedgrad.data.samples import read_sample, tensors_of
+from codedgrad.data.seeding import drawn_since, reading_rng, seed_sample, states
+from codedgrad.errors import DataError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    Request = tuple[int, NDArray[Any]]
+
+
+class Reader:
+    """Reads batches of one dataset. Loader processes have copies of it.
+
+    Attributes:
+        dataset: the dataset.
+    """
+
+    def __init__(
+        self, dataset: Any, collate_fn: Callable[[list[Any]], Any] | None, seed: int
+    ) -> None:
+        """Take a map-style dataset or a tuple of tensors; None collates as torch."""
+        self.dataset = dataset
+        self._collate = collate_fn or default_collate
+        self._seed = seed
+        self._draws = False  # whether reading several samples at once drew numbers
+
+    def __getitem__(self, request: Request) -> Any:
+        """Return the collated batch of some samples of an epoch.
+
+        Args:
+            request: the epoch, and the samples as indices into the dataset.
+
+        Raises:
+            DataError: a sample could not be read, or they could not be collated.
+        """
+        epoch, samples = request
+        tensors = tensors_of(self.dataset)
+        if tensors is not None and self._collate is default_collate:
+            index = torch.from_numpy(samples)
+            return tuple(t[index] for t in tensors)
+        indices = samples.tolist()
+        with reading_rng():
+            items = self._items(epoch, indices)
+            seed_sample(self._seed, epoch, ~indices[0])
+            try:
+                return self._collate(items)
+            except Exception as error:
+                raise DataError(
+                    f"samples {_few(indices)} of the dataset could not be collated: "
+                    f"{type(error).__name__}: {error}"
+                ) from error
+
+    def _items(self, epoch: int, indices: list[int]) -> list[Any]:
+        data = self.dataset
+        # A Subset asks its dataset for several samples only if that can give them.
+        several = hasattr(data, "__getitems__") and not _plain(data)
+        if several and not self._draws:
+            seed_sample(self._seed, epoch, indices[0])
+            before = states()
+            try:
+                items = list(data.__getitems__(indices))
+            except Exception as error:
+                raise _unreadable(f"samples {_few(indices)}", error) from error
+            self._draws = drawn_since(before)
+            if not self._draws:
+                return items
+        items = []
+        for index in indices:
+            seed_sample(self._seed, epoch, index)
+            try:
+                one = (
+                    data.__getitems__([index])[0]
+                    if several
+                    else read_sample(data, index)
+                )
+            except Exception as error:
+                raise _unreadable(f"sample {index}", error) from error
+            items.append(one)
+        return items
+
+    def arguments(self, batch: Any) -> tuple[Any, ...]:
+        """Return a batch as the arguments of a loss function.
+
+        It is called with what a loop over a DataLoader would unpack: a tuple's members
+        are arguments of their own, and so are the members of the list into which
+        torch's default collate function turns samples that are tuples or lists.
+        Whatever else a collate function returns, a list included, is one argument.
+        """
+        if isinstance(batch, list) and self._collate is default_collate:
+            return tuple(batch)
+        return batch if isinstance(batch, tuple) else (batch,)
+
+
+def _plain(data: Any) -> bool:
+    """Return whether a Subset only hands single samples on."""
+    while type(data) is Subset:
+        data = data.dataset
+        if not hasattr(data, "__getitems__"):
+            return True
+    return False
+
+
+def _unreadable(what: str, error: Exception) -> DataError:
+    return DataError(
+        f"{what} of the dataset could not be read: {type(error).__name__}: {error}"
+    )
+
+
+def _few(indices: list[int]) -> str:
+    return ", ".join(map(str, indices[:8])) + (", ..." if len(indices) > 8 else "")

@@ -1,0 +1,83 @@
+"""One step's data, as its parts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from codedgrad.data.loader import Ahead
+    from codedgrad.data.sampler import ShardSampler
+
+
+class StepShards:
+    """One step's data, part by part.
+
+    Attributes:
+        sampler: the sampler whose step it is.
+        epoch: the sampler's epoch.
+        index: number of the step within the epoch.
+        parts: number of micro-batches.
+        sizes: samples of each part. A shard's parts are as even as possible, and
+            larger ones come first; in a short last step some may be empty (see
+            `part_sizes`).
+        total: samples of the step.
+        ahead: what reads the own batches ahead; None: nothing does.
+    """
+
+    ahead: Ahead | None = None
+
+    def __init__(
+        self,
+        sampler: ShardSampler,
+        epoch: int,
+        index: int,
+        samples: NDArray[np.int64],
+        sizes: Sequence[int],
+    ) -> None:
+        """Cut `samples` into parts of these sizes."""
+        self.sampler = sampler
+        self._samples = samples
+        self.epoch = epoch
+        self.index = index
+        self.parts = len(sizes)
+        self.total = len(samples)
+        self.sizes = tuple(sizes)
+        self._starts = [0, *np.cumsum(self.sizes).tolist()]
+
+    def indices(self, part: int, stop: int | None = None) -> NDArray[np.int64]:
+        """Return the samples of `part`, as indices into the dataset.
+
+        With `stop` they are those of the parts from `part` to `stop` - 1, in order.
+        """
+        end = part + 1 if stop is None else stop
+        return self._samples[self._starts[part] : self._starts[end]]
+
+    def samples(self, part: int, stop: int | None = None) -> int:
+        """Return the number of samples that `indices` gives."""
+        return sum(self.sizes[part : part + 1 if stop is None else stop])
+
+    def weight(self, part: int, stop: int | None = None) -> float:
+        """Return the share of the step's samples that `indices` gives.
+
+        It is the weight of their mean gradient in the step's.
+        """
+        end = part + 1 if stop is None else stop
+        return sum(self.sizes[part:end]) / self.total
+
+    def fetch(self, part: int, stop: int | None = None) -> tuple[Any, ...]:
+        """Return the batch of `indices`, with which the loss function is called.
+
+        Raises:
+            DataError: a sample could not be read.
+        """
+        if self.ahead is not None:
+            end = part + 1 if stop is None else stop
+            for batch in self.ahead.take(self.index, (part, end)):
+                return self.sampler.arguments(batch)
+        return self.sampler.fetch(self.indices(part, stop), self.epoch)
