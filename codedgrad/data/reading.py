@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     Request = tuple[int, NDArray[Any]]
 
 
+def _nothing() -> None:
+    pass
+
+
 class Reader:
     """Reads batches of one dataset. Loader processes have copies of it.
 
@@ -42,10 +46,15 @@ class Reader:
         self._draws = False  # whether reading several samples at once drew numbers
 
     def __getitem__(self, request: Request) -> Any:
+        """Return what `batch` returns, as a DataLoader asks for it."""
+        return self.batch(request)
+
+    def batch(self, request: Request, between: Callable[[], None] = _nothing) -> Any:
         """Return the collated batch of some samples of an epoch.
 
         Args:
             request: the epoch, and the samples as indices into the dataset.
+            between: called before each sample; what it raises ends the reading.
 
         Raises:
             DataError: a sample could not be read, or they could not be collated.
@@ -57,7 +66,7 @@ class Reader:
             return tuple(t[index] for t in tensors)
         indices = samples.tolist()
         with reading_rng():
-            items = self._items(epoch, indices)
+            items = self._items(epoch, indices, between)
             seed_sample(self._seed, epoch, ~indices[0])
             try:
                 return self._collate(items)
@@ -67,10 +76,13 @@ class Reader:
                     f"{type(error).__name__}: {error}"
                 ) from error
 
-    def _items(self, epoch: int, indices: list[int]) -> list[Any]:
+    def _items(
+        self, epoch: int, indices: list[int], between: Callable[[], None]
+    ) -> list[Any]:
         data = self.dataset
         # A Subset asks its dataset for several samples only if that can give them.
         several = hasattr(data, "__getitems__") and not _plain(data)
+        between()
         if several and not self._draws:
             seed_sample(self._seed, epoch, indices[0])
             before = states()
@@ -83,6 +95,7 @@ class Reader:
                 return items
         items = []
         for index in indices:
+            between()
             seed_sample(self._seed, epoch, index)
             try:
                 one = (

@@ -242,14 +242,7 @@ class ShardSampler:
         """Whether no process that is started later takes over what this one opens."""
         return self._loader is None or self._loader.started_once
 
-    def fetch(self, samples: NDArray[np.int64], epoch: int) -> tuple[Any, ...]:
-        """Return the collated batch of these samples, as arguments of a loss function.
-
-        Raises:
-            DataError: a sample could not be read.
-        """
-        return self.arguments(self._reader[epoch, samples])
-
-    def arguments(self, batch: Any) -> tuple[Any, ...]:
-        """Return a batch as arguments of a loss function, see `Reader.arguments`."""
-        return self._reader.arguments(batch)
+    @property
+    def reader(self) -> Reader:
+        """What reads the dataset."""
+        return self._reader

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
@@ -70,14 +70,28 @@ class StepShards:
         end = part + 1 if stop is None else stop
         return sum(self.sizes[part:end]) / self.total
 
-    def fetch(self, part: int, stop: int | None = None) -> tuple[Any, ...]:
+    def fetch(
+        self,
+        part: int,
+        stop: int | None = None,
+        between: Callable[[], None] | None = None,
+    ) -> tuple[Any, ...]:
         """Return the batch of `indices`, with which the loss function is called.
+
+        Args:
+            part: the first part.
+            stop: one past the last part; None: `part` alone.
+            between: called before each sample that is read here and not ahead; what it
+                raises ends the reading.
 
         Raises:
             DataError: a sample could not be read.
         """
+        reader, end = self.sampler.reader, part + 1 if stop is None else stop
         if self.ahead is not None:
-            end = part + 1 if stop is None else stop
             for batch in self.ahead.take(self.index, (part, end)):
-                return self.sampler.arguments(batch)
-        return self.sampler.fetch(self.indices(part, stop), self.epoch)
+                return reader.arguments(batch)
+        request = self.epoch, self.indices(part, end)
+        if between is None:
+            return reader.arguments(reader[request])
+        return reader.arguments(reader.batch(request, between))

@@ -32,6 +32,14 @@ class PassHooks:
             Abandoned: the item is needless.
         """
         self._passes.visits += 1
+        self.leave_if_needless()
+
+    def leave_if_needless(self) -> None:
+        """Abandon the pass if nobody needs its item any more, between two samples.
+
+        Raises:
+            Abandoned: the item is needless.
+        """
         if self._item.needless():
             raise Abandoned
 

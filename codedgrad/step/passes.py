@@ -284,7 +284,7 @@ class Passes:
                 torch.enable_grad(),
             ):
                 seed_pass(self._settings.seed, context.step, node)
-                loss, weight, metrics = self._loss(context, node)
+                loss, weight, metrics = self._loss(context, node, hooks)
                 if weight is not None:
                     samples = context.shards.total
                     leaf.weight = self._payload.weights.leaf(weight, samples)
@@ -310,9 +310,11 @@ class Passes:
             for p in self._payload.layout.parameters:
                 p.grad = None
 
-    def _loss(self, context: StepContext, node: int) -> Loss:
+    def _loss(self, context: StepContext, node: int, hooks: PassHooks) -> Loss:
         place = self._place(context.step, node)
-        loss = loss_of(context.loss_fn(*context.shards.fetch(*self._span(node))), place)
+        # Samples may take long: a helper must not read what nobody needs any more.
+        batch = context.shards.fetch(*self._span(node), between=hooks.leave_if_needless)
+        loss = loss_of(context.loss_fn(*batch), place)
         more = loss.weight is not None or loss.metrics is not None
         if more and not self._settings.exact:
             beside = "metrics" if loss.weight is None else "weight"

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ import dropin_cases
 import group_cases
 import torch
 from torch import nn
-from training import DATA, criterion, everybody, last, train
+from torch.utils.data import get_worker_info
+from training import DATA, Faulty, criterion, everybody, last, train
 
 import codedgrad
 from codedgrad import codes
@@ -87,6 +89,33 @@ def metrics_in_estimates() -> None:
         return value, {"accuracy": 0.5}
 
     train(nn.Linear(4, 3), loss=loss, policy=codedgrad.approximate(0.1))
+
+
+def fails() -> None:
+    raise KeyError("xyzzy")
+
+
+def unreadable_sample() -> None:
+    train(nn.Linear(4, 3), data=Faulty(fails), code=everybody())
+
+
+def unreadable_sample_of_a_loader() -> None:
+    train(nn.Linear(4, 3), data=Faulty(fails), code=everybody(), loaders=2)
+
+
+def in_a_loader(end: Any) -> Any:
+    """A fault of loader processes alone: the process that trains reads, too."""
+    return Faulty(lambda: end() if get_worker_info() is not None else None)
+
+
+def dead_loader() -> None:
+    data = in_a_loader(lambda: os._exit(7))
+    train(nn.Linear(4, 3), data=data, code=everybody(), loaders=1)
+
+
+def killed_loader() -> None:
+    data = in_a_loader(lambda: os.kill(os.getpid(), signal.SIGKILL))
+    train(nn.Linear(4, 3), data=data, code=everybody(), loaders=1)
 
 
 def different_model() -> None:

@@ -29,6 +29,18 @@ CASES = {
     "metric_that_is_nan": ["'accuracy' of step 0, shard 2", "is not finite"],
     "metric_of_many_numbers": ["'accuracy' of step 0, shard 2", "the shape (2,)"],
     "metrics_in_estimates": ["(loss, metrics)", "no metrics yet"],
+    "unreadable_sample": ["of the dataset could not be read", "KeyError: 'xyzzy'"],
+    "unreadable_sample_of_a_loader": [
+        *(
+            "of the dataset could not be read",
+            "KeyError: 'xyzzy'",
+            "DataLoader worker process",
+        ),
+        *("Traceback", "in __getitem__"),
+    ],
+    # Torch raises these wherever the process is, so not always inside of a step.
+    "dead_loader": ["worker 2 failed", "DataLoader worker (pid", "unexpectedly"],
+    "killed_loader": ["worker 2 failed", "killed by signal: Killed"],
     "negative_weight": ["step 0, shard 2, micro-batch 0 is -1.0", "0 or more"],
     "different_model": ["worker 2 has parameter 0 'weight' = (4, 4)", "(3, 4)"],
     "different_order": ["worker 2 has parameter 0 'b.weight'", "'a.weight'"],
@@ -115,6 +127,8 @@ SPARED = {
 # its own. The others follow one another in the same processes, which join a new job
 # after each failure.
 ALONE = {
+    "dead_loader",
+    "killed_loader",
     "bad_faults",
     "barrier_of_one",
     "exception_of_a_leader",

@@ -2,18 +2,37 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from torch.utils.data import TensorDataset
+from torch.utils.data import Dataset, TensorDataset
 
 import codedgrad
 from codedgrad import codes
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 torch.manual_seed(0)  # all workers have the same data and the same models
 DATA = TensorDataset(torch.randn(64, 4), torch.randint(0, 3, (64,)))
+READABLE = 8
 criterion = nn.CrossEntropyLoss()
+
+
+class Faulty(Dataset[Any]):
+    """Samples of which the last worker cannot read most: `fault` is called then."""
+
+    def __init__(self, fault: Callable[[], None]) -> None:
+        self._fault = fault
+
+    def __len__(self) -> int:
+        return len(DATA)
+
+    def __getitem__(self, index: int) -> Any:
+        if index >= READABLE and last():
+            self._fault()
+        return DATA[index]
 
 
 def train(
@@ -21,6 +40,7 @@ def train(
     loss: Any = None,
     data: Any = DATA,
     batch: int = 24,
+    loaders: int = 0,
     **settings: Any,
 ) -> None:
     settings.setdefault("same_bits", True)  # messages name micro-batches
@@ -30,7 +50,7 @@ def train(
     def usual(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         return criterion(model(x), y)
 
-    sampler = codedgrad.ShardSampler(data, batch)
+    sampler = codedgrad.ShardSampler(data, batch, num_workers=loaders)
     for epoch in range(3):
         sampler.set_epoch(epoch)
         for shards in coded.steps(sampler):
