@@ -137,6 +137,8 @@ bench() {
     --batch-size 8 --out "$out/overlap.json"
   check "bench_overhead" mpi 2 "$CG_PYTHON" benchmarks/bench_overhead.py --toy \
     --out "$out/overhead.json"
+  check "bench_data" mpi 2 "$CG_PYTHON" benchmarks/bench_data.py --toy \
+    --out "$out/data.json"
   check "bench_stall" mpi 4 "$CG_PYTHON" benchmarks/bench_stall.py --toy \
     --out "$out/stall.json"
   check "validate_simulator" mpi 4 "$CG_PYTHON" benchmarks/validate_simulator.py --toy \

@@ -39,8 +39,8 @@ CASES = {
         *("Traceback", "in __getitem__"),
     ],
     # Torch raises these wherever the process is, so not always inside of a step.
-    "dead_loader": ["worker 2 failed", "DataLoader worker (pid", "unexpectedly"],
-    "killed_loader": ["worker 2 failed", "killed by signal: Killed"],
+    "dead_loader": ["DataLoader worker (pid", "unexpectedly"],
+    "killed_loader": ["DataLoader worker (pid", "killed by signal: Killed"],
     "negative_weight": ["step 0, shard 2, micro-batch 0 is -1.0", "0 or more"],
     "different_model": ["worker 2 has parameter 0 'weight' = (4, 4)", "(3, 4)"],
     "different_order": ["worker 2 has parameter 0 'b.weight'", "'a.weight'"],
@@ -105,6 +105,8 @@ PROCESSES = dict.fromkeys(
 )
 # What the others are told in addition: who has failed, and when.
 WHO = {
+    "dead_loader": "worker 2 failed",
+    "killed_loader": "worker 2 failed",
     "no_gradient": "worker 2 failed in step 0",
     "exception_in_the_loss": "worker 2 failed in step 1: KeyError",
     "exception_of_a_member": "worker 3 failed in step 1: KeyError",
