@@ -25,6 +25,13 @@ from codedgrad.faults import Faults
 from codedgrad.gradient import CodedGradient
 from codedgrad.job.broadcast import broadcast_optimizer_state, broadcast_parameters
 from codedgrad.job.checkpoint import save
+from codedgrad.job.collectives import (
+    allgather,
+    allgather_object,
+    allreduce,
+    broadcast_object,
+    join,
+)
 from codedgrad.job.lifecycle import init, is_initialized, shutdown
 from codedgrad.job.runtime import (
     barrier,
@@ -62,8 +69,12 @@ __all__ = [
     "ShardBatchSampler",
     "ShardSampler",
     "WorkerError",
+    "allgather",
+    "allgather_object",
+    "allreduce",
     "approximate",
     "barrier",
+    "broadcast_object",
     "broadcast_optimizer_state",
     "broadcast_parameters",
     "codes",
@@ -71,6 +82,7 @@ __all__ = [
     "cross_size",
     "init",
     "is_initialized",
+    "join",
     "local_rank",
     "local_size",
     "monitor",
