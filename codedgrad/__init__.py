@@ -11,6 +11,8 @@ Example:
 
 from __future__ import annotations
 
+import sys
+
 from codedgrad import codes, monitor
 from codedgrad.data import ShardBatchSampler, ShardSampler
 from codedgrad.errors import (
@@ -23,6 +25,9 @@ from codedgrad.errors import (
 )
 from codedgrad.faults import Faults
 from codedgrad.gradient import CodedGradient
+from codedgrad.hvd import optimizer
+from codedgrad.hvd.optimizer import DistributedOptimizer, join
+from codedgrad.hvd.words import Average, Compression, Sum
 from codedgrad.job.broadcast import broadcast_optimizer_state, broadcast_parameters
 from codedgrad.job.checkpoint import save
 from codedgrad.job.collectives import (
@@ -30,7 +35,6 @@ from codedgrad.job.collectives import (
     allgather_object,
     allreduce,
     broadcast_object,
-    join,
 )
 from codedgrad.job.lifecycle import init, is_initialized, shutdown
 from codedgrad.job.runtime import (
@@ -42,7 +46,6 @@ from codedgrad.job.runtime import (
     rank,
     size,
 )
-from codedgrad.optimizer import DistributedOptimizer
 from codedgrad.settings import (
     ExchangeSettings,
     HelpSettings,
@@ -51,11 +54,16 @@ from codedgrad.settings import (
     approximate,
 )
 
+# The drop-in was a module of its own.
+sys.modules[f"{__name__}.optimizer"] = optimizer
+
 __version__ = "0.1.0"
 
 __all__ = [
+    "Average",
     "CodedGradError",
     "CodedGradient",
+    "Compression",
     "ConfigError",
     "DistributedOptimizer",
     "EnvironmentSetupError",
@@ -68,6 +76,7 @@ __all__ = [
     "Settings",
     "ShardBatchSampler",
     "ShardSampler",
+    "Sum",
     "WorkerError",
     "allgather",
     "allgather_object",

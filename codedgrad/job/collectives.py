@@ -64,8 +64,8 @@ def allreduce(value: Any, op: str = "mean") -> Any:
         leaves = reduction.leaves_of(value, op)
     except ConfigError as error:
         problem = str(error)
-    occasion = f"in an allreduce ({op})"
-    names = [("op", str(op)), *leaves.describe()]
+    occasion = "in an allreduce"
+    names = [*leaves.describe(), ("op", str(op))]
     every = _exchange(
         job, occasion, "values to reduce", leaves.data(), (names, problem)
     )
@@ -174,10 +174,17 @@ def join() -> int:
         WorkerError: a worker failed, or did not come within `timeout_s`.
         MismatchError: other workers wait for something else.
     """
-    job = current()
-    mine = str(time.time()).encode()  # the clocks of machines are good enough for this
-    came = [float(one) for one in job.gather(mine, "in join()")]
-    return came.index(max(came))
+    return last_of(time.time())
+
+
+def last_of(came: float) -> int:
+    """Return the worker with the latest time. Collective.
+
+    The clocks of machines are good enough for this; all get the same answer.
+    """
+    blobs = current().gather(repr(came).encode(), "in join()")
+    times = [float(one) for one in blobs]
+    return times.index(max(times))
 
 
 def _kind(value: Any) -> str:
