@@ -34,7 +34,6 @@ from codedgrad.hvd.built import (
 )
 from codedgrad.hvd.handles import poll, synchronize
 from codedgrad.hvd.more import (
-    SyncBatchNorm,
     add_process_set,
     allgather_object,
     alltoall,
@@ -66,6 +65,7 @@ from codedgrad.hvd.operations import (
     grouped_allreduce_async_,
 )
 from codedgrad.hvd.optimizer import DistributedOptimizer, detach, join
+from codedgrad.hvd.sync_batch_norm import SyncBatchNorm
 from codedgrad.hvd.words import (
     Adasum,
     Average,

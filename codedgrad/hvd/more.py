@@ -24,11 +24,6 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-SyncBatchNorm = Refused(
-    "SyncBatchNorm",
-    "Give model= to DistributedOptimizer for statistics that are the same on all "
-    "workers, and keep torch.nn.BatchNorm, or use GroupNorm",
-)
 _SETS = "All workers take part in everything"
 add_process_set = Refused("add_process_set", _SETS)
 remove_process_set = Refused("remove_process_set", _SETS)

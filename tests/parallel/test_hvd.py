@@ -167,7 +167,7 @@ def test_the_gradient_of_allreduce(grouped: bool, op: Any) -> None:
         (lambda _: hvd.ProcessSet([0]), "process set"),
         (lambda _: hvd.add_process_set([0]), "add_process_set"),
         (lambda _: hvd.elastic.run, r"elastic\.run.*checkpoint"),
-        (lambda _: hvd.SyncBatchNorm(4), "SyncBatchNorm"),
+        (lambda x: hvd.SyncBatchNorm(4)(x), r"\[n, channels"),
         (lambda _: hvd.start_timeline("x"), "codedgrad report"),
         (lambda _: hvd.init(comm=[0]), "ranks cannot be chosen"),
         (lambda _: hvd.broadcast_object({"x": object()}), "allow_pickle=True"),
@@ -273,3 +273,28 @@ def test_alltoall_and_reducescatter() -> None:
     assert torch.equal(hvd.reducescatter(values[rank], op=hvd.Sum), want)
     handle = hvd.grouped_reducescatter_async([values[rank]], name="r", op=hvd.Sum)
     assert torch.equal(hvd.synchronize(handle)[0], want)
+
+
+@pytest.mark.parametrize("affine", [True, False])
+def test_batch_norm_over_all_workers(affine: bool) -> None:
+    parts = [
+        torch.randn(w + 2, 3, 4, 5, dtype=torch.float64) for w in range(hvd.size())
+    ]
+    whole = torch.cat(parts).requires_grad_()
+    plain = torch.nn.BatchNorm2d(3, affine=affine).double()
+    want = plain(whole)
+    want.pow(3).sum().backward()
+    mine = parts[hvd.rank()].clone().requires_grad_()
+    layer = hvd.SyncBatchNorm(3, affine=affine).double()
+    got = layer(mine)
+    got.pow(3).sum().backward()
+    begin = sum(len(p) for p in parts[: hvd.rank()])
+    own = slice(begin, begin + len(mine))
+    torch.testing.assert_close(got, want[own])
+    torch.testing.assert_close(mine.grad, whole.grad[own])
+    if affine:
+        gradient = hvd.allreduce(layer.weight.grad, op=hvd.Sum)
+        torch.testing.assert_close(gradient, plain.weight.grad)
+    for name in ("running_mean", "running_var", "num_batches_tracked"):
+        torch.testing.assert_close(getattr(layer, name), getattr(plain, name))
+    torch.testing.assert_close(layer.eval()(mine), plain.eval()(mine))
