@@ -11,6 +11,8 @@ Example:
 
 from __future__ import annotations
 
+import sys
+
 from codedgrad import codes, monitor
 from codedgrad.data import ShardBatchSampler, ShardSampler
 from codedgrad.errors import (
@@ -24,8 +26,17 @@ from codedgrad.errors import (
 )
 from codedgrad.faults import Faults
 from codedgrad.gradient import CodedGradient
+from codedgrad.hvd import optimizer
+from codedgrad.hvd.optimizer import DistributedOptimizer, join
+from codedgrad.hvd.words import Average, Compression, Sum
 from codedgrad.job.broadcast import broadcast_optimizer_state, broadcast_parameters
 from codedgrad.job.checkpoint import save
+from codedgrad.job.collectives import (
+    allgather,
+    allgather_object,
+    allreduce,
+    broadcast_object,
+)
 from codedgrad.job.lifecycle import init, is_initialized, shutdown
 from codedgrad.job.runtime import (
     barrier,
@@ -36,7 +47,6 @@ from codedgrad.job.runtime import (
     rank,
     size,
 )
-from codedgrad.optimizer import DistributedOptimizer
 from codedgrad.settings import (
     ExchangeSettings,
     HelpSettings,
@@ -45,11 +55,16 @@ from codedgrad.settings import (
     approximate,
 )
 
+# The drop-in was a module of its own.
+sys.modules[f"{__name__}.optimizer"] = optimizer
+
 __version__ = "0.1.0"
 
 __all__ = [
+    "Average",
     "CodedGradError",
     "CodedGradient",
+    "Compression",
     "ConfigError",
     "DataError",
     "DistributedOptimizer",
@@ -63,9 +78,14 @@ __all__ = [
     "Settings",
     "ShardBatchSampler",
     "ShardSampler",
+    "Sum",
     "WorkerError",
+    "allgather",
+    "allgather_object",
+    "allreduce",
     "approximate",
     "barrier",
+    "broadcast_object",
     "broadcast_optimizer_state",
     "broadcast_parameters",
     "codes",
@@ -73,6 +93,7 @@ __all__ = [
     "cross_size",
     "init",
     "is_initialized",
+    "join",
     "local_rank",
     "local_size",
     "monitor",

@@ -27,6 +27,7 @@ COMMAND = "python docs/make_api.py"
 MODULES = (
     "codedgrad",
     "codedgrad.settings",
+    "codedgrad.hvd",
     "codedgrad.codes",
     "codedgrad.monitor",
     "codedgrad.ops",

@@ -29,7 +29,7 @@ LAYERS: dict[str, set[str]] = {
     "__main__": {"errors", "job", "monitor", "lab"},
 }
 # Files at the top; a room's part is its folder's name.
-TOP = {"__init__": "faces", "gradient": "faces", "optimizer": "faces"}
+TOP = {"__init__": "faces", "gradient": "faces", "hvd": "faces"}
 TOP |= {"data": "inputs", "faults": "inputs"}
 
 

@@ -39,9 +39,8 @@ def check_agreement(
             differ from worker 0 and the first difference of each.
     """
     job = runtime.current()
-    blob = _RECORD.join(f"{name}{_UNIT}{value}" for name, value in mine).encode()
-    digest = hashlib.blake2b(blob, digest_size=_HASH_BYTES).digest()
-    if len(set(job.gather(digest, f"to compare the {subject}"))) == 1:
+    blob = _blob(mine)
+    if len(set(job.gather(digest_of(mine), f"to compare the {subject}"))) == 1:
         return
     blobs = job.gather(blob, f"to find the difference of the {subject}")
     problems = [
@@ -54,6 +53,11 @@ def check_agreement(
     )
 
 
+def digest_of(mine: Sequence[tuple[str, str]]) -> bytes:
+    """Return a few bytes that are the same where (name, value) pairs are the same."""
+    return hashlib.blake2b(_blob(mine), digest_size=_HASH_BYTES).digest()
+
+
 def everywhere(job: runtime.Runtime, text: str) -> MismatchError:
     """Return an error that all workers are about to raise. Collective.
 
@@ -62,10 +66,19 @@ def everywhere(job: runtime.Runtime, text: str) -> MismatchError:
     """
     error = MismatchError(text)
     error.everywhere = True
+    together(job)
+    return error
+
+
+def together(job: runtime.Runtime) -> None:
+    """Wait until all workers know the error that all are about to raise. Collective."""
     # Whoever fails now has got the texts before, like this worker.
     with contextlib.suppress(WorkerError, MismatchError):
         job.gather(b"", "to raise an error together")
-    return error
+
+
+def _blob(mine: Sequence[tuple[str, str]]) -> bytes:
+    return _RECORD.join(f"{name}{_UNIT}{value}" for name, value in mine).encode()
 
 
 def _difference(reference: bytes, other: bytes) -> str:

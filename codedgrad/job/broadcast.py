@@ -59,7 +59,7 @@ def broadcast_parameters(
     )
     for name, tensor in tensors:
         flat = tensor.contiguous().cpu().reshape(-1).view(torch.uint8)
-        _broadcast_bytes(runtime, flat, root_rank, name)
+        broadcast_bytes(runtime, flat, root_rank, name)
         if runtime.rank != root_rank:
             tensor.copy_(flat.view(tensor.dtype).view(tensor.shape))
 
@@ -93,7 +93,7 @@ def broadcast_optimizer_state(
         flat = torch.frombuffer(bytearray(data), dtype=torch.uint8)
     else:
         flat = torch.zeros(int(sizes[root_rank]), dtype=torch.uint8)
-    _broadcast_bytes(runtime, flat, root_rank, "the optimizer's state")
+    broadcast_bytes(runtime, flat, root_rank, "the optimizer's state")
     if runtime.rank != root_rank:
         try:
             state = torch.load(io.BytesIO(flat.numpy().tobytes()), weights_only=True)
@@ -128,7 +128,7 @@ def _check_root(root_rank: int, size: int) -> None:
         raise ConfigError(f"root_rank must be 0 to {size - 1}, got {root_rank}")
 
 
-def _broadcast_bytes(runtime: Runtime, flat: Tensor, root_rank: int, name: str) -> None:
+def broadcast_bytes(runtime: Runtime, flat: Tensor, root_rank: int, name: str) -> None:
     """Copy the root's bytes into everybody's; `name` is for the log of the wait.
 
     Where the wait ends with an error, the bytes live on as long as MPI may write them

@@ -4,7 +4,8 @@
     every forward       random numbers from (seed, step, forward in the step, shard)
     last backward       begins the row, buckets are sent while it runs
       its end           waits until the exchange is decoded and sets p.grad and buffers
-    optimizer.step()    exchanges the passes that are left over, and ends the step
+    synchronize()       exchanges the passes that are left over
+    optimizer.step()    does, too, and ends the step
 
 An exchange replaces what `p.grad` holds by its mean over all workers. It contains what
 earlier exchanges of the step left there, which is the same on all workers and therefore
@@ -15,12 +16,17 @@ set aside: at all times it holds what the user would see without codedgrad.
 
 from __future__ import annotations
 
+import time
 import weakref
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from codedgrad import codes
 from codedgrad.errors import ConfigError
+from codedgrad.job import collectives
+from codedgrad.job.broadcast import broadcast_optimizer_state, broadcast_parameters
 from codedgrad.step import closures, start
 from codedgrad.step.ahead import BatchesAhead
 from codedgrad.step.attach import Weakly, before_forward
@@ -36,6 +42,8 @@ from codedgrad.step.mean import (
 from codedgrad.step.rng import Seeds
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torch import Tensor
 
     from codedgrad.job.runtime import Runtime
@@ -59,6 +67,9 @@ class DropIn:
         self._mean = GradientMean(job, trained, plan)
         self._known = set(map(id, self.parameters))
         self._names = {id(p): name for name, p in trained.named}
+        self._multiply = plan.multiply
+        self._uneven = _no_join(trained, plan)
+        self._synchronize_in_step = True
         self._attach(trained)
 
     def _attach(self, trained: Trained) -> None:
@@ -76,6 +87,13 @@ class DropIn:
         ]
         if model is not None:
             handles += self._model_hooks(model)
+        if self._multiply != 1:
+            factor = self._multiply
+            handles += [
+                p.register_hook(lambda g: g * factor)
+                for p in self.parameters
+                if p.requires_grad
+            ]
         calls = [h.remove for h in handles] + [self._backwards.remove, writer.close]
         self._detach = weakref.finalize(self, _call, calls)
         self._detach.atexit = False
@@ -197,11 +215,10 @@ class DropIn:
                     "optimizer.step() was called inside of backward(), before the "
                     "gradients are those of all workers; call it afterwards"
                 )
-        self._backwards.look()
-        if self._has_more():
-            with self._failing_together():
-                self._mean.begin(own=not self._small)
-            self._complete()
+        if self._synchronize_in_step:
+            self.synchronize()
+        else:
+            self._check_synchronized()
         closure = closures.closure_of(args, kwargs)
         if closure is None:
             return None
@@ -209,6 +226,85 @@ class DropIn:
             self._ahead.remove()
             self._ahead = None
         return closures.replaced(args, kwargs, closures.averaged(self._job, closure))
+
+    def synchronize(self) -> None:
+        """Exchange gradients that are not exchanged yet. Collective.
+
+        After a complete set of backward passes there are none: `backward()` has done
+        it. All workers must call this at the same place of their loop.
+
+        Raises:
+            MismatchError: they do not.
+            WorkerError: a worker failed.
+        """
+        self._backwards.look()
+        if self._has_more():
+            with self._failing_together():
+                self._mean.begin(own=not self._small)
+            self._complete()
+
+    @contextmanager
+    def skip_synchronize(self) -> Iterator[None]:
+        """Let `step()` inside exchange nothing, after `synchronize()`.
+
+        Raises:
+            ConfigError: from `step()`, if there are gradients that nobody exchanged.
+        """
+        self._synchronize_in_step = False
+        try:
+            yield
+        finally:
+            self._synchronize_in_step = True
+
+    def _check_synchronized(self) -> None:
+        self._backwards.look()
+        if self._has_more():
+            with self._failing_together():
+                raise ConfigError(
+                    "step() inside of skip_synchronize() would use gradients that no "
+                    "other worker has; call optimizer.synchronize() before it"
+                )
+
+    def join(self) -> int:
+        """Take part in the others' exchanges until all have called this. Collective.
+
+        See `codedgrad.join`.
+
+        Returns:
+            The worker that came last; all have its parameters and buffers, and the
+            state of its optimizer.
+
+        Raises:
+            ConfigError: workers must make the same steps: there is a `sampler`, or a
+                code with redundancy.
+            WorkerError: a worker failed.
+        """
+        with self._failing_together():
+            if self._uneven:
+                raise ConfigError(self._uneven)
+            self._check_synchronized()
+        came, joined = time.time(), 0
+        progress = Progress(self._passes, self._counts.steps, joined=True)
+        while joined < self._job.size:
+            with self._failing_together():
+                for p in self.parameters:
+                    p.grad = None
+                self._remember()
+                self._mean.begin(own=True)
+                joined = self._mean.complete(progress)
+        self._small = self._failed = self._remembered = self._exchanged = False
+        for p in self.parameters:
+            p.grad = None
+        last = collectives.last_of(came)
+        layout = self._mean.payload.layout
+        names = [f"parameter {i}" for i in range(len(self.parameters))]
+        broadcast_parameters(dict(zip(names, self.parameters, strict=True)), last)
+        buffers = zip(layout.buffer_names, layout.buffers, strict=True)
+        broadcast_parameters(dict(buffers), last)
+        optimizer = self._optimizer()
+        if optimizer is not None:
+            broadcast_optimizer_state(optimizer, last)
+        return last
 
     def _has_more(self) -> bool:
         """Returns whether the step would use gradients that are not exchanged.
@@ -241,6 +337,19 @@ class DropIn:
         """Returns whether the exchange is decoded that holds the pass so many later."""
         later = (self._passed + passes) // self._passes
         return self._mean.done(self._mean.number + later)
+
+
+def _no_join(trained: Trained, plan: DropInPlan) -> str:
+    """Returns why workers cannot have unequal numbers of batches, or ""."""
+    if trained.sampler is not None:
+        return "join() is for loops without sampler=, whose workers read equally often"
+    code = plan.code
+    if code.work != codes.uncoded(code.workers, micro=code.micro).work:
+        return (
+            f"join() needs a code without redundancy, such as codes.uncoded; in "
+            f"{code.describe()} a worker that joins is not missed"
+        )
+    return ""
 
 
 def _call(functions: list[Any]) -> None:

@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from codedgrad.settings import Settings
 
 
+_JOINED = 65536.0  # more than the other numbers of all workers together
+
+
 @dataclass(frozen=True)
 class DropInPlan:
     """What an exchange of the drop-in is.
@@ -42,11 +45,14 @@ class DropInPlan:
         code: who computes what.
         passes: backward passes of an exchange.
         settings: of the exchange and the run.
+        multiply: by what gradients are multiplied as they come: 1 for the mean over
+            the workers, their number for the sum.
     """
 
     code: Code
     passes: int
     settings: Settings
+    multiply: int = 1
 
     def check(self, workers: int) -> None:
         """Refuse a code or a number of passes that does not fit.
@@ -96,17 +102,21 @@ class Progress:
     Attributes:
         passes: backward passes of the exchange.
         steps: steps of the optimizer.
+        joined: it has no batches any more, and waits until all have none.
     """
 
     passes: int = 0
     steps: int = 0
+    joined: bool = False
 
     def number(self, usual_passes: int) -> float:
         """Returns a number that is the same on workers which do the same.
 
         It is small in a usual exchange, so that a sum of many has no rounding to speak
-        of.
+        of. That of a worker that has joined is larger than any other.
         """
+        if self.joined:
+            return _JOINED
         return float(4 * ((usual_passes - self.passes) % 64) + self.steps % 4)
 
 
@@ -136,6 +146,7 @@ class GradientMean:
             ("backward_passes_per_step", str(plan.passes)),
             ("seed", str(plan.settings.run.seed)),
             ("overlap", str(settings.overlap)),
+            ("multiply", str(plan.multiply)),
         ]
         start.agree(self.payload, code, settings, others)
         start.cut(job, self.payload)
@@ -198,8 +209,11 @@ class GradientMean:
         self._writer.abort()
         self._row = None
 
-    def complete(self, progress: Progress) -> None:
+    def complete(self, progress: Progress) -> int:
         """Send what is left of the row, wait, and take the decoded gradients over.
+
+        Returns:
+            How many workers have joined.
 
         Raises:
             MismatchError: another worker is in another place of its loop.
@@ -216,19 +230,30 @@ class GradientMean:
         # A second backward of the same forward shall find buffers that do not change.
         self.payload.buffers.remember()
         self._area = total.data_ptr(), total.numel() * total.element_size()
-        self._check(progress, mine, mean)
+        joined = self._check(progress, mine, mean)
         self.number += 1
         self.sent = False
+        return joined
 
-    def _check(self, progress: Progress, mine: float, mean: float) -> None:
+    def _check(self, progress: Progress, mine: float, mean: float) -> int:
         """Refuse an exchange in which the workers have made different things.
 
         `mean` is the workers' mean of `mine`, weighted by their share of the batch.
         If one of them differs, the mean differs from what at least one of them has, by
-        the least weight or more.
+        the least weight or more. Workers that have joined count `_JOINED`, and only
+        where all have the same share.
+
+        Returns:
+            How many workers have joined.
         """
         if abs(mean - mine) < 0.3 * self._least:
-            return
+            return self._job.size if progress.joined else 0
+        joined = round(mean * self._job.size / _JOINED)
+        rest = mean * self._job.size - joined * _JOINED
+        if progress.joined and joined > 0:
+            return joined  # those who train compare what they have made
+        if joined and abs(rest - (self._job.size - joined) * mine) < 0.3:
+            return joined
         raise MismatchError(
             f"the workers do not take the same steps: in exchange {self.number}, "
             f"worker {self._job.rank} has made {progress.passes} backward pass(es) and "
@@ -281,7 +306,7 @@ def check_outside(
             f"{', '.join(lost[:4])}{' ...' if len(lost) > 4 else ''}. These parameters "
             f"required no gradient, or were not among the named_parameters, when the "
             f"optimizer was made distributed; call "
-            f"codedgrad.optimizer.detach(optimizer) and make it distributed again"
+            f"codedgrad.hvd.detach(optimizer) and make it distributed again"
         )
 
 

@@ -42,7 +42,7 @@ def test_a_broadcast_that_is_given_up_keeps_its_memory() -> None:
         2, rank=1, channel=channel, failed=True, failure="worker 0 has no more disk"
     )
     with pytest.raises(WorkerError, match="no more disk"):
-        broadcast._broadcast_bytes(runtime, torch.zeros(64, dtype=torch.uint8), 0, "w")
+        broadcast.broadcast_bytes(runtime, torch.zeros(64, dtype=torch.uint8), 0, "w")
     gc.collect()
     assert mpi.array() is not None  # MPI may write it
     mpi.done = True

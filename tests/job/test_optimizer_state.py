@@ -53,7 +53,7 @@ def test_an_optimizer_with_numbers_of_numpy(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(broadcast, "current", Job)
     monkeypatch.setattr(
-        broadcast, "_broadcast_bytes", lambda _job, flat, *_rest: sent.append(flat)
+        broadcast, "broadcast_bytes", lambda _job, flat, *_rest: sent.append(flat)
     )
     model = torch.nn.Linear(4, 1)
     rate = np.float32(0.1)

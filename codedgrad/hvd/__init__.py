@@ -1,0 +1,166 @@
+"""Horovod's interface: `import codedgrad.hvd as hvd` for `import horovod.torch as hvd`.
+
+A loop that was written for Horovod runs as it is: the exchange is the drop-in's
+(`DistributedOptimizer`), so gradients are means over all workers with the same bits
+everywhere. What has no counterpart here is refused by name, when it is used:
+Adasum, process sets, elastic training, timelines.
+
+The operations on tensors (`allreduce` and the others) are barriers, also in their
+asynchronous forms; see `codedgrad.hvd.operations`. Objects are sent without pickle,
+unless `allow_pickle=True` asks for it.
+"""
+
+from __future__ import annotations
+
+from codedgrad.errors import WorkerError as HorovodInternalError
+from codedgrad.hvd.built import (
+    ccl_built,
+    check_extension,
+    cuda_built,
+    ddl_built,
+    elastic,
+    gloo_built,
+    gloo_enabled,
+    init,
+    is_homogeneous,
+    mpi_built,
+    mpi_enabled,
+    mpi_threads_supported,
+    nccl_built,
+    rocm_built,
+    run,
+    start_timeline,
+    stop_timeline,
+)
+from codedgrad.hvd.handles import poll, synchronize
+from codedgrad.hvd.more import (
+    add_process_set,
+    allgather_object,
+    alltoall,
+    alltoall_async,
+    broadcast_object,
+    grouped_reducescatter,
+    grouped_reducescatter_async,
+    reducescatter,
+    reducescatter_async,
+    remove_process_set,
+    sparse_allreduce_async,
+)
+from codedgrad.hvd.operations import (
+    allgather,
+    allgather_async,
+    allreduce,
+    allreduce_,
+    allreduce_async,
+    allreduce_async_,
+    broadcast,
+    broadcast_,
+    broadcast_async,
+    broadcast_async_,
+    grouped_allgather,
+    grouped_allgather_async,
+    grouped_allreduce,
+    grouped_allreduce_,
+    grouped_allreduce_async,
+    grouped_allreduce_async_,
+)
+from codedgrad.hvd.optimizer import DistributedOptimizer, detach, join
+from codedgrad.hvd.sync_batch_norm import SyncBatchNorm
+from codedgrad.hvd.words import (
+    Adasum,
+    Average,
+    Compression,
+    Max,
+    Min,
+    ProcessSet,
+    Product,
+    ReduceOp,
+    Sum,
+    global_process_set,
+)
+from codedgrad.job.broadcast import broadcast_optimizer_state, broadcast_parameters
+from codedgrad.job.lifecycle import is_initialized, shutdown
+from codedgrad.job.runtime import (
+    barrier,
+    cross_rank,
+    cross_size,
+    local_rank,
+    local_size,
+    rank,
+    size,
+)
+
+__all__ = [
+    "Adasum",
+    "Average",
+    "Compression",
+    "DistributedOptimizer",
+    "HorovodInternalError",
+    "Max",
+    "Min",
+    "ProcessSet",
+    "Product",
+    "ReduceOp",
+    "Sum",
+    "SyncBatchNorm",
+    "add_process_set",
+    "allgather",
+    "allgather_async",
+    "allgather_object",
+    "allreduce",
+    "allreduce_",
+    "allreduce_async",
+    "allreduce_async_",
+    "alltoall",
+    "alltoall_async",
+    "barrier",
+    "broadcast",
+    "broadcast_",
+    "broadcast_async",
+    "broadcast_async_",
+    "broadcast_object",
+    "broadcast_optimizer_state",
+    "broadcast_parameters",
+    "ccl_built",
+    "check_extension",
+    "cross_rank",
+    "cross_size",
+    "cuda_built",
+    "ddl_built",
+    "detach",
+    "elastic",
+    "global_process_set",
+    "gloo_built",
+    "gloo_enabled",
+    "grouped_allgather",
+    "grouped_allgather_async",
+    "grouped_allreduce",
+    "grouped_allreduce_",
+    "grouped_allreduce_async",
+    "grouped_allreduce_async_",
+    "grouped_reducescatter",
+    "grouped_reducescatter_async",
+    "init",
+    "is_homogeneous",
+    "is_initialized",
+    "join",
+    "local_rank",
+    "local_size",
+    "mpi_built",
+    "mpi_enabled",
+    "mpi_threads_supported",
+    "nccl_built",
+    "poll",
+    "rank",
+    "reducescatter",
+    "reducescatter_async",
+    "remove_process_set",
+    "rocm_built",
+    "run",
+    "shutdown",
+    "size",
+    "sparse_allreduce_async",
+    "start_timeline",
+    "stop_timeline",
+    "synchronize",
+]
