@@ -7,5 +7,5 @@ where), `runtime` (what the rest of the package is handed), `waiting` (no wait h
 parameters), `collectives` (averages and objects of all workers, with `reduction` and
 `objects`), `checkpoint` (a file that is always whole);
 `channel` is the only file that touches mpi4py, `environment` the only one that reads
-environment variables, `doctor` says what a machine lacks.
+environment variables, `doctor` says what a machine lacks, `launch` starts a job.
 """

@@ -156,6 +156,20 @@ def without_launcher() -> dict[str, str]:
     }
 
 
+def with_defaults(settings: dict[str, str]) -> dict[str, str]:
+    """Return this process's environment with settings added where they are not set."""
+    return {**settings, **os.environ}
+
+
+def to_other_machines() -> list[str]:
+    """Return the variables that workers on other machines need, as far as they are set.
+
+    mpirun passes variables on only if it is told to.
+    """
+    names = ("PATH", "LD_LIBRARY_PATH", "PYTHONPATH", "OMP_NUM_THREADS")
+    return [n for n in (*names, "CODEDGRAD_FAULTS") if os.environ.get(n)]
+
+
 def keep_others_alone() -> None:
     """Keep libraries in this process from making DDP of an MPI job.
 

@@ -299,7 +299,7 @@ def test_between_the_steps_of_a_training() -> None:
 
 
 def test_between_the_passes_of_the_drop_in() -> None:
-    from codedgrad.optimizer import detach
+    from codedgrad.hvd.optimizer import detach
 
     model = net()
     optimizer = codedgrad.DistributedOptimizer(

@@ -16,7 +16,7 @@ from parallel.dropin import digest, net, own, same_everywhere, wrapped
 from torch import nn
 
 import codedgrad
-from codedgrad.optimizer import detach
+from codedgrad.hvd.optimizer import detach
 
 # ---- copies, files and what is left behind ----
 

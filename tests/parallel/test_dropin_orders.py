@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 import codedgrad
-from codedgrad.optimizer import detach
+from codedgrad.hvd.optimizer import detach
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 import codedgrad
 from codedgrad import codes
-from codedgrad.optimizer import detach
+from codedgrad.hvd.optimizer import detach
 
 # ---- several forwards and backwards in a step ----
 

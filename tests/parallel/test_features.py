@@ -15,7 +15,7 @@ from training import DELAYS, SEED, Net, build, dataset, digest, everywhere, plai
 
 import codedgrad
 from codedgrad import codes
-from codedgrad.optimizer import DropInPlan, detach
+from codedgrad.hvd.optimizer import DropInPlan, detach
 from codedgrad.settings import Settings
 
 if TYPE_CHECKING:

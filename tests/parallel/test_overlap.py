@@ -13,7 +13,7 @@ from training import DELAYS, SEED, everywhere
 
 import codedgrad
 from codedgrad import codes
-from codedgrad.optimizer import detach
+from codedgrad.hvd.optimizer import detach
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -10,7 +10,7 @@ from training import DELAYS, coded, everywhere, plain
 
 import codedgrad
 from codedgrad import codes
-from codedgrad.optimizer import detach
+from codedgrad.hvd.optimizer import detach
 
 WIRES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 STEPS = 60
