@@ -215,7 +215,7 @@ def test_a_constant_buffer_costs_nothing_in_a_row() -> None:
     model.register_buffer("mask", torch.ones(8_000_000).double())
     with codedgrad.CodedGradient(model) as coded:
         assert coded._payload.layout.dtype == torch.float32
-        assert coded._payload.layout.count < 100
+        assert coded._payload.layout.count < 1000
 
 
 def test_a_late_first_change_still_travels() -> None:
