@@ -85,7 +85,7 @@ unit() {
     $(find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
   check "scripts parse" parse launch/*.sh launch/cluster/* benchmarks/*.sh \
     tests/run.sh .ci/run
-  pytests "unit tests" pytest_by_2 tests \
+  pytests "unit tests" "$CG_PYTHON" -m pytest -q --color=no -p no:cacheprovider tests \
     --ignore=tests/parallel --ignore=tests/horovod --ignore=tests/failures \
     --ignore=tests/mpich --ignore=tests/engine/test_stress.py
 }

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from codedgrad.errors import ConfigError
@@ -135,6 +136,34 @@ def launcher_world() -> tuple[str, int] | None:
         if value.isdigit() and variable in os.environ:
             return name, int(value)
     return None
+
+
+def torchrun_inside_mpirun(pid: int | None = None) -> bool:
+    """Return whether a worker of mpirun is a torchrun that has started this process.
+
+    All that it starts have inherited the variables of that one worker, so MPI would
+    take them for the same worker, and hang. In the other order, mpirun inside torchrun,
+    the variables are the same. The environments of the ancestors tell: the nearest one
+    without torchrun's variable is torchrun itself.
+
+    Args:
+        pid: the process whose ancestors are looked at; this one's parent by default.
+    """
+    mark = b"TORCHELASTIC_RUN_ID="
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return False
+    pid = os.getppid() if pid is None else pid
+    try:
+        while pid > 1:
+            variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+            if not any(v.startswith(mark) for v in variables):
+                sizes = tuple(f"{name}=".encode() for name, _ in _WORLD_SIZES)
+                return any(v.startswith(sizes) for v in variables)
+            status = Path(f"/proc/{pid}/stat").read_text()
+            pid = int(status.rsplit(")", 1)[1].split()[1])
+    except (OSError, ValueError, IndexError):
+        pass  # no /proc here, or no leave to look
+    return False
 
 
 def slurm_tasks() -> int:

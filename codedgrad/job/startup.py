@@ -21,8 +21,16 @@ def load_mpi() -> channel.Library:
     """Load MPI, initialised for calls from any thread.
 
     Raises:
-        EnvironmentSetupError: there is no MPI, or it runs below MPI_THREAD_MULTIPLE.
+        EnvironmentSetupError: there is no MPI, or it runs below MPI_THREAD_MULTIPLE, or
+            it would hang, because torchrun runs in a worker of mpirun.
     """
+    if environment.torchrun_inside_mpirun():
+        raise EnvironmentSetupError(
+            f"torchrun has started this process in a worker of mpirun. MPI takes all "
+            f"that torchrun starts for that one worker, and would hang. Start the "
+            f"script itself with mpirun, a worker for each process: `mpirun -n 4 "
+            f"python train.py`. {_DOCTOR}"
+        )
     try:
         mpi = channel.load()
     except (ImportError, RuntimeError, OSError) as error:

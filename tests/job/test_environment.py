@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -89,6 +91,39 @@ def test_a_rank_without_a_size_is_no_launcher(
     for variable, value in variables.items():
         monkeypatch.setenv(variable, value)
     assert environment.launcher_world() is None
+
+
+ASK = (
+    f"{sys.executable} -c 'from codedgrad.job import environment as e; "
+    f"print(e.torchrun_inside_mpirun())'"
+)
+MPI, TORCH = "OMPI_COMM_WORLD_SIZE=2", "TORCHELASTIC_RUN_ID=x"
+
+
+@pytest.mark.parametrize(
+    ("outer", "inner", "inside"),
+    [
+        (MPI, TORCH, True),
+        (TORCH, MPI, False),
+        ("A=1", TORCH, False),
+        (MPI, "A=1", False),
+    ],
+)
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_torchrun_in_a_worker_of_mpirun(
+    outer: str, inner: str, inside: bool, wrapped: bool
+) -> None:
+    """By real processes, also where torchrun starts a script that starts Python."""
+    ask = f'sh -c "{ASK}; true"' if wrapped else ASK
+    command = f"env {inner} {ask}; true"  # `true`: so that the shell stays their parent
+    done = subprocess.run(
+        ["env", outer, "sh", "-c", command],
+        env=environment.without_launcher(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == str(inside), done.stderr
 
 
 def test_nothing_makes_other_libraries_believe_in_torchrun(
