@@ -55,7 +55,7 @@ mpi() { # N COMMAND...: a bounded run; a hang prints stacks first, see conftest.
   timeout --kill-after=20 "${LIMIT:-900}" bash launch/mpirun.sh -n "$n" "$@"
 }
 
-pytest_by_2() { # PATH...: tests that start their own workers, if any, on two cores
+pytest_by_2() { # PATH...: tests in two processes
   "$CG_PYTHON" -m pytest -q --color=no -p no:cacheprovider -n 2 --dist load "$@"
 }
 
@@ -92,7 +92,8 @@ unit() {
 
 slow() { # unit tests that build or start something first
   pytests "engine under sanitizers" pytest_by_2 tests/engine/test_stress.py
-  pytests "failures" pytest_by_2 tests/failures
+  # Not two at a time: some of them are about who gives up after how many seconds.
+  pytests "failures" "$CG_PYTHON" -m pytest -q --color=no -p no:cacheprovider tests/failures
   pytests "MPICH" "$CG_PYTHON" -m pytest -q --color=no -p no:cacheprovider tests/mpich
 }
 
