@@ -126,8 +126,8 @@ SPARED = {
 
 
 # These end a process, MPI or torch.distributed of some workers, or leave processes of a
-# DataLoader that torch waits for, so each has a job of its own. The others follow one another in the same processes, which join a new job
-# after each failure.
+# DataLoader that torch waits for, so each has a job of its own. The others follow one
+# another in the same processes, which join a new job after each failure.
 ALONE = {
     "unreadable_sample_of_a_loader",
     "dead_loader",
