@@ -64,15 +64,8 @@ def reading_rng() -> Iterator[None]:
 
     Those of devices are left alone.
     """
-    outer, outer_python = torch.default_generator.get_state(), random.getstate()
-    outer_numpy = mtrand.get_bit_generator()
-    mtrand.set_bit_generator(_numpy_reading)
-    try:
+    with _numbers_of(_numpy_reading):
         yield
-    finally:
-        torch.default_generator.set_state(outer)
-        mtrand.set_bit_generator(outer_numpy)
-        random.setstate(outer_python)
 
 
 def drawn_since(before: tuple[Any, ...]) -> bool:
@@ -94,17 +87,25 @@ def own_rng() -> Iterator[None]:
 
     This takes about 15 us.
     """
-    outer = torch.default_generator.get_state()
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-    outer_python = random.getstate()
+    try:
+        with _numbers_of(_numpy_inside):
+            yield
+    finally:
+        if cuda:
+            torch.cuda.set_rng_state_all(cuda)
+
+
+@contextmanager
+def _numbers_of(ours: Any) -> Iterator[None]:
+    """Inside, numpy draws from `ours`; all host generators are put back afterwards."""
+    outer, outer_python = torch.default_generator.get_state(), random.getstate()
     # numpy gets a generator of ours, since saving its global state takes 100 us.
     outer_numpy = mtrand.get_bit_generator()
-    mtrand.set_bit_generator(_numpy_inside)
+    mtrand.set_bit_generator(ours)
     try:
         yield
     finally:
         torch.default_generator.set_state(outer)
-        if cuda:
-            torch.cuda.set_rng_state_all(cuda)
         mtrand.set_bit_generator(outer_numpy)
         random.setstate(outer_python)
