@@ -65,6 +65,10 @@ class PartItem:
         """Returns whether the whole item is needless."""
         return self._whole.needless()
 
+    def failed(self, error: Exception) -> bool:
+        """Returns whether the whole item is given up."""
+        return self._whole.failed(error)
+
     def bucket_ready(self, bucket: int) -> None:
         """Do nothing: the leader sends buckets when it has added them up."""
 

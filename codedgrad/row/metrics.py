@@ -101,6 +101,15 @@ def elements(
     return out
 
 
+def none(area: Tensor) -> bool:
+    """Returns whether no pass of a decoded sum had metrics, for certain; it is quick.
+
+    Args:
+        area: the elements [ELEMENTS] of a decoded sum, on the CPU.
+    """
+    return checks.says(area[: checks.ELEMENTS], 0)
+
+
 def read(area: Tensor) -> Sums:
     """Reads the elements [ELEMENTS] of a decoded sum, on the CPU."""
     words = checks.read(area[: checks.ELEMENTS])

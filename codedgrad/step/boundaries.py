@@ -19,13 +19,13 @@ the graph in two; the boundaries after gradients stay.
 from __future__ import annotations
 
 import time
+import weakref
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import nn
 
-from codedgrad.row.weak import weakly
 from codedgrad.step.attach import before_forward
 
 if TYPE_CHECKING:
@@ -102,24 +102,31 @@ class Boundaries:
     def _attach(self, places: Iterable[int]) -> None:
         for place in places:
             at = self._places[place]
-            hook = _hook(weakly(self._visit), place)
+            hook = _hook(weakref.ref(self), place)
             if isinstance(at, nn.Module):
                 self._handles.append(before_forward(at, hook))
             else:
                 self._handles.append(at.register_post_accumulate_grad_hook(hook))
 
-    def _visit(self, place: int) -> None:
+    def visit(self, place: int) -> None:
+        """Hear of a boundary, inside `watch`."""
         if self._visitor is not None:
             self._visits.append((place, time.monotonic()))
             self._visitor.visit()
 
 
-def _hook(visit: Callable[[int], None], place: int) -> Callable[..., None]:
-    """Returns a hook that torch.compile sees do nothing."""
+def _hook(owner: weakref.ref[Boundaries], place: int) -> Callable[..., None]:
+    """Returns a hook that torch.compile sees do nothing.
+
+    It holds its owner weakly, as `codedgrad.row.weak` tells.
+    """
 
     def hook(*_: Any) -> None:
-        if not torch.compiler.is_compiling():
-            visit(place)
+        if torch.compiler.is_compiling():
+            return
+        boundaries = owner()
+        if boundaries is not None:
+            boundaries.visit(place)
 
     return hook
 

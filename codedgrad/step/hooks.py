@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from codedgrad.errors import NonFiniteError
 from codedgrad.step.boundaries import Abandoned
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ class PassHooks:
         """Watch the pass of tree node `node`, which is `item` or a piece of it."""
         self._passes = passes
         self._item = item
+        self._needless = item.needless
         self._node = node
         self._injector, self._pace = passes.injector, passes.pace
         self._reported = False
@@ -32,7 +34,8 @@ class PassHooks:
             Abandoned: the item is needless.
         """
         self._passes.visits += 1
-        self.leave_if_needless()
+        if self._needless():
+            raise Abandoned
 
     def leave_if_needless(self) -> None:
         """Abandon the pass if nobody needs its item any more, between two samples.
@@ -40,7 +43,7 @@ class PassHooks:
         Raises:
             Abandoned: the item is needless.
         """
-        if self._item.needless():
+        if self._needless():
             raise Abandoned
 
     def visit(self) -> None:
@@ -54,6 +57,18 @@ class PassHooks:
         self.check()
         if self._injector is not None:
             self._injector.boundary(self.check)
+
+    def __enter__(self) -> None:
+        """Begin the forward and the backward."""
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        """Abandon a pass that failed, if its item may fail.
+
+        Raises:
+            Abandoned: the item may fail, see `RowItem.failed`.
+        """
+        if isinstance(error, Exception) and self._item.failed(error):
+            raise Abandoned from error
 
     def loss_computed(self, loss: Tensor) -> float | Tensor:
         """Returns the loss, looked at before anything of the gradient is sent.
@@ -87,4 +102,6 @@ class PassHooks:
 
     def _report(self, suspect: str) -> None:
         self._reported = True
+        if self._item.failed(NonFiniteError(f"the {suspect} is not finite")):
+            raise Abandoned
         self._passes.report_nonfinite(suspect, self._item.context.step, self._node)

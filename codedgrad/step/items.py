@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from codedgrad.exchange.base import Exchange, RowBuffer
     from codedgrad.step.context import StepContext
     from codedgrad.step.late import LatePass
+    from codedgrad.step.pieces import Trials
 
 
 class WorkList:
@@ -77,6 +78,10 @@ class Item(ABC):
     def needless(self) -> bool:
         """Returns whether nobody needs this item any more."""
 
+    def failed(self, error: Exception) -> bool:  # noqa: ARG002 (a default)
+        """Returns whether a pass that failed is no more than an item given up."""
+        return False
+
     def bucket_ready(self, bucket: int) -> None:
         """Send one bucket of the row, which will not change any more."""
         clock = Stopwatch()
@@ -123,7 +128,10 @@ class OwnItem(Item):
 
     def needless(self) -> bool:
         """Returns whether the step is decoded and the pass need not be finished."""
-        return self._late.needless(self.context.exchange, self.context.step)
+        context = self.context
+        if not context.exchange.done(context.step):
+            return False
+        return self._late.needless(context.exchange, context.step)
 
     def node_ready(self, node: int, value: Tensor) -> None:
         """While others wait for this worker, give them what it has."""
@@ -132,6 +140,17 @@ class OwnItem(Item):
 
 class HelpItem(Item):
     """An item that stands in for a late worker."""
+
+    def __init__(
+        self, work: WorkList, context: StepContext, index: int, trials: Trials
+    ) -> None:
+        """`trials` says whether the item may fail."""
+        super().__init__(work, context, index)
+        self._trials = trials
+
+    def failed(self, error: Exception) -> bool:
+        """Returns whether the late worker is to be waited for instead."""
+        return self._trials.failed(self.node, error)
 
     def needless(self) -> bool:
         """Returns whether the step is decoded or the late worker's row has come."""

@@ -178,7 +178,10 @@ class Metrics:
         Raises:
             MismatchError: passes of the step had metrics of other names or kinds.
         """
-        sums = metrics.read(tail[self._payload.layout.metric_area])
+        area = tail[self._payload.layout.metric_area]
+        if metrics.none(area):
+            return {}
+        sums = metrics.read(area)
         if sums.words is None or sums.words.ones == 0:
             return {}
         if sums.words.disputed:

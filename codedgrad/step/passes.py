@@ -75,6 +75,12 @@ class RowItem(Protocol):
     def needless(self) -> bool:
         """Returns whether the pass may be abandoned; asked at every boundary."""
 
+    def failed(self, error: Exception) -> bool:
+        """Hears that the pass has failed; returns whether only the item is given up.
+
+        The job ends with the error otherwise.
+        """
+
     def bucket_ready(self, bucket: int) -> None:
         """Hears once of each bucket that is final, if `early`."""
 
@@ -281,6 +287,7 @@ class Passes:
                 # The watch ends first: it puts flags back that hooks depend on.
                 self._boundaries.watch(hooks),
                 self._watch,
+                hooks,
                 torch.enable_grad(),
             ):
                 seed_pass(self._settings.seed, context.step, node)

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from codedgrad.codes.whole import helps_in_pieces, in_shards
-from codedgrad.errors import ConfigError
+from codedgrad.errors import CodedGradError, ConfigError, NonFiniteError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -78,6 +78,46 @@ def _normalises(module: nn.Module) -> bool:
     One in eval mode counts, too, because it may be put into training later.
     """
     return isinstance(module, _BatchNorm)
+
+
+class Trials:
+    """Pieces of a late shard may fail where the shard does not; see `failed`.
+
+    A loss function can need more samples than a piece has: a standard deviation of one
+    sample is NaN, and some layers refuse a batch of one. Where own passes are whole,
+    their worker computes what no piece gives.
+    """
+
+    def __init__(self, code: Code, *, whole: bool) -> None:
+        """Begin; `whole`: own passes are whole, so that a piece may fail."""
+        self._tree, self._most = code.tree, code.micro if whole else 0
+        self._told = False
+
+    def failed(self, node: int, error: Exception) -> bool:
+        """Returns whether the item is given up, and its own worker is waited for.
+
+        Args:
+            node: of the helper's item.
+            error: with which its pass failed. What this package itself refuses, but for
+                numbers that are not finite, is no matter of how many samples there are.
+        """
+        leaves = int(self._tree.stop[node] - self._tree.start[node])
+        ours = isinstance(error, CodedGradError) and not isinstance(
+            error, NonFiniteError
+        )
+        if leaves >= self._most or ours:
+            return False
+        if not self._told:
+            self._told = True
+            log.warning(
+                "a piece of a late shard failed where the whole shard may not (%s: "
+                "%s), so its own worker is waited for. If the loss function is another "
+                "function of few samples, let helpers take whole shards: "
+                "CodedGradient(..., pieces=False)",
+                type(error).__name__,
+                error,
+            )
+        return True
 
 
 class PieceCost:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 from codedgrad.step.boundaries import Abandoned
 from codedgrad.step.helping import Helping
 from codedgrad.step.items import HelpItem, Item, OwnItem
-from codedgrad.step.pieces import PieceCost
+from codedgrad.step.pieces import PieceCost, Trials
 from codedgrad.step.state import Stopwatch
 
 if TYPE_CHECKING:
@@ -67,6 +67,7 @@ class HelpWork:
         self._work = work
         self._patience = patience
         self._cost = PieceCost()
+        self._trials = Trials(work.code, whole=passes.whole)
 
     def until_decoded(self, context: StepContext) -> None:
         """Wait until the step is decoded, helping past the patience.
@@ -80,7 +81,7 @@ class HelpWork:
         # Patience before every item: others may be about to finish the next one.
         while items := helping.next_items(patience_s, self._passes.usual_s):
             helping.take(items[:1])
-            item = HelpItem(work, context, items[0])
+            item = HelpItem(work, context, items[0], self._trials)
             state.helped.append(item.node)
             clock = Stopwatch()
             try:
