@@ -48,10 +48,16 @@ def test_the_same_script_under_mpirun() -> None:
 
 def test_gloo_is_refused_with_the_remedy() -> None:
     begin = time.monotonic()
-    horovodrun = Path(sys.executable).parent / "horovodrun"
-    launcher = [str(horovodrun), "--gloo", "-np", "2"]
+    # What `horovodrun --gloo -np 2` sets for its first process.
+    gloo = [
+        *("HOROVOD_RANK=0", "HOROVOD_SIZE=2"),
+        *("HOROVOD_LOCAL_RANK=0", "HOROVOD_LOCAL_SIZE=2"),
+        *("HOROVOD_CROSS_RANK=0", "HOROVOD_CROSS_SIZE=1"),
+        *("HOROVOD_CONTROLLER=gloo", "HOROVOD_CPU_OPERATIONS=gloo"),
+        *("HOROVOD_GLOO_RENDEZVOUS_ADDR=127.0.0.1", "HOROVOD_GLOO_RENDEZVOUS_PORT=9"),
+    ]
     script = "import codedgrad; codedgrad.init()"
-    status, output = run([*launcher, sys.executable, "-c", script])
+    status, output = run(["env", *gloo, sys.executable, "-c", script])
     assert status != 0
     assert time.monotonic() - begin < 60
     assert "started 2 workers, but MPI sees 1" in output
