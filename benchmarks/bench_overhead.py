@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from harness import COMM, arguments, say, start_torch, summary, write
+from shapes import Gpt, resnet
 from step_methods import MICRO, Alone, Coded, Ddp, in_turns
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
@@ -25,81 +26,9 @@ import codedgrad
 from codedgrad import codes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 SAMPLES = 8  # of a worker
-
-
-class Bottleneck(nn.Module):
-    """A residual block of ResNet-50."""
-
-    def __init__(self, inside: int, outside: int, stride: int) -> None:
-        """Make a block from `inside` to `outside` channels."""
-        super().__init__()
-        narrow = outside // 4
-        self.path = nn.Sequential(
-            nn.Conv2d(inside, narrow, 1, bias=False),
-            nn.BatchNorm2d(narrow),
-            nn.ReLU(),
-            nn.Conv2d(narrow, narrow, 3, stride, 1, bias=False),
-            nn.BatchNorm2d(narrow),
-            nn.ReLU(),
-            nn.Conv2d(narrow, outside, 1, bias=False),
-            nn.BatchNorm2d(outside),
-        )
-        self.skip: nn.Module = nn.Identity()
-        if stride > 1 or inside != outside:
-            self.skip = nn.Sequential(
-                nn.Conv2d(inside, outside, 1, stride, bias=False),
-                nn.BatchNorm2d(outside),
-            )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the block's output."""
-        return torch.relu(self.path(x) + self.skip(x))
-
-
-def resnet() -> nn.Module:
-    """Return a model of ResNet-50's shape, for images of 8 x 8."""
-    width = 4
-    layers: list[nn.Module] = [
-        nn.Conv2d(3, width, 3, 1, 1, bias=False),
-        nn.BatchNorm2d(width),
-        nn.ReLU(),
-    ]
-    for stage, blocks in enumerate((3, 4, 6, 3)):
-        outside = 16 * 2**stage
-        for index in range(blocks):
-            layers.append(Bottleneck(width, outside, 1 + (index == 0 and stage > 0)))
-            width = outside
-    return nn.Sequential(
-        *layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 10)
-    )
-
-
-class Gpt(nn.Module):
-    """A model of GPT-2's shape, for sequences of 8 tokens."""
-
-    def __init__(self, width: int = 16, depth: int = 12) -> None:
-        """Make `depth` blocks."""
-        super().__init__()
-        self.tokens = nn.Embedding(64, width)
-        self.blocks = nn.ModuleList(
-            nn.TransformerEncoderLayer(
-                width, 2, 4 * width, 0.0, batch_first=True, norm_first=True
-            )
-            for _ in range(depth)
-        )
-        self.norm = nn.LayerNorm(width)
-        self.head = nn.Linear(width, 64)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the logits [samples, tokens, 64]."""
-        h = self.tokens(x)
-        for layer in self.blocks:
-            h = layer(h)
-        out: Tensor = self.head(self.norm(h))
-        return out
 
 
 class Job:
@@ -154,15 +83,22 @@ def methods(task: str) -> dict[str, Any]:
     }
 
 
-def measure(task: str, rounds: int, steps: int) -> dict[str, Any]:
-    """Return a row for every method: its times, and over those of the others."""
-    seconds = in_turns(methods(task), rounds, steps)
+def over(seconds: dict[str, list[float]], baselines: Sequence[str]) -> dict[str, Any]:
+    """Return a row for every method: its times, and over those of the baselines.
+
+    A ratio is the median over the rounds, so what makes a round slow cancels.
+    """
     rows: dict[str, Any] = {name: summary(s) for name, s in seconds.items()}
     for name, row in rows.items():
-        for other in ("no_exchange", "ddp_gloo"):
+        for other in baselines:
             ratios = [a / b for a, b in zip(seconds[name], seconds[other], strict=True)]
             row[f"over_{other}"] = round(statistics.median(ratios), 3)
     return rows
+
+
+def measure(task: str, rounds: int, steps: int) -> dict[str, Any]:
+    """Return a row for every method: its times, and over those of the others."""
+    return over(in_turns(methods(task), rounds, steps), ("no_exchange", "ddp_gloo"))
 
 
 def main() -> None:

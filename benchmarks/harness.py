@@ -50,14 +50,19 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def start_torch(device: torch.device) -> str:
-    """Start torch.distributed after codedgrad.init(), and return its backend's name."""
+def start_torch(device: torch.device, backend: str | None = None) -> str:
+    """Start torch.distributed after codedgrad.init(), and return its backend's name.
+
+    Args:
+        device: this worker's; on a GPU the backend is NCCL.
+        backend: another one.
+    """
     # A host's own name may not lead to it, so one machine goes by the loopback.
     one_machine = codedgrad.local_size() == codedgrad.size()
     first = "127.0.0.1" if one_machine else COMM.bcast(socket.gethostname())
     os.environ.setdefault("MASTER_ADDR", first)
     os.environ.setdefault("MASTER_PORT", "29500")
-    backend = "nccl" if device.type == "cuda" else "gloo"
+    backend = backend or ("nccl" if device.type == "cuda" else "gloo")
     torch.distributed.init_process_group(backend, rank=COMM.rank, world_size=COMM.size)
     return backend
 
