@@ -28,7 +28,8 @@ from codedgrad import codes
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-SAMPLES = 8  # of a worker
+SAMPLES = 8  # of a worker, in a step
+EPOCH = 16  # steps
 
 
 class Job:
@@ -39,7 +40,8 @@ class Job:
     def __init__(self, task: str) -> None:
         """Make the model `resnet` or `gpt` and random data."""
         torch.manual_seed(0)
-        count = SAMPLES * COMM.size
+        batch = SAMPLES * COMM.size
+        count = EPOCH * batch
         if task == "resnet":
             self.model = resnet()
             data = torch.randn(count, 3, 8, 8), torch.randint(0, 10, (count,))
@@ -47,7 +49,7 @@ class Job:
             self.model = Gpt()
             tokens = torch.randint(0, 64, (count, 8))
             data = tokens, tokens
-        self.sampler = codedgrad.ShardSampler(TensorDataset(*data), count)
+        self.sampler = codedgrad.ShardSampler(TensorDataset(*data), batch)
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=1e-4, foreach=True)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:

@@ -182,14 +182,15 @@ class CodedGradient:
             clock.lap("compute")
             self._arrangement.help.until_decoded(context)
             clock.lap("wait")
-            payload.buffers.restore()
             decoded = exchange.take(step)
             if payload.moved(decoded[1]):
+                payload.buffers.restore()
                 return None
             self._step += 1  # a step that is refused below is over, too
-            total, tail = self._arrangement.check.verified(decoded)
-            self.metrics = self._arrangement.metrics_of(tail, step)
-            self._passes.check_sum(total, step)
+            with payload.buffers.restored_on_error():
+                total, tail = self._arrangement.check.verified(decoded)
+                self.metrics = self._arrangement.metrics_of(tail, step)
+                self._passes.check_sum(total, step)
         return state, total, tail
 
     @property

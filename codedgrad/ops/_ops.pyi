@@ -34,13 +34,18 @@ def encode(
 ) -> bool:
     """`leaf`: address and elements of each piece; True when all is finite."""
 
+class BufferTable:
+    """Buffers: address now, address before, elements, and "f", "d" or "q" (int64)."""
+
+    def __init__(self, buffers: list[tuple[int, int, int, str]]) -> None: ...
+
 def changes(
-    buffers: list[tuple[int, int, int, str]],
+    table: BufferTable,
     type: str,  # noqa: A002
     row: int,
     into_row: bool,
 ) -> None:
-    """`buffers`: address now, address before, elements, and "f", "d" or "q" (int64)."""
+    """Write the changes since before into a row, or apply those of a row."""
 
-def copies(buffers: list[tuple[int, int, int, str]], back: bool) -> None:
+def copies(table: BufferTable, back: bool) -> None:
     """Copy now to before, or `back`."""

@@ -24,6 +24,7 @@ and an operation of torch on each costs microseconds. Other buffers use torch.
 from __future__ import annotations
 
 import operator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -33,7 +34,7 @@ from codedgrad.ops.library import NAMES, kernels
 from codedgrad.row import tensors
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from torch import Tensor
 
@@ -68,6 +69,10 @@ class Buffers:
         self._owners: list[int] = []
         self._own: list[Tensor] = []
         self._left: list[Tensor] | None = None  # what a pass has left, see `collect`
+        self._fresh = False  # `remember` was called, and no pass has begun since
+        # Addresses, sizes and types of the buffers; what kernels were told of them.
+        self._marks: list[Any] = []
+        self._table: Any = None
         # Address, size and type of each copy, for the kernels; None: torch is used.
         self._copies: list[tuple[int, int, str]] | None = None
         if all(
@@ -100,7 +105,7 @@ class Buffers:
         Raises:
             ConfigError: a buffer has another size or type than before.
         """
-        self.remembered = True
+        self.remembered = self._fresh = True
         if not all(map(operator.is_, found := self._found(), self._own)):
             self._take_over(found)
         self._left = None
@@ -111,15 +116,31 @@ class Buffers:
             with torch.no_grad():
                 torch._foreach_copy_(self._before, self._buffers)
 
+    def begin_pass(self) -> None:
+        """Lets a pass begin from the noted values; the first one finds them there."""
+        if self._fresh:
+            self._fresh = False
+        else:
+            self.restore()
+
     def restore(self) -> None:
         """Puts the noted values back, so that every pass begins from the same ones."""
-        self._left = None
+        self._fresh, self._left = False, None
         self._put_back()
         if self._buffers and self._by_kernel(self._buffers):
             kernels("_ops").copies(self._for_kernels(), True)
         elif self._buffers:
             with torch.no_grad():
                 torch._foreach_copy_(self._buffers, self._before)
+
+    @contextmanager
+    def restored_on_error(self) -> Iterator[None]:
+        """Restores the noted values if an error comes in the place of `apply`."""
+        try:
+            yield
+        except BaseException:
+            self.restore()
+            raise
 
     def collect(self) -> None:
         """Notes which tensors a pass has left, and puts the step's own into place.
@@ -191,6 +212,7 @@ class Buffers:
         """
         if not self._buffers:
             return
+        self._put_back()
         tail = total[self._gradients :]
         if self._by_kernel(self._buffers):
             place = tail.data_ptr()
@@ -227,13 +249,20 @@ class Buffers:
                 f"be registered with persistent=False if it is a mere cache"
             )
 
-    def _for_kernels(self) -> list[tuple[int, int, int, str]]:
-        """Returns address now, address of the copy, size and type of every buffer.
+    def _for_kernels(self) -> Any:
+        """Returns a table of address now and of the copy, size and type of each buffer.
 
         The addresses are asked for in every call, because a model may have moved a
         buffer to other memory (`buffer.data = ...`).
         """
         assert self._copies is not None
+        marks: list[Any] = [
+            [b.data_ptr() for b in self._buffers],
+            [b.numel() for b in self._buffers],
+            [b.dtype for b in self._buffers],
+        ]
+        if marks == self._marks:
+            return self._table
         found = []
         for name, b, (before, size, letter) in zip(
             self._names, self._buffers, self._copies, strict=True
@@ -245,4 +274,5 @@ class Buffers:
                     f"passes change must keep its shape and type"
                 )
             found.append((b.data_ptr(), before, size, letter))
-        return found
+        self._marks, self._table = marks, kernels("_ops").BufferTable(found)
+        return self._table

@@ -131,6 +131,7 @@ class Layout:
         self.dtype = torch.float64 if wide else torch.float32
         self.device = named[0][1].device
         self.on_host = self.device.type == "cpu"
+        self._shapes = [p.shape for p in self.parameters]
         self._sizes = [p.numel() for p in self.parameters]
         self._strides = [_dense_strides(p) for p in self.parameters]
         self.gradients = sum(self._sizes)
@@ -243,6 +244,11 @@ class Layout:
         return flat.as_strided(
             self.parameters[index].shape, self._strides[index], self._offsets[index]
         )
+
+    def views(self, flat: Tensor) -> list[Tensor]:
+        """Returns what `view` does, of all parameters."""
+        at = zip(self._shapes, self._strides, self._offsets, strict=True)
+        return [flat.as_strided(*place) for place in at]
 
     def tensor_ends(self) -> list[int]:
         """Returns where each gradient ends in a row, in rising order."""

@@ -31,10 +31,11 @@ def scatter(layout: Layout, buffers: Buffers, total: Tensor, tail: Tensor) -> Te
     """
     with torch.no_grad():
         shares = tail[layout.used_area].tolist()
-        for index, p in enumerate(layout.parameters):
-            if shares[index] == 0.0:
+        for p, share, view in zip(
+            layout.parameters, shares, layout.views(total), strict=True
+        ):
+            if share == 0.0:
                 continue
-            view = layout.view(index, total)
             gradient = view if view.dtype == p.dtype else view.to(p.dtype)
             if p.grad is None:
                 p.grad = gradient

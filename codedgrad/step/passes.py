@@ -280,7 +280,7 @@ class Passes:
         if self._injector is not None:
             self._injector.resume()
         hooks.check()
-        self._payload.buffers.restore()
+        self._payload.buffers.begin_pass()
         self._writer.begin(leaf)
         try:
             with (

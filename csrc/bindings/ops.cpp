@@ -98,6 +98,12 @@ void gram(const Addresses& inputs, const std::string& type, std::size_t count,
 // float, d for double, q for int64.
 using Buffer = std::tuple<std::uintptr_t, std::uintptr_t, std::size_t, char>;
 
+// The buffers of a model. Python keeps one for as long as no buffer moves, because
+// reading hundreds of tuples takes longer than copying the buffers.
+struct BufferTable {
+  std::vector<Buffer> buffers;
+};
+
 // Calls visit(buffer, To*) with the buffer's own type To. T is the type of a row.
 template <typename T, typename Visit>
 void by_type(const std::vector<Buffer>& buffers, const Visit& visit) {
@@ -132,20 +138,20 @@ void move_changes(const std::vector<Buffer>& buffers, T* row, bool into_row) {
 }
 
 // Writes the changes of buffers into a row, or applies those of a row.
-void changes(const std::vector<Buffer>& buffers, const std::string& type,
-             std::uintptr_t row, bool into_row) {
+void changes(const BufferTable& table, const std::string& type, std::uintptr_t row,
+             bool into_row) {
   if (type == "float64") {
-    return move_changes(buffers, reinterpret_cast<double*>(row), into_row);
+    return move_changes(table.buffers, reinterpret_cast<double*>(row), into_row);
   }
   if (type == "float32") {
-    return move_changes(buffers, reinterpret_cast<float*>(row), into_row);
+    return move_changes(table.buffers, reinterpret_cast<float*>(row), into_row);
   }
   no_such_type(type);
 }
 
 // Copies now to before, or back.
-void copies(const std::vector<Buffer>& buffers, bool back) {
-  by_type<double>(buffers, [&](const Buffer& buffer, auto* type) {
+void copies(const BufferTable& table, bool back) {
+  by_type<double>(table.buffers, [&](const Buffer& buffer, auto* type) {
     const auto [now, before, count, letter] = buffer;
     std::memcpy(reinterpret_cast<void*>(back ? now : before),
                 reinterpret_cast<const void*>(back ? before : now),
@@ -189,8 +195,10 @@ PYBIND11_MODULE(_ops, m) {
         "out"_a, "out_type"_a, "count"_a, "wire"_a, "threads"_a);
   m.def("encode", &codedgrad::encode, "leaf"_a, "weight"_a, "sums"_a, "type"_a, "out"_a,
         "wire"_a, "streamed"_a);
-  m.def("changes", &codedgrad::changes, "buffers"_a, "type"_a, "row"_a, "into_row"_a);
-  m.def("copies", &codedgrad::copies, "buffers"_a, "back"_a);
+  py::class_<codedgrad::BufferTable>(m, "BufferTable")
+      .def(py::init<std::vector<codedgrad::Buffer>>(), "buffers"_a);
+  m.def("changes", &codedgrad::changes, "table"_a, "type"_a, "row"_a, "into_row"_a);
+  m.def("copies", &codedgrad::copies, "table"_a, "back"_a);
   m.def("gram", &codedgrad::gram, "inputs"_a, "type"_a, "count"_a, "out"_a,
         "threads"_a);
 }
