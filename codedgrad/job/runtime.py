@@ -57,6 +57,7 @@ class Runtime:
         unit: what a rank is called in messages.
         parts: what features have set up for the whole job, by name.
         link: the cost of a message, once `exchange.link` has measured it.
+        unlike: whether `likeness.compare_hardware` has found unlike workers.
         progress: the steps that this process has made.
         outer: the runtime of the whole job, and the ranks in it of these processes;
             None in the runtime of the whole job.
@@ -69,6 +70,7 @@ class Runtime:
     unit: str = "worker"
     parts: dict[str, Part] = field(default_factory=dict)
     link: Link | None = None
+    unlike: bool = False
     progress: Progress = field(default_factory=Progress)
     outer: tuple[Runtime, Sequence[int]] | None = None
 

@@ -290,7 +290,7 @@ class DropIn:
                 for p in self.parameters:
                     p.grad = None
                 self._remember()
-                self._mean.begin(own=True)
+                self._mean.begin(own=True, joined=True)
                 joined = self._mean.complete(progress)
         self._small = self._failed = self._remembered = self._exchanged = False
         for p in self.parameters:

@@ -201,12 +201,21 @@ class Subject:
             key.append((places[0].name, tensors.kind(places[0].tensor())))
         return key
 
-    def kept(self) -> list[tuple[str, Tensor]]:
-        """Returns all tensors whose values all workers have in common, by name."""
+    def kept(self, *, lasting: bool = False) -> list[tuple[str, Tensor]]:
+        """Returns all tensors whose values all workers have in common, by name.
+
+        Args:
+            lasting: leave out buffers that are not persistent and do not travel. They
+                may be caches, which evaluation between the steps fills on each worker
+                in its own way.
+        """
+        own = self._norms | self.learned
         return [
             (place.name, t)
             for place in self.places()
-            if place.name not in self.caches and (t := place.tensor()) is not None
+            if place.name not in self.caches
+            and (t := place.tensor()) is not None
+            and (not lasting or place.persistent or place.name in own)
         ]
 
     # ---- everything, for the watch ----
