@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from codedgrad.data.seeding import own_rng
+from codedgrad.errors import ConfigError
 from codedgrad.groups.arrangement import Arrangement, plan_of
 from codedgrad.job import agreement, runtime
 from codedgrad.settings import Keywords, Settings, combine
@@ -102,12 +103,13 @@ class CodedGradient:
         self.model = model
         self._subject = Subject(model, also)
         plan = plan_of(self._runtime, settings, self._subject.roots, code)
-        self.code, self.faults, self._policy = plan.code, plan.faults, plan.policy
+        self.faults, self._policy = plan.faults, plan.policy
         self._take(Arrangement(plan, self._subject, first_step=0))
         log = settings.run.log if plan.seat.leads else None
         self._reporter = start.reporter_into(log, plan.seat.worker)
         self._account = Account(plan.code, plan.patience, self._reporter)
         self._step = 0
+        self._closed = False
         self.report: StepReport | None = None
         self.metrics: dict[str, float] = {}
         live.enter(self._subject)
@@ -115,6 +117,7 @@ class CodedGradient:
     def _take(self, arrangement: Arrangement) -> None:
         """Go on with this laying out."""
         self._arrangement, self._passes = arrangement, arrangement.passes
+        self.code = arrangement.code
         self._payload, self._exchange = arrangement.payload, arrangement.exchange
         arrangement.end_with(self)
 
@@ -151,6 +154,7 @@ class CodedGradient:
         """
         clock = Stopwatch()
         with start.failing_together(self._runtime, f"failed in step {self._step}"):
+            self._check_open()
             if not self._arrangement.fits():
                 self._take(self._arrangement.again(self._step))
             while (sums := self._compute(loss_fn, shards, clock)) is None:
@@ -225,15 +229,32 @@ class CodedGradient:
         """
         step = int(state["step"])
         with start.failing_together(self._runtime, "could not load a checkpoint"):
+            self._check_open()
             agreement.check_agreement("checkpoint", [("step", str(step))])
             self._take(self._arrangement.again(step, state))
             self._step = step
 
     def close(self) -> None:
-        """End the exchange and take the hooks off the model. Collective."""
+        """End the exchange and take the hooks off the model. Collective.
+
+        A second call does nothing.
+
+        Raises:
+            MismatchError: the workers have made different numbers of steps.
+        """
+        if self._closed:
+            return
+        self._closed = True
         live.leave(self._subject)
         self._arrangement.close()
         self._reporter.close()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ConfigError(
+                f"this CodedGradient of a {type(self.model).__name__} is closed; make "
+                f"another one to go on: CodedGradient(model)"
+            )
 
     def __enter__(self) -> Self:
         return self
@@ -243,5 +264,6 @@ class CodedGradient:
         if kind is None:
             self.close()
         else:
+            self._closed = True
             live.leave(self._subject)
             self._passes.close()
