@@ -181,7 +181,7 @@ class CodedGradient:
             context = StepContext(exchange, loss_fn, shards, state)
             clock.lap("lag")
             payload.buffers.remember()
-            self._arrangement.watch.begin(step)
+            self._arrangement.watch.begin(step, loss_fn)
             self._arrangement.own.compute(context)
             clock.lap("compute")
             self._arrangement.help.until_decoded(context)
