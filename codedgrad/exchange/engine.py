@@ -248,8 +248,9 @@ class EngineExchange:
     def close(self, why: str = CLOSING) -> None:
         """See `base.Exchange`."""
         self._memory.close()
-        job, mine = self._runtime, str(self._made.steps).encode()
-        made = [int(blob) for blob in job.gather(mine, why)]
+        # A step that has ended with an error here counts as one that was made.
+        job, mine = self._runtime, max(self._made.steps, self._begun + 1)
+        made = [int(blob) for blob in job.gather(str(mine).encode(), why)]
         if problem := uneven(job.unit, [{"": steps} for steps in made]):
             raise agreement.everywhere(job, f"{problem}. {_EQUALLY}")
         self._core.close()

@@ -6,9 +6,10 @@ cluster may have unlike machines for good reason. Everything but the bits is rig
 there, so that is a warning.
 
 [Note: unlike hardware] All workers use the same decoded sum even then, so they have the
-same parameters in every step, as long as their optimizers round alike. The bits of that sum depend on who computed a
-micro-batch: where a back-up stood in for a late worker, the gradient is another
-worker's, equal to rounding. Two runs then differ as runs on unlike machines do.
+same parameters in every step, as long as their optimizers round alike. The bits of that
+sum depend on who computed a micro-batch: where a back-up stood in for a late worker,
+the gradient is another worker's, equal to rounding. Two runs then differ as runs on
+unlike machines do.
 """
 
 from __future__ import annotations

@@ -141,8 +141,14 @@ class ValueCheck:
             self._begun = True
         self._send()
 
-    def begin_joined(self) -> None:
-        """Note a step of the drop-in in which this worker only joins the others'."""
+    def begin_joined(self, step: int) -> None:
+        """Note a step of the drop-in in which this worker only joins the others'.
+
+        Raises:
+            MismatchError: the values differ before the first step.
+        """
+        if not self._begun:
+            self._begin(step, None, -1, step)
         self._joined, self._sent = True, None
         self._payload.tail.check(None)
 

@@ -185,7 +185,8 @@ class GradientMean:
             return self._named
         if not subject.same():
             subject.refresh()
-        named: dict[str, Tensor] = dict(self._named) | dict(subject.kept(lasting=lasting))
+        named = dict(self._named)
+        named |= dict(subject.kept(lasting=lasting))
         buffers = self.payload.buffers
         if buffers.remembered:  # else no pass in training mode, which changes any
             names = self.payload.layout.buffer_names
@@ -210,7 +211,7 @@ class GradientMean:
             joined: this worker has nothing to train any more, and only takes part.
         """
         if joined:
-            self._values.begin_joined()
+            self._values.begin_joined(self.number)
         else:
             self._values.begin_drop_in(self.number, self._sampler)
         self._exchange.begin(self.number)

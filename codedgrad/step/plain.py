@@ -56,7 +56,8 @@ class PlainState:
         self._looked = None, []
         if changed:
             self._told |= changed
-            shown = ", ".join(sorted(changed)[:4]) + ("" if len(changed) < 5 else " ...")
+            names = sorted(changed)
+            shown = ", ".join(names[:4]) + (" ..." if names[4:] else "")
             log.warning(
                 "passes change %s, which each worker keeps for itself, as it depends "
                 "on how many passes the worker has made, that is, on who was late. "

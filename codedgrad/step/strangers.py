@@ -82,7 +82,7 @@ class Strangers:
 
     def changed_entries(self) -> list[Entry]:
         """Returns tensors that have changed since their module was met in this step."""
-        found = []
+        found: list[Entry] = []
         for key in self._new:
             if self._met[key]() is None:  # the pass has made it for itself
                 continue

@@ -36,9 +36,9 @@ _START = (
 )
 _LATER = (
     "They were the same when this training began, so a worker has made another update "
-    "since: all need the same optimizer, learning rate, schedule and clipping, and what "
-    "changes the model between the steps has to do it alike on all. Buffers that each "
-    "worker keeps for itself are named in model._ddp_params_and_buffers_to_ignore."
+    "since: all need the same optimizer, learning rate, schedule and clipping, and "
+    "what changes the model between the steps has to do it alike on all. Buffers that "
+    "each worker keeps for itself are named in model._ddp_params_and_buffers_to_ignore."
 )
 _UNLIKE = (
     "parameters or buffers are no longer the same on all workers, whose hardware is "
