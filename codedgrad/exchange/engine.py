@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from codedgrad.settings import Approximate, ExchangeSettings
 
 _ALL = -1  # all buckets
+_FAILED = -1  # in place of the steps made: the last one has ended with an error
 _EQUALLY = (
     "Run the same number of steps on every worker: with samplers of the same length, "
     "and without leaving the loop on some of them only"
@@ -248,10 +249,11 @@ class EngineExchange:
     def close(self, why: str = CLOSING) -> None:
         """See `base.Exchange`."""
         self._memory.close()
-        # A step that has ended with an error here counts as one that was made.
-        job, mine = self._runtime, max(self._made.steps, self._begun + 1)
-        made = [int(blob) for blob in job.gather(str(mine).encode(), why)]
-        if problem := uneven(job.unit, [{"": steps} for steps in made]):
+        job, made = self._runtime, self._made.steps
+        mine = made if self._begun < made else _FAILED
+        every = [int(blob) for blob in job.gather(str(mine).encode(), why)]
+        problem = uneven(job.unit, [{"": steps} for steps in every])
+        if problem and _FAILED not in every:
             raise agreement.everywhere(job, f"{problem}. {_EQUALLY}")
         self._core.close()
         job.gather(b"", why)

@@ -122,12 +122,16 @@ class Arrangement:
         subject.check()
         refuse_wrapped(subject.model)
         self.payload = self._lay_out()
-        others = start.others(settings.run, plan.policy)
+        others = [*start.others(settings.run, plan.policy), *subject.describe()]
         start.agree(self.payload, code, settings.exchange, others)
         start.cut(seat.job, self.payload)
         estimates = plan.policy is not None
         self.check = ValueCheck(
-            seat.job, self.payload, subject.kept, estimates=estimates
+            seat.job,
+            self.payload,
+            subject.kept,
+            modes=subject.modes,
+            estimates=estimates,
         )
         passing = PassSettings.of(settings, plan.policy)
         self.watch = Watch(subject, self.payload, first_step)

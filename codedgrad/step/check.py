@@ -16,12 +16,13 @@ Nothing of the sum has been used by then: gradients and buffers are as before th
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from codedgrad.data.seeding import spread_bits
-from codedgrad.errors import ConfigError, MismatchError
+from codedgrad.errors import ConfigError, DataError, MismatchError
 from codedgrad.job import agreement
 from codedgrad.job.runtime import DISAGREE
 from codedgrad.row import checks
@@ -29,6 +30,8 @@ from codedgrad.step.content import content_digest, in_memory, sample_digests
 from codedgrad.step.values import ValuesOfAll
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor
     from torch.nn import Module
 
@@ -47,11 +50,13 @@ _CONTENT = checks.ALL & ~_VALUES
 _THOROUGH = 8  # readings, when in doubt whether a dataset is deterministic
 _EPOCHS = 8  # samplers that may take turns
 _UNKNOWN = "not the same in every reading"
+_UNREADABLE = "not readable: "  # begins what a worker says of such data
 _RANDOM = (
     "%s returns another sample in every reading, so workers do not get the same one "
     "for the same index; draw random numbers from torch, numpy or `random`, which "
     "codedgrad seeds, for reproducible steps"
 )
+_BROKEN = "samples of %s are not compared between the workers, for some cannot be read"
 _OWN_DATA = (
     "no two workers have a sample of their %s in common: fine for random data of a "
     "benchmark; but else samples count twice or never, since any worker may compute "
@@ -78,6 +83,7 @@ class ValueCheck:
         payload: Payload,
         named: Named,
         *,
+        modes: Callable[[], Pairs] = list,
         estimates: bool = False,
     ) -> None:
         """Prepare the comparisons.
@@ -86,11 +92,12 @@ class ValueCheck:
             job: all workers.
             payload: its tail carries the check bits.
             named: returns parameters and buffers with their values before the step.
+            modes: returns more (name, value) pairs that are compared with the values.
             estimates: whether a step may end with an estimate.
         """
         self._job = job
         self._payload = payload
-        self._tensors = ValuesOfAll(job, named)
+        self._tensors = ValuesOfAll(job, named, modes)
         self._estimates = estimates
         self._begun = False
         self._joined = False  # this step has nothing of this worker's
@@ -220,6 +227,10 @@ class ValueCheck:
         texts = self._contents(where, _THOROUGH)
         if alike and len(set(texts)) == 1 and _UNKNOWN not in texts:
             return False
+        if broken := [text for text in texts if text.startswith(_UNREADABLE)]:
+            why = broken[0].removeprefix(_UNREADABLE).replace("%", "%%")
+            self._leave_content_out(f"{_BROKEN}: {why}")
+            return True
         if _UNKNOWN in texts or len(set(texts)) == 1:
             self._leave_content_out()
             return True
@@ -250,9 +261,11 @@ class ValueCheck:
     def _differ_alone(self, theirs: int) -> None:
         """The step's sum has the word of others, to which this worker gave nothing."""
         differs = theirs ^ self._word
-        if not differs & _VALUES and self._content(_THOROUGH) == _UNKNOWN:
-            self._leave_content_out()
-            return
+        if not differs & _VALUES:
+            content = self._content(_THOROUGH)
+            if content == _UNKNOWN or content.startswith(_UNREADABLE):
+                self._leave_content_out(_RANDOM if content == _UNKNOWN else _BROKEN)
+                return
         job = self._job
         mine = ", ".join(f"{name} = {value}" for name, value in self._described())
         if not differs & _VALUES:
@@ -278,7 +291,9 @@ class ValueCheck:
         text = repr(sampler.describe(number)).encode()
         values = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")
         epoch = _Epoch(sampler, number, values, 0)
-        content = self._read(epoch, readings=2)
+        content = None
+        with contextlib.suppress(DataError):  # the step will tell, if it must
+            content = self._read(epoch, readings=2)
         if content is not None:
             epoch = epoch._replace(content=content + 1)
         self._keep(epoch)
@@ -294,7 +309,10 @@ class ValueCheck:
         """Return the digest of the epoch's two samples, as a text."""
         if self._epoch is None or not hasattr(self._epoch.sampler, "describe"):
             return ""
-        content = self._read(self._epoch, readings)
+        try:
+            content = self._read(self._epoch, readings)
+        except DataError as error:
+            return f"{_UNREADABLE}{error}"
         return _UNKNOWN if content is None else str(content)
 
     def _read(self, epoch: _Epoch, readings: int) -> int | None:

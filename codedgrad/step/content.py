@@ -1,6 +1,7 @@
 """Digests of what a dataset holds, from two of its samples.
 
-Workers that read other files, or the same files in another order, go through other
+Data in memory are compared as a whole where that is cheap. Workers that read other
+files, or the same files in another order, go through other
 samples with the same indices. In every epoch the workers therefore read the same two
 samples, which follow from the seed and the epoch, with the same random numbers.
 
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from codedgrad.data.samples import read_sample, tensors_of
 from codedgrad.data.seeding import reading_rng, seed_sample, spread_bits
+from codedgrad.errors import DataError
 from codedgrad.row.digest import tensor_digest
 
 if TYPE_CHECKING:
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
 _SAMPLES = 2
 _WHOLE_BYTES = 1 << 20  # tensors up to this size are looked at as a whole
+_WHOLE_LIST = 512  # samples in a list that is looked at as a whole
 _MOST_BYTES = 1 << 20  # of one array or text
 _SHOWN = 4096  # samples by which data sets of tensors are told apart
 
@@ -44,6 +47,9 @@ def content_digest(
         seed: of the sampler.
         epoch: the samples are others in every epoch.
         readings: how often the samples are read; all readings must be the same.
+
+    Raises:
+        DataError: a sample could not be read.
     """
     tensors = tensors_of(dataset)
     size = len(dataset) if tensors is None else len(tensors[0])
@@ -52,24 +58,46 @@ def content_digest(
         small = sum(t.numel() * t.element_size() for t in tensors) <= _WHOLE_BYTES
         looked_at = tensors if small else [t[indices] for t in tensors]
         return zlib.crc32("".join(map(tensor_digest, looked_at)).encode())
-    found = set()
+    whole = _whole_digest(dataset)
+    found: set[int] = set()
     with reading_rng():
         for _ in range(readings):
             found.add(_reading(dataset, seed, epoch, indices))
-    return found.pop() if len(found) == 1 else None
+    return zlib.crc32(b"%d" % found.pop(), whole) if len(found) == 1 else None
 
 
-def _reading(dataset: Any, seed: int, epoch: int, indices: list[int]) -> int | None:
-    """Read some samples; return their digest, or None where one cannot be read."""
+def _reading(dataset: Any, seed: int, epoch: int, indices: list[int]) -> int:
+    """Read some samples; return their digest."""
     digest = 0
     for index in indices:
         seed_sample(seed, epoch, index)
         try:
             sample = read_sample(dataset, index)
-        except Exception:  # noqa: BLE001 (the step will tell, if it must)
-            return None
+        except Exception as error:
+            raise DataError(
+                f"sample {index} could not be read: {type(error).__name__}: {error}"
+            ) from error
         for piece in pieces(sample):
             digest = zlib.crc32(piece, digest)
+    return digest
+
+
+def _whole_digest(dataset: Any) -> int:
+    """Return a digest of what is cheaply looked at as a whole.
+
+    These are the indices of a Subset (some, if they are many), and the samples of a
+    short list.
+    """
+    digest = 0
+    while isinstance(dataset, torch.utils.data.Subset):
+        every = max(1, len(dataset.indices) // _SHOWN)
+        numbers = np.asarray(dataset.indices[::every], dtype=np.int64)
+        digest = zlib.crc32(numbers.tobytes(), digest)
+        dataset = dataset.dataset
+    if isinstance(dataset, list) and len(dataset) <= _WHOLE_LIST:
+        for sample in dataset:
+            for piece in pieces(sample):
+                digest = zlib.crc32(piece, digest)
     return digest
 
 

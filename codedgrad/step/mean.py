@@ -147,6 +147,7 @@ class GradientMean:
             ("seed", str(plan.settings.run.seed)),
             ("overlap", str(settings.overlap)),
             ("multiply", str(plan.multiply)),
+            *([] if self._subject is None else self._subject.describe()),
         ]
         start.agree(self.payload, code, settings, others)
         start.cut(job, self.payload)

@@ -21,7 +21,7 @@ from codedgrad.job import agreement
 from codedgrad.row.digest import tensor_digest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from torch import Tensor
 
@@ -58,10 +58,21 @@ class Named(Protocol):
 class ValuesOfAll:
     """Compares the values of parameters and buffers, in some of the steps."""
 
-    def __init__(self, job: Runtime, named: Named) -> None:
-        """Compare the tensors that `named` returns over all workers of `job`."""
+    def __init__(
+        self,
+        job: Runtime,
+        named: Named,
+        modes: Callable[[], list[tuple[str, str]]] = list,
+    ) -> None:
+        """Compare the tensors that `named` returns over all workers of `job`.
+
+        Args:
+            job: all workers.
+            named: the tensors.
+            modes: returns more (name, value) pairs that are compared with them.
+        """
         self._job = job
-        self._named = named
+        self._named, self._modes = named, modes
         self._first: int | None = None  # the step before which all were compared
         self._off = False
         self._looked = -1  # the step whose word holds a digest
@@ -114,4 +125,5 @@ class ValuesOfAll:
 
     def _pairs(self, *, lasting: bool) -> list[tuple[str, str]]:
         named = self._named(lasting=lasting)
-        return [(f"{name!r}", f"digest {tensor_digest(t)}") for name, t in named]
+        found = [(f"{name!r}", f"digest {tensor_digest(t)}") for name, t in named]
+        return [*found, *self._modes()]
