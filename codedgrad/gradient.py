@@ -182,10 +182,11 @@ class CodedGradient:
             clock.lap("lag")
             payload.buffers.remember()
             self._arrangement.watch.begin(step, loss_fn)
-            self._arrangement.own.compute(context)
-            clock.lap("compute")
-            self._arrangement.help.until_decoded(context)
-            clock.lap("wait")
+            with self._runtime.computing():
+                self._arrangement.own.compute(context)
+                clock.lap("compute")
+                self._arrangement.help.until_decoded(context)
+                clock.lap("wait")
             payload.buffers.restore()
             decoded = exchange.take(step)
             if payload.moved(decoded[1]):

@@ -39,7 +39,7 @@ from codedgrad.hvd.words import (
 )
 from codedgrad.job import collectives, runtime
 from codedgrad.settings import combine
-from codedgrad.step import start
+from codedgrad.step import live, start
 from codedgrad.step.dropin import DropIn
 from codedgrad.step.mean import DropInPlan, Trained
 
@@ -262,6 +262,12 @@ def _check_free(
             "this optimizer is distributed already; call "
             "codedgrad.hvd.detach(optimizer) first"
         )
+    for own_name, p in named:
+        if title := live.owner_of(p):
+            raise ConfigError(
+                f"the gradient of {own_name!r} is exchanged already, by the CodedGradient "
+                f"of {title}; use one of the two, or close() that one first"
+            )
     if _taken(named):
         gc.collect()  # an optimizer that nobody uses may be part of a cycle
     if name := _taken(named):

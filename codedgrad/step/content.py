@@ -12,6 +12,7 @@ numbers or texts in them (objects of the user's own) have a digest of their type
 from __future__ import annotations
 
 import hashlib
+import weakref
 import zlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -29,7 +30,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 _SAMPLES = 2
-_WHOLE_BYTES = 1 << 20  # tensors up to this size are looked at as a whole
+_WHOLE_BYTES = 1 << 27  # tensors up to this size are looked at as a whole, once
+_MOST_KNOWN = 8
+# Digests of whole tensors, and these.
+_known: dict[Any, tuple[int, tuple[weakref.ref[Tensor], ...]]] = {}
 _WHOLE_LIST = 512  # samples in a list that is looked at as a whole
 _MOST_BYTES = 1 << 20  # of one array or text
 _SHOWN = 4096  # samples by which data sets of tensors are told apart
@@ -56,8 +60,10 @@ def content_digest(
     indices = [spread_bits(seed, epoch, i) % size for i in range(_SAMPLES)]
     if tensors is not None:  # nothing random, and no need to read it twice
         small = sum(t.numel() * t.element_size() for t in tensors) <= _WHOLE_BYTES
-        looked_at = tensors if small else [t[indices] for t in tensors]
-        return zlib.crc32("".join(map(tensor_digest, looked_at)).encode())
+        if small:
+            return _known_digest(tensors)
+        texts = map(tensor_digest, [t[indices] for t in tensors])
+        return zlib.crc32("".join(texts).encode())
     whole = _whole_digest(dataset)
     found: set[int] = set()
     with reading_rng():
@@ -79,6 +85,19 @@ def _reading(dataset: Any, seed: int, epoch: int, indices: list[int]) -> int:
             ) from error
         for piece in pieces(sample):
             digest = zlib.crc32(piece, digest)
+    return digest
+
+
+def _known_digest(tensors: tuple[Tensor, ...]) -> int:
+    """Return the digest of whole tensors, computed once unless they have changed."""
+    key = tuple((id(t), t.data_ptr(), t._version, t.shape) for t in tensors)
+    digest, of = _known.pop(key, (0, ()))
+    if not of or any(one() is not t for one, t in zip(of, tensors, strict=True)):
+        digest = zlib.crc32("".join(map(tensor_digest, tensors)).encode())
+        of = tuple(map(weakref.ref, tensors))
+    if len(_known) == _MOST_KNOWN:
+        del _known[next(iter(_known))]
+    _known[key] = digest, of
     return digest
 
 

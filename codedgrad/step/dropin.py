@@ -29,7 +29,7 @@ from codedgrad.data.seeding import OuterNumbers
 from codedgrad.errors import ConfigError
 from codedgrad.job import collectives
 from codedgrad.job.broadcast import broadcast_optimizer_state, broadcast_parameters
-from codedgrad.step import closures, start
+from codedgrad.step import closures, live, start
 from codedgrad.step.ahead import BatchesAhead
 from codedgrad.step.attach import Weakly, before_forward
 from codedgrad.step.backwards import Backwards, inside_backward
@@ -78,6 +78,7 @@ class DropIn:
     def _attach(self, trained: Trained) -> None:
         """Attach all hooks; they are taken off when this object is gone."""
         optimizer, model = trained.optimizer, trained.model
+        live.enter_optimizer(optimizer, self.parameters)
         self._optimizer = weakref.ref(optimizer)
         self._backwards = Backwards(self.parameters, self)
         # Its hooks come after those above, which begin the row that it writes.
@@ -120,6 +121,7 @@ class DropIn:
     def close(self) -> None:
         """Take the hooks off and close the exchange. Collective."""
         self._detach()
+        live.leave_optimizer(self._optimizer())
         if self._ahead is not None:
             self._ahead.remove()
         self._mean.close()

@@ -186,13 +186,14 @@ class GradientMean:
             return self._named
         if not subject.same():
             subject.refresh()
-        named = dict(self._named)
-        named |= dict(subject.kept(lasting=lasting))
-        buffers = self.payload.buffers
-        if buffers.remembered:  # else no pass in training mode, which changes any
-            names = self.payload.layout.buffer_names
-            named |= dict(zip(names, buffers.before, strict=True))
-        return list(named.items())
+        named = subject.kept(lasting=lasting)
+        held = {id(t) for _, t in named}
+        named += [(n, p) for n, p in self._named if id(p) not in held]
+        buffers, layout = self.payload.buffers, self.payload.layout
+        if not buffers.remembered:  # no pass in training mode, which changes any
+            return named
+        before = dict(zip(layout.buffer_names, buffers.before, strict=True))
+        return [(n, before.get(n, t)) for n, t in named]
 
     def attach(self) -> RowWriter:
         """Attach the hooks that write a row during a backward, behind all others."""
