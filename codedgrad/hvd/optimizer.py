@@ -262,14 +262,14 @@ def _check_free(
             "this optimizer is distributed already; call "
             "codedgrad.hvd.detach(optimizer) first"
         )
-    for own_name, p in named:
+    if _taken(named) or any(live.owner_of(p) for _, p in named):
+        gc.collect()  # an optimizer that nobody uses may be part of a cycle
+    for of, p in named:
         if title := live.owner_of(p):
             raise ConfigError(
-                f"the gradient of {own_name!r} is exchanged already, by the CodedGradient "
-                f"of {title}; use one of the two, or close() that one first"
+                f"the gradient of {of!r} is exchanged already, by the CodedGradient of "
+                f"{title}; use one of the two, or close() that one first"
             )
-    if _taken(named):
-        gc.collect()  # an optimizer that nobody uses may be part of a cycle
     if name := _taken(named):
         raise ConfigError(
             f"the gradient of {name!r} is exchanged for another optimizer already; "

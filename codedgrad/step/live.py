@@ -5,6 +5,7 @@ Only weak references are kept: a CodedGradient that nobody holds does not count.
 
 from __future__ import annotations
 
+import gc
 import logging
 import weakref
 from typing import TYPE_CHECKING, Any
@@ -42,9 +43,11 @@ def check(model: torch.nn.Module) -> None:
     Raises:
         ConfigError: it is.
     """
-    theirs: set[int] = set().union(*_exchanged.values())
-    for name, p in model.named_parameters():
-        if id(p) in theirs:
+    named = list(model.named_parameters())
+    if any(_is_exchanged(p) for _, p in named):
+        gc.collect()  # an optimizer that nobody uses may be part of a cycle
+    for name, p in named:
+        if _is_exchanged(p):
             raise ConfigError(
                 f"the gradient of {name!r} is exchanged already, by a "
                 f"DistributedOptimizer; use one of the two, or call "
@@ -56,6 +59,10 @@ def check(model: torch.nn.Module) -> None:
             f"hooks are on it; call its close() first, or use `with "
             f"CodedGradient(model) as coded:`"
         )
+
+
+def _is_exchanged(parameter: torch.Tensor) -> bool:
+    return any(id(parameter) in theirs for theirs in _exchanged.values())
 
 
 def owner_of(parameter: torch.Tensor) -> str | None:
