@@ -122,8 +122,8 @@ class Arrangement:
         subject.check()
         refuse_wrapped(subject.model)
         self.payload = self._lay_out()
-        others = [*start.others(settings.run, plan.policy), *subject.describe()]
-        start.agree(self.payload, code, settings.exchange, others)
+        others = start.others(settings.run, plan.policy)
+        start.agree(self.payload, code, settings.exchange, others, subject.describe())
         start.cut(seat.job, self.payload)
         estimates = plan.policy is not None
         self.check = ValueCheck(

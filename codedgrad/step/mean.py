@@ -147,9 +147,9 @@ class GradientMean:
             ("seed", str(plan.settings.run.seed)),
             ("overlap", str(settings.overlap)),
             ("multiply", str(plan.multiply)),
-            *([] if self._subject is None else self._subject.describe()),
         ]
-        start.agree(self.payload, code, settings, others)
+        modules = [] if self._subject is None else self._subject.describe()
+        start.agree(self.payload, code, settings, others, modules)
         start.cut(job, self.payload)
         self._named = trained.named
         self._values = ValueCheck(job, self.payload, self._before_the_forward)
