@@ -163,6 +163,7 @@ class GradientMean:
         self._row: RowBuffer | None = None
         self.sent = False
         self._area = 0, 0  # address and bytes of the last decoded sum
+        self._version = 0  # of it
         runtime.barrier()  # nobody sends before all have opened their exchange
 
     def _lay_out(self, trained: Trained, workers: int) -> Payload:
@@ -259,6 +260,7 @@ class GradientMean:
         # A second backward of the same forward shall find buffers that do not change.
         self.payload.buffers.remember()
         self._area = total.data_ptr(), total.numel() * total.element_size()
+        self._version = total._version
         joined = self._check(progress, mine, mean)
         self.number += 1
         self.sent = False
@@ -291,11 +293,16 @@ class GradientMean:
         )
 
     def holds(self, gradient: Tensor) -> bool:
-        """Returns whether a gradient lies in the last decoded sum, as far as known."""
+        """Returns whether a gradient is of the last decoded sum, as far as known.
+
+        It lies in it, and nobody has written to it since.
+        """
         if gradient.layout is not torch.strided:
             return False
         begin, size = self._area
         inside = begin <= gradient.data_ptr() < begin + size
+        if inside and gradient._version != self._version:
+            return False
         return inside or gradient.dtype != self.payload.layout.dtype
 
     def done(self, number: int) -> bool:
