@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from codedgrad.data.seeding import own_rng
@@ -27,6 +26,7 @@ from codedgrad.step.subject import Subject
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from torch.nn import Module
     from typing_extensions import Self, Unpack
 
     from codedgrad.codes import Code
@@ -57,11 +57,11 @@ class CodedGradient:
 
     def __init__(
         self,
-        model: torch.nn.Module,
+        model: Module,
         code: Code | None = None,
         *,
         settings: Settings | None = None,
-        also: Sequence[torch.nn.Module] = (),
+        also: Sequence[Module] = (),
         **keywords: Unpack[Keywords],
     ) -> None:
         """Prepare the exchange of `model`'s gradients. Collective.
@@ -91,20 +91,13 @@ class CodedGradient:
 
     # ---- stages of the start ----
 
-    def _form(
-        self,
-        model: torch.nn.Module,
-        code: Code | None,
-        also: Sequence[torch.nn.Module],
-    ) -> None:
+    def _form(self, model: Module, code: Code | None, also: Sequence[Module]) -> None:
         """Find out who this worker is, lay out its rows and open the exchange."""
-        settings = self._settings
-        self.model = model
-        self._subject = Subject(model, also)
-        plan = plan_of(self._runtime, settings, self._subject.roots, code)
-        self.code, self.faults, self._policy = plan.code, plan.faults, plan.policy
+        self.model, self._subject = model, Subject(model, also)
+        plan = plan_of(self._runtime, self._settings, self._subject.roots, code)
+        self.faults, self._policy = plan.faults, plan.policy
         self._take(Arrangement(plan, self._subject, first_step=0))
-        log = settings.run.log if plan.seat.leads else None
+        log = self._settings.run.log if plan.seat.leads else None
         self._reporter = start.reporter_into(log, plan.seat.worker)
         self._account = Account(plan.code, plan.patience, self._reporter)
         self._step = 0
@@ -115,6 +108,7 @@ class CodedGradient:
     def _take(self, arrangement: Arrangement) -> None:
         """Go on with this laying out."""
         self._arrangement, self._passes = arrangement, arrangement.passes
+        self.code = arrangement.code
         self._payload, self._exchange = arrangement.payload, arrangement.exchange
         arrangement.end_with(self)
 
@@ -151,6 +145,7 @@ class CodedGradient:
         """
         clock = Stopwatch()
         with start.failing_together(self._runtime, f"failed in step {self._step}"):
+            live.check_open(self._subject)
             if not self._arrangement.fits():
                 self._take(self._arrangement.again(self._step))
             while (sums := self._compute(loss_fn, shards, clock)) is None:
@@ -177,10 +172,11 @@ class CodedGradient:
             context = StepContext(exchange, loss_fn, shards, state)
             clock.lap("lag")
             payload.buffers.remember()
-            self._arrangement.watch.begin(step)
-            self._arrangement.own.compute(context)
-            clock.lap("compute")
-            self._arrangement.help.until_decoded(context)
+            self._arrangement.watch.begin(step, loss_fn)
+            with self._runtime.computing():
+                self._arrangement.own.compute(context)
+                clock.lap("compute")
+                self._arrangement.help.until_decoded(context)
             clock.lap("wait")
             decoded = exchange.take(step)
             if payload.moved(decoded[1]):
@@ -226,15 +222,20 @@ class CodedGradient:
         """
         step = int(state["step"])
         with start.failing_together(self._runtime, "could not load a checkpoint"):
+            live.check_open(self._subject)
             agreement.check_agreement("checkpoint", [("step", str(step))])
             self._take(self._arrangement.again(step, state))
             self._step = step
 
     def close(self) -> None:
-        """End the exchange and take the hooks off the model. Collective."""
-        live.leave(self._subject)
-        self._arrangement.close()
-        self._reporter.close()
+        """End the exchange and take the hooks off the model. Collective; once will do.
+
+        Raises:
+            MismatchError: the workers have made different numbers of steps.
+        """
+        if live.leave(self._subject):
+            self._arrangement.close()
+            self._reporter.close()
 
     def __enter__(self) -> Self:
         return self
@@ -243,6 +244,5 @@ class CodedGradient:
         """Close it; after an error take the hooks off and wait for nobody."""
         if kind is None:
             self.close()
-        else:
-            live.leave(self._subject)
+        elif live.leave(self._subject):
             self._passes.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections import UserDict, namedtuple
 from itertools import chain
 from typing import Any
@@ -326,12 +327,14 @@ class Broken(Listed):
 
 @pytest.mark.parametrize("processes", [0, 1])
 def test_a_sample_that_cannot_be_read_is_named(processes: int) -> None:
+    before = set(multiprocessing.active_children())
     sampler = ShardSampler(Broken(), 8, shuffle=False, num_workers=processes)
     step = next(steps := sampler.steps(2, own=[(0, 1), (1, 2)]))
     step.fetch(0)
     with pytest.raises(DataError, match=r"sample 6 of .* OSError: no such file") as e:
         step.fetch(1)
     assert ("Traceback" in str(e.value)) == (processes > 0)
+    assert set(multiprocessing.active_children()) <= before  # nobody has to wait later
     steps.close()
 
 

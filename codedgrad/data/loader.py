@@ -161,12 +161,26 @@ class Loader:
         try:
             return next(self._batches)
         except DataError:
+            self._stop()
             raise
         except (RuntimeError, OSError) as error:
+            self._stop()
             raise DataError(
                 f"a loader process died, or could not hand on what it has read, while "
                 f"{what} were read ahead: {error}"
             ) from error
+
+    def _stop(self) -> None:
+        """End the processes now.
+
+        The error holds on to the loader for as long as somebody looks at it, and torch
+        would wait for the processes when they are forgotten, in whatever comes next.
+        """
+        batches, self._batches, self._data = self._batches, None, None
+        self._epoch = None
+        stop = getattr(batches, "_shutdown_workers", None)
+        if stop is not None:
+            stop()
 
 
 class Ahead:

@@ -13,10 +13,13 @@ from codedgrad.errors import ConfigError
 def tensors_of(dataset: Any) -> tuple[torch.Tensor, ...] | None:
     """Return the tensors of which samples are rows; None for any other dataset.
 
-    A subclass of TensorDataset that changes the samples is such another dataset.
+    A subclass of TensorDataset, or of tuple, that changes the samples is such another
+    dataset.
     """
     if isinstance(dataset, tuple):
-        return dataset
+        kind: Any = type(dataset)
+        same = kind.__getitem__ is tuple.__getitem__ and kind.__len__ is tuple.__len__
+        return dataset if same else None
     plain = (
         isinstance(dataset, TensorDataset)
         and type(dataset).__getitem__ is TensorDataset.__getitem__
@@ -27,7 +30,7 @@ def tensors_of(dataset: Any) -> tuple[torch.Tensor, ...] | None:
 
 def read_sample(dataset: Any, index: int) -> Any:
     """Return one sample of a dataset."""
-    if isinstance(dataset, tuple):
+    if isinstance(dataset, tuple) and tensors_of(dataset) is not None:
         return tuple(t[index] for t in dataset)
     return dataset[index]
 
@@ -40,7 +43,14 @@ def dataset_size(dataset: Any, batch_size: int) -> int:
     """
     if batch_size < 1:
         raise ConfigError(f"batch_size must be at least 1, got {batch_size}")
-    if isinstance(dataset, tuple) and all(isinstance(t, torch.Tensor) for t in dataset):
+    if isinstance(dataset, tuple) and tensors_of(dataset) is not None:
+        others = {type(t).__name__ for t in dataset if not isinstance(t, torch.Tensor)}
+        if others or not dataset:
+            raise ConfigError(
+                f"a tuple of tensors was wanted as a dataset, this one holds "
+                f"{', '.join(sorted(others)) or 'nothing'}; make them tensors "
+                f"(torch.as_tensor), or give a list of samples"
+            )
         lengths = {len(t) for t in dataset}
         if len(lengths) != 1:
             raise ConfigError(f"tensors of different lengths: {sorted(lengths)}")

@@ -22,6 +22,7 @@ _MASK = (1 << 64) - 1
 _SAMPLE = 0x5A3B1E  # tells the stream of a sample from that of a pass
 _numpy_inside = np.random.MT19937(0)
 _numpy_reading = np.random.MT19937(0)
+_numpy_step = np.random.MT19937(0)
 
 
 def _mix(value: int) -> int:
@@ -109,3 +110,36 @@ def _numbers_of(ours: Any) -> Iterator[None]:
         torch.default_generator.set_state(outer)
         mtrand.set_bit_generator(outer_numpy)
         random.setstate(outer_python)
+
+
+class OuterNumbers:
+    """Keeps the user's generators while those of the passes are in their place.
+
+    A loop that is not ours draws numbers between its steps, too: noise on weights, the
+    order of a loader, the seed of an evaluation. Where workers draw the same ones
+    without codedgrad, they have to with it.
+    """
+
+    def __init__(self) -> None:
+        """Begin with the user's in their place."""
+        self._kept: tuple[Any, ...] | None = None
+
+    def keep(self) -> None:
+        """Keep the user's, unless they are kept already."""
+        if self._kept is None:
+            cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+            host = torch.default_generator.get_state(), random.getstate()
+            self._kept = *host, cuda, mtrand.get_bit_generator()
+            mtrand.set_bit_generator(_numpy_step)
+
+    def put_back(self) -> None:
+        """Put the user's back into their place, if they are kept."""
+        if self._kept is not None:
+            ours, python, cuda, numpy = self._kept
+            self._kept = None
+            torch.default_generator.set_state(ours)
+            random.setstate(python)
+            if cuda:
+                torch.cuda.set_rng_state_all(cuda)
+            if mtrand.get_bit_generator() is _numpy_step:
+                mtrand.set_bit_generator(numpy)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+CLOSING = "to close an exchange"
 USEFUL, REDUNDANT, LATE, REFUSED = range(4)  # kinds of arrivals
 
 
@@ -196,8 +197,14 @@ class Exchange(Protocol):
     def counters(self) -> dict[str, float]:
         """Returns totals since the start: rows by kind, slices, bytes and seconds."""
 
-    def close(self) -> None:
+    def close(self, why: str = CLOSING) -> None:
         """Frees the exchange. Collective: afterwards none of its messages is under way.
 
         Called at the end of training, and before another exchange replaces this one.
+
+        Args:
+            why: completes the sentence "worker 0 waits ...".
+
+        Raises:
+            MismatchError: the workers have made different numbers of steps.
         """

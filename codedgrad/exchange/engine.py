@@ -6,11 +6,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from codedgrad.errors import ConfigError
-from codedgrad.exchange.base import Arrival, RowBuffer, Settled
+from codedgrad.exchange.base import CLOSING, Arrival, RowBuffer, Settled
 from codedgrad.exchange.memory import memory_of
 from codedgrad.exchange.plan import check_wire, plan_of, required_rows, row_number
 from codedgrad.exchange.settle import engine_settings
-from codedgrad.job.progress import Deadlock
+from codedgrad.job import agreement
+from codedgrad.job.progress import Deadlock, uneven
 from codedgrad.job.waiting import Waiting, give_up
 
 if TYPE_CHECKING:
@@ -24,6 +25,11 @@ if TYPE_CHECKING:
     from codedgrad.settings import Approximate, ExchangeSettings
 
 _ALL = -1  # all buckets
+_FAILED = -1  # in place of the steps made: the last one has ended with an error
+_EQUALLY = (
+    "Run the same number of steps on every worker: with samplers of the same length, "
+    "and without leaving the loop on some of them only"
+)
 _COUNTERS = (
     "rows_useful",
     "rows_redundant",
@@ -240,10 +246,15 @@ class EngineExchange:
         c: Any = self._core.counters()
         return {name: getattr(c, name) for name in _COUNTERS}
 
-    def close(self) -> None:
+    def close(self, why: str = CLOSING) -> None:
         """See `base.Exchange`."""
         self._memory.close()
-        self._runtime.gather(b"", "to close an exchange")
+        job, made = self._runtime, self._made.steps
+        mine = made if self._begun < made else _FAILED
+        every = [int(blob) for blob in job.gather(str(mine).encode(), why)]
+        problem = uneven(job.unit, [{"": steps} for steps in every])
+        if problem and _FAILED not in every:
+            raise agreement.everywhere(job, f"{problem}. {_EQUALLY}")
         self._core.close()
-        self._runtime.gather(b"", "to close an exchange")
-        self._runtime.progress.forget(self._made)
+        job.gather(b"", why)
+        job.progress.forget(self._made)

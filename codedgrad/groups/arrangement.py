@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from codedgrad.errors import ConfigError
 from codedgrad.exchange import settle
+from codedgrad.exchange.base import CLOSING
 from codedgrad.faults import Injector
 from codedgrad.groups.code import division, fitting
 from codedgrad.groups.seat import Opening, Pacing, take_seat
@@ -25,7 +26,7 @@ from codedgrad.step.items import WorkList
 from codedgrad.step.late import LatePass
 from codedgrad.step.passes import Passes, PassSettings
 from codedgrad.step.patience import Patience
-from codedgrad.step.pieces import code_of
+from codedgrad.step.pieces import code_of, code_of_state
 from codedgrad.step.watch import Watch
 
 if TYPE_CHECKING:
@@ -95,6 +96,7 @@ class Arrangement:
     """One laying out.
 
     Attributes:
+        code: who computes what.
         payload: what travels.
         check: compares values and data over all workers.
         watch: looks after what does not travel.
@@ -115,16 +117,21 @@ class Arrangement:
         """
         self._plan, self._subject = plan, subject
         self._end: Any = None
-        settings, code, seat = plan.settings, plan.code, plan.seat
+        settings, seat = plan.settings, plan.seat
+        code = self.code = code_of_state(plan.code, subject.learned, settings.run)
         subject.check()
         refuse_wrapped(subject.model)
         self.payload = self._lay_out()
         others = start.others(settings.run, plan.policy)
-        start.agree(self.payload, code, settings.exchange, others)
+        start.agree(self.payload, code, settings.exchange, others, subject.describe())
         start.cut(seat.job, self.payload)
         estimates = plan.policy is not None
         self.check = ValueCheck(
-            seat.job, self.payload, subject.kept, estimates=estimates
+            seat.job,
+            self.payload,
+            subject.kept,
+            modes=subject.modes,
+            estimates=estimates,
         )
         passing = PassSettings.of(settings, plan.policy)
         self.watch = Watch(subject, self.payload, first_step)
@@ -152,7 +159,7 @@ class Arrangement:
         payload = Payload(
             subject.trainable(),
             named,
-            workers=self._plan.code.workers,
+            workers=self.code.workers,
             settings=self._plan.settings.exchange,
         )
         payload.buffers.look_up_in(travelling)
@@ -164,7 +171,7 @@ class Arrangement:
         plan, layout = self._plan, self.payload.layout
         opening = Opening(first_step, plan.policy)
         settings = plan.settings.exchange
-        return plan.seat.open_exchange(plan.code, layout, settings, opening)
+        return plan.seat.open_exchange(self.code, layout, settings, opening)
 
     def fits(self) -> bool:
         """Returns whether the model is still what was laid out; asked in every step.
@@ -197,14 +204,15 @@ class Arrangement:
         """
         job = self._plan.seat.job
         log.info("worker %d lays out the model again in step %d", job.rank, step)
-        self.close()
+        changed = "" if state is not None else " with a model that has changed"
+        self.close(f"to begin step {step}{changed}")
         if state is not None:
             self._subject.learned.update(state.get("travelling", ()))
         fresh = Arrangement(self._plan, self._subject, step)
         fresh.passes.go_on_from(self.passes)
         if self._plan.policy is not None and state is not None and "decoder" in state:
             layout, saved = fresh.payload.layout, state["decoder"]
-            settle.restore(fresh.exchange, self._plan.code, layout, saved)
+            settle.restore(fresh.exchange, fresh.code, layout, saved)
         job.gather(b"", f"to begin step {step} again")  # all have opened theirs
         return fresh
 
@@ -231,9 +239,16 @@ class Arrangement:
         log.info("these tensors change in passes and travel now: %s", sorted(names))
         self._subject.learned |= names
 
-    def close(self) -> None:
-        """End the exchange and take the hooks off the model. Collective."""
-        self.exchange.close()
+    def close(self, why: str = CLOSING) -> None:
+        """End the exchange and take the hooks off the model. Collective.
+
+        Args:
+            why: completes the sentence "worker 0 waits ...".
+
+        Raises:
+            MismatchError: the workers have made different numbers of steps.
+        """
+        self.exchange.close(why)
         self.passes.close()
         if self._end is not None:
             self._end.detach()
@@ -249,7 +264,7 @@ class Arrangement:
         if self._subject.learned:
             state["travelling"] = sorted(self._subject.learned)
         if self._plan.policy is not None:
-            layout, code = self.payload.layout, self._plan.code
+            layout, code = self.payload.layout, self.code
             state["decoder"] = settle.checkpoint(self.exchange, code, layout)
         return state
 

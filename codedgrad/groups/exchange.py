@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from codedgrad.errors import MismatchError
-from codedgrad.exchange.base import RowBuffer
+from codedgrad.exchange.base import CLOSING, RowBuffer
 from codedgrad.groups.board import Board
 
 if TYPE_CHECKING:
@@ -124,9 +124,9 @@ class LeadersExchange:
         """Returns totals since the start."""
         return self._exchange.counters()
 
-    def close(self) -> None:
+    def close(self, why: str = CLOSING) -> None:
         """Free the session. Collective over the leaders."""
-        self._exchange.close()
+        self._exchange.close(why)
 
 
 class FollowersExchange:
@@ -238,7 +238,7 @@ class FollowersExchange:
         """Returns zeros for what reports ask: nothing is sent or decoded here."""
         return {"decode_s": 0.0, "slices_settled": 0.0}
 
-    def close(self) -> None:
+    def close(self, why: str = CLOSING) -> None:
         """Do nothing: the leader closes the exchange."""
 
 

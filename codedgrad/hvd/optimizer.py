@@ -39,7 +39,7 @@ from codedgrad.hvd.words import (
 )
 from codedgrad.job import collectives, runtime
 from codedgrad.settings import combine
-from codedgrad.step import start
+from codedgrad.step import live, start
 from codedgrad.step.dropin import DropIn
 from codedgrad.step.mean import DropInPlan, Trained
 
@@ -262,8 +262,14 @@ def _check_free(
             "this optimizer is distributed already; call "
             "codedgrad.hvd.detach(optimizer) first"
         )
-    if _taken(named):
+    if _taken(named) or any(live.owner_of(p) for _, p in named):
         gc.collect()  # an optimizer that nobody uses may be part of a cycle
+    for of, p in named:
+        if title := live.owner_of(p):
+            raise ConfigError(
+                f"the gradient of {of!r} is exchanged already, by the CodedGradient of "
+                f"{title}; use one of the two, or close() that one first"
+            )
     if name := _taken(named):
         raise ConfigError(
             f"the gradient of {name!r} is exchanged for another optimizer already; "

@@ -5,10 +5,11 @@ script's, so they are compared like its arguments, and differing ones are an err
 cluster may have unlike machines for good reason. Everything but the bits is right
 there, so that is a warning.
 
-[Note: unlike hardware] All workers have the same parameters in every step even then,
-because they use the same decoded sum. The bits of that sum depend on who computed a
-micro-batch: where a back-up stood in for a late worker, the gradient is another
-worker's, equal to rounding. Two runs then differ as runs on unlike machines do.
+[Note: unlike hardware] All workers use the same decoded sum even then, so they have the
+same parameters in every step, as long as their optimizers round alike. The bits of that
+sum depend on who computed a micro-batch: where a back-up stood in for a late worker,
+the gradient is another worker's, equal to rounding. Two runs then differ as runs on
+unlike machines do.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def hardware(device: torch.device) -> str:
 
 
 def compare_hardware(job: Runtime, device: torch.device) -> None:
-    """Warn, on worker 0, where workers are unlike. Collective.
+    """Note where workers are unlike, and warn on worker 0. Collective.
 
     Args:
         job: all workers.
@@ -66,6 +67,7 @@ def compare_hardware(job: Runtime, device: torch.device) -> None:
     kinds: dict[str, list[int]] = {}
     for worker, text in enumerate(texts):
         kinds.setdefault(text, []).append(worker)
+    job.unlike = len(kinds) > 1
     if len(kinds) == 1 or job.rank != 0:
         return
     shown = "; ".join(f"{text}: {job.unit}(s) {w}" for text, w in kinds.items())

@@ -8,17 +8,23 @@ failure of another worker interrupts.
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from codedgrad.errors import EnvironmentSetupError, MismatchError, WorkerError
+from codedgrad.errors import (
+    ConfigError,
+    EnvironmentSetupError,
+    MismatchError,
+    WorkerError,
+)
 from codedgrad.job import environment
 from codedgrad.job.place import Place
 from codedgrad.job.progress import Announcement, Progress, StepCount
 from codedgrad.job.waiting import Waiting
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from codedgrad.job.channel import Channel
 
@@ -57,6 +63,8 @@ class Runtime:
         unit: what a rank is called in messages.
         parts: what features have set up for the whole job, by name.
         link: the cost of a message, once `exchange.link` has measured it.
+        in_pass: whether passes are computed now, in which nothing is collective.
+        unlike: whether `likeness.compare_hardware` has found unlike workers.
         progress: the steps that this process has made.
         outer: the runtime of the whole job, and the ranks in it of these processes;
             None in the runtime of the whole job.
@@ -69,6 +77,8 @@ class Runtime:
     unit: str = "worker"
     parts: dict[str, Part] = field(default_factory=dict)
     link: Link | None = None
+    in_pass: bool = False
+    unlike: bool = False
     progress: Progress = field(default_factory=Progress)
     outer: tuple[Runtime, Sequence[int]] | None = None
 
@@ -134,8 +144,16 @@ class Runtime:
         Raises:
             WorkerError: a worker failed, or did not come within `timeout_s`.
             MismatchError: the workers wait on different occasions.
+            ConfigError: it was called in a pass.
         """
         self.check()
+        if self.in_pass:
+            raise ConfigError(
+                f"the loss function, or a module that it calls, wants to wait for all "
+                f"workers ({occasion}). Which passes a worker computes depends on who "
+                f"is late, so that wait has no end: reduce and compare between the "
+                f"steps, return metrics beside the loss, and use plain batch norm"
+            )
         self.engine.publish(Announcement.encode(occasion, self.progress, data))
         waiting = Waiting(self, occasion, quiet_s=5.0)
         while True:
@@ -154,6 +172,15 @@ class Runtime:
                 f"with the same arguments on every worker."
             )
         return [one.data for one in told]
+
+    @contextmanager
+    def computing(self) -> Iterator[None]:
+        """Inside, passes are computed, and `gather` is refused."""
+        self.in_pass = True
+        try:
+            yield
+        finally:
+            self.in_pass = False
 
     def fail(self, text: str) -> None:
         """End the job on every worker with this message; nothing if it has failed.

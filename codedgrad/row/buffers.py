@@ -76,7 +76,10 @@ class Buffers:
         # Address, size and type of each copy, for the kernels; None: torch is used.
         self._copies: list[tuple[int, int, str]] | None = None
         if all(
-            b.dtype in _LETTERS and b.is_contiguous() and b.device.type == "cpu"
+            b.dtype in _LETTERS
+            and b.dtype in (torch.float32, torch.int64, layout.dtype)
+            and b.is_contiguous()
+            and b.device.type == "cpu"
             for b in layout.buffers
         ):
             self._copies = [

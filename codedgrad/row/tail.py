@@ -75,14 +75,17 @@ class Tail:
         found = metrics.elements(0) if elements is None else elements
         self._metrics.copy_(torch.from_numpy(found))
 
-    def check(self, word: int, scales: NDArray[Any] | None = None) -> None:
+    def check(self, word: int | None, scales: NDArray[Any] | None = None) -> None:
         """Notes the check bits of the passes to come, see `codedgrad.row.checks`.
 
         Args:
-            word: the bits; all passes of a step have the same ones.
+            word: the bits; all passes of a step have the same ones. None: the passes
+                to come say nothing.
             scales: see `checks.scales_of`; None: every bit counts 1.
         """
-        elements = checks.elements(word, scales)
+        elements = checks.elements(0 if word is None else word, scales)
+        if word is None:
+            elements[:] = 0.0
         if self._fast_checks is not None:
             self._fast_checks[:] = elements
         else:

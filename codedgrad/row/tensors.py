@@ -46,16 +46,24 @@ def own_dict(held: Any) -> dict[str, Any]:
 
 def kind(tensor: Tensor | None) -> str:
     """Returns shape and type of a tensor, for messages and comparisons."""
-    return "nothing" if tensor is None else f"{tuple(tensor.shape)} {tensor.dtype}"
+    if tensor is None:
+        return "nothing"
+    shape = "nested" if tensor.is_nested else tuple(tensor.shape)
+    return f"{shape} {tensor.dtype}"
 
 
 def plain_parts(tensor: Tensor) -> list[Tensor] | None:
     """Returns the dense tensors of which a tensor consists; None if they are unknown.
 
-    A dense tensor consists of itself, a sparse one of its indices and values, and a
-    quantised one of its integers.
+    A dense tensor consists of itself, a sparse one of its indices and values, a
+    quantised one of its integers, and a nested one of the tensors in it. One on the
+    device "meta" has no values.
     """
     t = tensor.detach()
+    if t.is_meta:
+        return None
+    if t.is_nested:
+        return list(t.unbind())
     if t.is_quantized:
         return [t.int_repr()]
     if t.layout == torch.strided:
@@ -72,6 +80,7 @@ def plain_parts(tensor: Tensor) -> list[Tensor] | None:
 def travels(tensor: Tensor) -> bool:
     """Returns whether a row can carry a change of this tensor."""
     dense = tensor.layout == torch.strided and not tensor.is_quantized
+    dense = dense and not tensor.is_nested and not tensor.is_meta
     return dense and type(tensor) in (torch.Tensor, torch.nn.Parameter)
 
 
@@ -80,7 +89,7 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
 
     Tensors whose parts are unknown count as the same: only versions tell of them.
     """
-    if a.shape != b.shape or a.dtype != b.dtype or a.device != b.device:
+    if kind(a) != kind(b) or a.device != b.device:
         return False
     ours, theirs = plain_parts(a), plain_parts(b)
     if ours is None or theirs is None:
@@ -103,7 +112,12 @@ def digest(tensor: Tensor) -> int | None:
 
 
 def writable(tensor: Tensor) -> Tensor:
-    """Returns the tensor, or a copy if its elements share memory (`expand`)."""
+    """Returns the tensor, or a copy if its elements cannot be written one by one.
+
+    They share memory (`expand`), or are negated or conjugated only when they are read.
+    """
+    if tensor.is_conj() or tensor.is_neg():
+        return tensor.detach().resolve_conj().resolve_neg()
     shared = any(
         stride == 0 and size > 1
         for stride, size in zip(tensor.stride(), tensor.shape, strict=True)

@@ -5,7 +5,8 @@ Two comparisons, both of values:
 - Before the first step, and before the first one after a checkpoint was loaded, all
   workers compare digests of their parameters, buffers and data. This is a collective.
 - In every step, the check bits of the rows (see `codedgrad.row.checks`) hold a digest
-  of the step's data. Where micro-batches of the step disagree, every worker sees it in
+  of the step's data, and in some of them one of all values (`codedgrad.step.values`).
+  Where micro-batches of the step disagree, every worker sees it in
   the decoded sum. All compare their values then, to name the one that differs. A worker
   whose rows came too late for the step may find that the sum is of other data than its
   own. It ends the job, with the same error on all workers.
@@ -15,20 +16,21 @@ Nothing of the sum has been used by then: gradients and buffers are as before th
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from codedgrad.data.seeding import spread_bits
-from codedgrad.errors import ConfigError, MismatchError
+from codedgrad.errors import ConfigError, DataError, MismatchError
 from codedgrad.job import agreement
 from codedgrad.job.runtime import DISAGREE
 from codedgrad.row import checks
-from codedgrad.row.digest import tensor_digest
 from codedgrad.step.content import content_digest, in_memory, sample_digests
+from codedgrad.step.values import ValuesOfAll
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
     from torch import Tensor
     from torch.nn import Module
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from codedgrad.data import ShardBatchSampler, StepShards
     from codedgrad.job.runtime import Runtime
     from codedgrad.row.payload import Payload
+    from codedgrad.step.values import Named
 
     Pairs = list[tuple[str, str]]
 
@@ -47,15 +50,13 @@ _CONTENT = checks.ALL & ~_VALUES
 _THOROUGH = 8  # readings, when in doubt whether a dataset is deterministic
 _EPOCHS = 8  # samplers that may take turns
 _UNKNOWN = "not the same in every reading"
-_PARAMETERS = (
-    "Start from the same values: call codedgrad.broadcast_parameters("
-    "model.state_dict(), root_rank=0) on all workers before the first step."
-)
+_UNREADABLE = "not readable: "  # begins what a worker says of such data
 _RANDOM = (
     "%s returns another sample in every reading, so workers do not get the same one "
     "for the same index; draw random numbers from torch, numpy or `random`, which "
     "codedgrad seeds, for reproducible steps"
 )
+_BROKEN = "samples of %s are not compared between the workers, for some cannot be read"
 _OWN_DATA = (
     "no two workers have a sample of their %s in common: fine for random data of a "
     "benchmark; but else samples count twice or never, since any worker may compute "
@@ -80,8 +81,9 @@ class ValueCheck:
         self,
         job: Runtime,
         payload: Payload,
-        named: Callable[[], Iterable[tuple[str, Tensor]]],
+        named: Named,
         *,
+        modes: Callable[[], Pairs] = list,
         estimates: bool = False,
     ) -> None:
         """Prepare the comparisons.
@@ -90,13 +92,15 @@ class ValueCheck:
             job: all workers.
             payload: its tail carries the check bits.
             named: returns parameters and buffers with their values before the step.
+            modes: returns more (name, value) pairs that are compared with the values.
             estimates: whether a step may end with an estimate.
         """
         self._job = job
         self._payload = payload
-        self._named = named
+        self._tensors = ValuesOfAll(job, named, modes)
         self._estimates = estimates
         self._begun = False
+        self._joined = False  # this step has nothing of this worker's
         self._step = 0
         self._word = 0
         self._sent: int | None = None  # the word in the tail, if all bits count 1
@@ -104,17 +108,6 @@ class ValueCheck:
         self._epoch: _Epoch | None = None
         self._epochs: dict[int, _Epoch] = {}  # the last ones, by the sampler's id
         self._unreadable: list[Any] = []  # datasets that are not deterministic
-
-    # ---- the first step ----
-
-    def _compare_all(self) -> None:
-        """Compare tensors and data. Collective."""
-        agreement.check_agreement(
-            "values of parameters and buffers",
-            [(f"{name!r}", f"digest {tensor_digest(t)}") for name, t in self._named()],
-            _PARAMETERS,
-        )
-        self._compare_data()
 
     # ---- every step ----
 
@@ -145,13 +138,26 @@ class ValueCheck:
         if epoch is None or epoch.sampler is not sampler or epoch.number != number:
             epoch = self._look_at(sampler, number)
         self._epoch, self._step = epoch, step
-        values = spread_bits(epoch.values, mark) & _VALUES
+        tensors = self._tensors.word(step)
+        values = spread_bits(epoch.values, mark, tensors) & _VALUES
         content = spread_bits(epoch.content, mark) & _CONTENT if epoch.content else 0
         self._word = values | content
+        self._joined = False
         if not self._begun:
-            self._compare_all()
+            self._compare_data()
             self._begun = True
         self._send()
+
+    def begin_joined(self, step: int) -> None:
+        """Note a step of the drop-in in which this worker only joins the others'.
+
+        Raises:
+            MismatchError: the values differ before the first step.
+        """
+        if not self._begun:
+            self._begin(step, None, -1, step)
+        self._joined, self._sent = True, None
+        self._payload.tail.check(None)
 
     def _send(self) -> None:
         if self._estimates:
@@ -170,6 +176,8 @@ class ValueCheck:
             MismatchError: the step was not computed from the same data by all, or from
                 other data than this worker's.
         """
+        if self._joined:
+            return decoded
         area = decoded[1][self._payload.layout.check_area]
         if checks.says(area, self._word):
             return decoded
@@ -178,7 +186,10 @@ class ValueCheck:
         if reading is None or reading == (self._word, checks.ALL ^ self._word):
             return decoded
         if reading.disputed:
-            if not self._compare_data(disputed=True) and not self._estimates:
+            known = self._tensors.looked(self._step) and self._tensors.compare(
+                self._step
+            )
+            if not (known or self._compare_data(disputed=True) or self._estimates):
                 raise agreement.everywhere(
                     self._job,
                     f"{DISAGREE}data of step {self._step}, although their values are "
@@ -216,6 +227,10 @@ class ValueCheck:
         texts = self._contents(where, _THOROUGH)
         if alike and len(set(texts)) == 1 and _UNKNOWN not in texts:
             return False
+        if broken := [text for text in texts if text.startswith(_UNREADABLE)]:
+            why = broken[0].removeprefix(_UNREADABLE).replace("%", "%%")
+            self._leave_content_out(f"{_BROKEN}: {why}")
+            return True
         if _UNKNOWN in texts or len(set(texts)) == 1:
             self._leave_content_out()
             return True
@@ -246,13 +261,19 @@ class ValueCheck:
     def _differ_alone(self, theirs: int) -> None:
         """The step's sum has the word of others, to which this worker gave nothing."""
         differs = theirs ^ self._word
-        if not differs & _VALUES and self._content(_THOROUGH) == _UNKNOWN:
-            self._leave_content_out()
-            return
+        if not differs & _VALUES:
+            content = self._content(_THOROUGH)
+            if content == _UNKNOWN or content.startswith(_UNREADABLE):
+                self._leave_content_out(_RANDOM if content == _UNKNOWN else _BROKEN)
+                return
         job = self._job
         mine = ", ".join(f"{name} = {value}" for name, value in self._described())
         if not differs & _VALUES:
             mine = f"other samples with the same indices, with {mine}"
+        elif self._tensors.looked(self._step):
+            if job.unlike:  # its parameters may differ by rounding
+                return
+            mine = f"other values of parameters or buffers, or {mine}"
         text = (
             f"{DISAGREE}data of step {self._step}: {job.unit} {job.rank} has {mine}; "
             f"the others' rows, of which this step was decoded, say otherwise. {_DATA}"
@@ -270,7 +291,9 @@ class ValueCheck:
         text = repr(sampler.describe(number)).encode()
         values = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")
         epoch = _Epoch(sampler, number, values, 0)
-        content = self._read(epoch, readings=2)
+        content = None
+        with contextlib.suppress(DataError):  # the step will tell, if it must
+            content = self._read(epoch, readings=2)
         if content is not None:
             epoch = epoch._replace(content=content + 1)
         self._keep(epoch)
@@ -286,7 +309,10 @@ class ValueCheck:
         """Return the digest of the epoch's two samples, as a text."""
         if self._epoch is None or not hasattr(self._epoch.sampler, "describe"):
             return ""
-        content = self._read(self._epoch, readings)
+        try:
+            content = self._read(self._epoch, readings)
+        except DataError as error:
+            return f"{_UNREADABLE}{error}"
         return _UNKNOWN if content is None else str(content)
 
     def _read(self, epoch: _Epoch, readings: int) -> int | None:

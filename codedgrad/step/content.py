@@ -1,6 +1,7 @@
 """Digests of what a dataset holds, from two of its samples.
 
-Workers that read other files, or the same files in another order, go through other
+Data in memory are compared as a whole where that is cheap. Workers that read other
+files, or the same files in another order, go through other
 samples with the same indices. In every epoch the workers therefore read the same two
 samples, which follow from the seed and the epoch, with the same random numbers.
 
@@ -11,6 +12,7 @@ numbers or texts in them (objects of the user's own) have a digest of their type
 from __future__ import annotations
 
 import hashlib
+import weakref
 import zlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -21,13 +23,18 @@ from torch import Tensor
 
 from codedgrad.data.samples import read_sample, tensors_of
 from codedgrad.data.seeding import reading_rng, seed_sample, spread_bits
+from codedgrad.errors import DataError
 from codedgrad.row.digest import tensor_digest
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
 _SAMPLES = 2
-_WHOLE_BYTES = 1 << 20  # tensors up to this size are looked at as a whole
+_WHOLE_BYTES = 1 << 27  # tensors up to this size are looked at as a whole, once
+_MOST_KNOWN = 8
+# Digests of whole tensors, and these.
+_known: dict[Any, tuple[int, tuple[weakref.ref[Tensor], ...]]] = {}
+_WHOLE_LIST = 512  # samples in a list that is looked at as a whole
 _MOST_BYTES = 1 << 20  # of one array or text
 _SHOWN = 4096  # samples by which data sets of tensors are told apart
 
@@ -44,32 +51,72 @@ def content_digest(
         seed: of the sampler.
         epoch: the samples are others in every epoch.
         readings: how often the samples are read; all readings must be the same.
+
+    Raises:
+        DataError: a sample could not be read.
     """
     tensors = tensors_of(dataset)
     size = len(dataset) if tensors is None else len(tensors[0])
     indices = [spread_bits(seed, epoch, i) % size for i in range(_SAMPLES)]
     if tensors is not None:  # nothing random, and no need to read it twice
         small = sum(t.numel() * t.element_size() for t in tensors) <= _WHOLE_BYTES
-        looked_at = tensors if small else [t[indices] for t in tensors]
-        return zlib.crc32("".join(map(tensor_digest, looked_at)).encode())
-    found = set()
+        if small:
+            return _known_digest(tensors)
+        texts = map(tensor_digest, [t[indices] for t in tensors])
+        return zlib.crc32("".join(texts).encode())
+    whole = _whole_digest(dataset)
+    found: set[int] = set()
     with reading_rng():
         for _ in range(readings):
             found.add(_reading(dataset, seed, epoch, indices))
-    return found.pop() if len(found) == 1 else None
+    return zlib.crc32(b"%d" % found.pop(), whole) if len(found) == 1 else None
 
 
-def _reading(dataset: Any, seed: int, epoch: int, indices: list[int]) -> int | None:
-    """Read some samples; return their digest, or None where one cannot be read."""
+def _reading(dataset: Any, seed: int, epoch: int, indices: list[int]) -> int:
+    """Read some samples; return their digest."""
     digest = 0
     for index in indices:
         seed_sample(seed, epoch, index)
         try:
             sample = read_sample(dataset, index)
-        except Exception:  # noqa: BLE001 (the step will tell, if it must)
-            return None
+        except Exception as error:
+            raise DataError(
+                f"sample {index} could not be read: {type(error).__name__}: {error}"
+            ) from error
         for piece in pieces(sample):
             digest = zlib.crc32(piece, digest)
+    return digest
+
+
+def _known_digest(tensors: tuple[Tensor, ...]) -> int:
+    """Return the digest of whole tensors, computed once unless they have changed."""
+    key = tuple((id(t), t.data_ptr(), t._version, t.shape) for t in tensors)
+    digest, of = _known.pop(key, (0, ()))
+    if not of or any(one() is not t for one, t in zip(of, tensors, strict=True)):
+        digest = zlib.crc32("".join(map(tensor_digest, tensors)).encode())
+        of = tuple(map(weakref.ref, tensors))
+    if len(_known) == _MOST_KNOWN:
+        del _known[next(iter(_known))]
+    _known[key] = digest, of
+    return digest
+
+
+def _whole_digest(dataset: Any) -> int:
+    """Return a digest of what is cheaply looked at as a whole.
+
+    These are the indices of a Subset (some, if they are many), and the samples of a
+    short list.
+    """
+    digest = 0
+    while isinstance(dataset, torch.utils.data.Subset):
+        every = max(1, len(dataset.indices) // _SHOWN)
+        numbers = np.asarray(dataset.indices[::every], dtype=np.int64)
+        digest = zlib.crc32(numbers.tobytes(), digest)
+        dataset = dataset.dataset
+    if isinstance(dataset, list) and len(dataset) <= _WHOLE_LIST:
+        for sample in dataset:
+            for piece in pieces(sample):
+                digest = zlib.crc32(piece, digest)
     return digest
 
 

@@ -5,7 +5,8 @@
     last backward       begins the row, buckets are sent while it runs
       its end           waits until the exchange is decoded and sets p.grad and buffers
     synchronize()       exchanges the passes that are left over
-    optimizer.step()    does, too, and ends the step
+    optimizer.step()    does, too, and ends the step; random numbers are again the
+                        user's own
 
 An exchange replaces what `p.grad` holds by its mean over all workers. It contains what
 earlier exchanges of the step left there, which is the same on all workers and therefore
@@ -24,10 +25,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from codedgrad import codes
+from codedgrad.data.seeding import OuterNumbers
 from codedgrad.errors import ConfigError
 from codedgrad.job import collectives
 from codedgrad.job.broadcast import broadcast_optimizer_state, broadcast_parameters
-from codedgrad.step import closures, start
+from codedgrad.step import closures, live, start
 from codedgrad.step.ahead import BatchesAhead
 from codedgrad.step.attach import Weakly, before_forward
 from codedgrad.step.backwards import Backwards, inside_backward
@@ -57,6 +59,7 @@ class DropIn:
         self._job = job
         self._passes = plan.passes
         self._seeds = Seeds(plan.settings.run.seed)
+        self._outer = OuterNumbers()
         self._counts = Counts()
         self._passed = 0  # passes that have ended since the last exchange
         self._passes_made = 0
@@ -75,6 +78,7 @@ class DropIn:
     def _attach(self, trained: Trained) -> None:
         """Attach all hooks; they are taken off when this object is gone."""
         optimizer, model = trained.optimizer, trained.model
+        live.enter_optimizer(optimizer, self.parameters)
         self._optimizer = weakref.ref(optimizer)
         self._backwards = Backwards(self.parameters, self)
         # Its hooks come after those above, which begin the row that it writes.
@@ -95,6 +99,7 @@ class DropIn:
                 if p.requires_grad
             ]
         calls = [h.remove for h in handles] + [self._backwards.remove, writer.close]
+        calls.append(self._outer.put_back)
         self._detach = weakref.finalize(self, _call, calls)
         self._detach.atexit = False
         self._ahead: BatchesAhead | None = None
@@ -116,6 +121,7 @@ class DropIn:
     def close(self) -> None:
         """Take the hooks off and close the exchange. Collective."""
         self._detach()
+        live.leave_optimizer(self._optimizer())
         if self._ahead is not None:
             self._ahead.remove()
         self._mean.close()
@@ -155,6 +161,7 @@ class DropIn:
         if self._ahead is not None:
             self._small |= self._ahead.is_small(inputs)
         counts = self._counts
+        self._outer.keep()
         self._seeds.next(counts.steps, self._mean.part + (counts.forwards << 32))
         counts.forwards += 1
 
@@ -290,7 +297,7 @@ class DropIn:
                 for p in self.parameters:
                     p.grad = None
                 self._remember()
-                self._mean.begin(own=True)
+                self._mean.begin(own=True, joined=True)
                 joined = self._mean.complete(progress)
         self._small = self._failed = self._remembered = self._exchanged = False
         for p in self.parameters:
@@ -323,6 +330,7 @@ class DropIn:
         return not all(map(self._mean.holds, gradients))
 
     def _after_step(self, *_: Any) -> None:
+        self._outer.put_back()
         self._counts.steps += 1
         self._counts.forwards = 0
         self._exchanged = False

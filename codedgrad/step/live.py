@@ -5,6 +5,8 @@ Only weak references are kept: a CodedGradient that nobody holds does not count.
 
 from __future__ import annotations
 
+import gc
+import logging
 import weakref
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +15,20 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from codedgrad.errors import ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     import torch
 
     from codedgrad.step.subject import Subject
 
+log = logging.getLogger("codedgrad")
+
 _subjects: weakref.WeakSet[Subject] = weakref.WeakSet()
+_exchanged: weakref.WeakKeyDictionary[torch.optim.Optimizer, set[int]] = (
+    weakref.WeakKeyDictionary()
+)  # of each optimizer that is distributed, the ids of its parameters
+_seen: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()  # others
+_told: set[tuple[str, int]] = set()  # of which others
 _guarding: list[Any] = []  # the hook on all optimizers, once there is one
 
 
@@ -32,6 +43,16 @@ def check(model: torch.nn.Module) -> None:
     Raises:
         ConfigError: it is.
     """
+    named = list(model.named_parameters())
+    if any(_is_exchanged(p) for _, p in named):
+        gc.collect()  # an optimizer that nobody uses may be part of a cycle
+    for name, p in named:
+        if _is_exchanged(p):
+            raise ConfigError(
+                f"the gradient of {name!r} is exchanged already, by a "
+                f"DistributedOptimizer; use one of the two, or call "
+                f"codedgrad.hvd.detach(optimizer) first"
+            )
     if any(subject.model is model for subject in _subjects):
         raise ConfigError(
             f"this {type(model).__name__} is trained by a CodedGradient already, whose "
@@ -40,16 +61,61 @@ def check(model: torch.nn.Module) -> None:
         )
 
 
+def _is_exchanged(parameter: torch.Tensor) -> bool:
+    return any(id(parameter) in theirs for theirs in _exchanged.values())
+
+
+def owner_of(parameter: torch.Tensor) -> str | None:
+    """Returns what to call the live model whose payload has this parameter, if any."""
+    for subject in subjects():
+        if id(parameter) in subject.inside:
+            return subject.title
+    return None
+
+
 def enter(subject: Subject) -> None:
     """Counts a subject as live until `leave`, or until nobody holds it."""
-    if not _guarding:
-        _guarding.append(register_optimizer_step_pre_hook(_before_step))
+    _guard()
     _subjects.add(subject)
 
 
-def leave(subject: Subject) -> None:
-    """Counts a subject as live no more."""
+def enter_optimizer(
+    optimizer: torch.optim.Optimizer, parameters: Iterable[torch.Tensor]
+) -> None:
+    """Notes that a drop-in exchanges these gradients, until `leave_optimizer`."""
+    _guard()
+    _exchanged[optimizer] = set(map(id, parameters))
+
+
+def leave_optimizer(optimizer: torch.optim.Optimizer | None) -> None:
+    """Notes that a drop-in has ended."""
+    if optimizer is not None:
+        _exchanged.pop(optimizer, None)
+
+
+def _guard() -> None:
+    if not _guarding:
+        _guarding.append(register_optimizer_step_pre_hook(_before_step))
+
+
+def leave(subject: Subject) -> bool:
+    """Counts a subject as live no more; returns whether it was."""
+    was = subject in _subjects
     _subjects.discard(subject)
+    return was
+
+
+def check_open(subject: Subject) -> None:
+    """Refuses to go on with a model whose CodedGradient is closed.
+
+    Raises:
+        ConfigError: it is.
+    """
+    if subject not in _subjects:
+        raise ConfigError(
+            f"the CodedGradient of {subject.title} is closed; make another one to go "
+            f"on: CodedGradient(model)"
+        )
 
 
 def _before_step(optimizer: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> None:
@@ -59,7 +125,12 @@ def _before_step(optimizer: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> 
         ConfigError: beside parameters of a payload the optimizer holds one with a
             gradient that is in no payload, so that each worker has its own.
     """
+    if _exchanged and optimizer not in _exchanged and optimizer not in _seen:
+        _seen.add(optimizer)
+        _tell_of_another(optimizer)
     known = subjects()
+    if not known:
+        return
     inside: set[int] = set().union(*(s.inside for s in known))
     ignored: set[int] = set().union(*(s.ignored for s in known))
     held = [p for group in optimizer.param_groups for p in group["params"]]
@@ -75,6 +146,22 @@ def _before_step(optimizer: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> 
                 f"not exchanged, so it would differ between workers; "
                 f"{REMEDY}"
             )
+
+
+def _tell_of_another(optimizer: torch.optim.Optimizer) -> None:
+    """Warns of an optimizer that is not distributed, beside one that is."""
+    held = [p for group in optimizer.param_groups for p in group["params"]]
+    theirs: set[int] = set().union(*_exchanged.values(), *(s.inside for s in _subjects))
+    local = [p for p in held if p.grad is not None and id(p) not in theirs]
+    kind = type(optimizer).__name__, len(local)
+    if local and kind not in _told:
+        _told.add(kind)
+        log.warning(
+            "a %s changes %d parameter(s) by gradients of this worker alone, since it "
+            "is not distributed: they will differ between the workers. If they are to "
+            "be the same, make it a codedgrad.DistributedOptimizer, too",
+            *kind,
+        )
 
 
 def name_of(tensor: torch.Tensor) -> str:

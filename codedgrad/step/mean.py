@@ -24,6 +24,7 @@ from codedgrad.row.payload import Payload
 from codedgrad.row.writer import Leaf, RowWriter
 from codedgrad.step import start
 from codedgrad.step.check import ValueCheck, refuse_wrapped
+from codedgrad.step.subject import Subject
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from codedgrad.codes import Code
     from codedgrad.data import ShardBatchSampler
     from codedgrad.exchange.base import RowBuffer
+    from codedgrad.row.tensors import Place
     from codedgrad.settings import Settings
 
 
@@ -138,17 +140,16 @@ class GradientMean:
         settings, code, model = plan.settings.exchange, plan.code, trained.model
         if model is not None:
             refuse_wrapped(model)
-        buffers = model.named_buffers() if model is not None else ()
-        self.payload = Payload(
-            trained.named, buffers, workers=job.size, settings=settings
-        )
+        self._subject = None if model is None else Subject(model)
+        self.payload = self._lay_out(trained, job.size)
         others = [
             ("backward_passes_per_step", str(plan.passes)),
             ("seed", str(plan.settings.run.seed)),
             ("overlap", str(settings.overlap)),
             ("multiply", str(plan.multiply)),
         ]
-        start.agree(self.payload, code, settings, others)
+        modules = [] if self._subject is None else self._subject.describe()
+        start.agree(self.payload, code, settings, others, modules)
         start.cut(job, self.payload)
         self._named = trained.named
         self._values = ValueCheck(job, self.payload, self._before_the_forward)
@@ -162,15 +163,38 @@ class GradientMean:
         self._row: RowBuffer | None = None
         self.sent = False
         self._area = 0, 0  # address and bytes of the last decoded sum
+        self._version = 0  # of it
         runtime.barrier()  # nobody sends before all have opened their exchange
 
-    def _before_the_forward(self) -> list[tuple[str, Tensor]]:
+    def _lay_out(self, trained: Trained, workers: int) -> Payload:
+        """Returns the payload: the gradients, and the model's buffers."""
+        subject, settings = self._subject, self._plan.settings.exchange
+        held: dict[int, list[Place]] = {}
+        if subject is not None:
+            subject.check()
+            for place in subject.buffers:
+                held.setdefault(id(place.tensor()), []).append(place)
+        first = (places[0] for places in held.values())
+        named = [(p.name, t) for p in first if (t := p.tensor()) is not None]
+        payload = Payload(trained.named, named, workers=workers, settings=settings)
+        payload.buffers.look_up_in([held[id(b)] for b in payload.layout.buffers])
+        return payload
+
+    def _before_the_forward(self, *, lasting: bool) -> list[tuple[str, Tensor]]:
         """Returns parameters and buffers; the forward has changed the buffers since."""
-        buffers = self.payload.buffers
-        if not buffers.remembered:  # no pass in training mode, which changes none
+        subject = self._subject
+        if subject is None:
             return self._named
-        names = self.payload.layout.buffer_names
-        return [*self._named, *zip(names, buffers.before, strict=True)]
+        if not subject.same():
+            subject.refresh()
+        named = subject.kept(lasting=lasting)
+        held = {id(t) for _, t in named}
+        named += [(n, p) for n, p in self._named if id(p) not in held]
+        buffers, layout = self.payload.buffers, self.payload.layout
+        if not buffers.remembered:  # no pass in training mode, which changes any
+            return named
+        before = dict(zip(layout.buffer_names, buffers.before, strict=True))
+        return [(n, before.get(n, t)) for n, t in named]
 
     def attach(self) -> RowWriter:
         """Attach the hooks that write a row during a backward, behind all others."""
@@ -178,15 +202,21 @@ class GradientMean:
         self._writer = RowWriter(self.payload, overlap=overlap)
         return self._writer
 
-    def begin(self, *, own: bool, first: Tensor | None = None) -> None:
+    def begin(
+        self, *, own: bool, first: Tensor | None = None, joined: bool = False
+    ) -> None:
         """Begin an exchange.
 
         Args:
             own: send a row, unless the exchange is decoded without it.
             first: the parameter with the first gradient of a backward that runs and
                 completes `p.grad`; None: it is complete.
+            joined: this worker has nothing to train any more, and only takes part.
         """
-        self._values.begin_drop_in(self.number, self._sampler)
+        if joined:
+            self._values.begin_joined(self.number)
+        else:
+            self._values.begin_drop_in(self.number, self._sampler)
         self._exchange.begin(self.number)
         if not own or self._exchange.done(self.number):
             return
@@ -230,6 +260,7 @@ class GradientMean:
         # A second backward of the same forward shall find buffers that do not change.
         self.payload.buffers.remember()
         self._area = total.data_ptr(), total.numel() * total.element_size()
+        self._version = total._version
         joined = self._check(progress, mine, mean)
         self.number += 1
         self.sent = False
@@ -262,11 +293,16 @@ class GradientMean:
         )
 
     def holds(self, gradient: Tensor) -> bool:
-        """Returns whether a gradient lies in the last decoded sum, as far as known."""
+        """Returns whether a gradient is of the last decoded sum, as far as known.
+
+        It lies in it, and nobody has written to it since.
+        """
         if gradient.layout is not torch.strided:
             return False
         begin, size = self._area
         inside = begin <= gradient.data_ptr() < begin + size
+        if inside and gradient._version != self._version:
+            return False
         return inside or gradient.dtype != self.payload.layout.dtype
 
     def done(self, number: int) -> bool:

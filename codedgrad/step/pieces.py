@@ -9,6 +9,9 @@
 
 "auto" becomes False for models with batch norm under `same_bits=False`: a piece is
 normalised by its own statistics, so it is another function than its part of the whole.
+So it does for models with other state that passes change (a running mean, a count of
+samples, an observer), once a pass has changed it: what a piece leaves there is not a
+part of what the whole shard leaves.
 Under `same_bits=True` the own pass has the same pieces, so nothing depends on the help.
 """
 
@@ -25,7 +28,7 @@ from codedgrad.codes.whole import helps_in_pieces, in_shards
 from codedgrad.errors import CodedGradError, ConfigError, NonFiniteError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from torch import nn
 
@@ -70,6 +73,19 @@ def code_of(code: Code, modules: Sequence[nn.Module], run: RunSettings) -> Code:
             )
             return in_shards(code)
     return code
+
+
+def code_of_state(code: Code, names: Collection[str], run: RunSettings) -> Code:
+    """Returns the code, with help in whole shards where passes change these tensors."""
+    auto = run.pieces == "auto" and not run.same_bits
+    if not (names and auto and helps_in_pieces(code)):
+        return code
+    log.info(
+        "passes change %s, so a micro-batch may be another function than its part of "
+        "the shard: helpers take whole shards. pieces=True has them take micro-batches",
+        ", ".join(map(repr, sorted(names)[:4])),
+    )
+    return in_shards(code)
 
 
 def _normalises(module: nn.Module) -> bool:

@@ -30,7 +30,8 @@ class Seeds:
     def repeat(self) -> None:
         """Seeds a forward as it was seeded before, if it was."""
         now = torch.default_generator.get_state()
-        for before, step, part in self._recent:
+        # The user's generators are the same before each step, so the last one counts.
+        for before, step, part in reversed(self._recent):
             if torch.equal(before, now):
                 seed_pass(self._seed, step, part)
                 return

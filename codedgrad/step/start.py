@@ -28,6 +28,7 @@ def agree(
     code: Code,
     settings: ExchangeSettings,
     others: list[tuple[str, str]],
+    modules: list[tuple[str, str]],
 ) -> None:
     """Compare code, model, settings and hardware over all workers. Collective.
 
@@ -38,6 +39,7 @@ def agree(
         code: who computes what.
         settings: of the exchange.
         others: (name, value) pairs of whatever else must agree.
+        modules: such pairs of the model's modules.
 
     Raises:
         MismatchError: on every worker, naming the workers and the first difference.
@@ -52,6 +54,7 @@ def agree(
             ("bucket_mb", str(settings.bucket_mb)),
             ("wire", settings.wire),
             *payload.layout.describe(),
+            *modules,
         ],
     )
     likeness.compare_hardware(runtime.current(), payload.layout.device)

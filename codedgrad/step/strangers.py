@@ -57,7 +57,7 @@ class Strangers:
         if met is not None and met() is module:
             return
         self._met[id(module)] = weakref.ref(module)
-        self._entries[id(module)] = _entries_of(module)
+        self._entries[id(module)] = entries_of(module)
         self._new.add(id(module))
 
     def changed(self) -> bool:
@@ -82,22 +82,25 @@ class Strangers:
 
     def changed_entries(self) -> list[Entry]:
         """Returns tensors that have changed since their module was met in this step."""
-        found = []
+        found: list[Entry] = []
         for key in self._new:
             if self._met[key]() is None:  # the pass has made it for itself
                 continue
-            for e in self._entries[key]:
-                t = e.place.tensor()
-                if t is not e.tensor or tensors.kind(t) != e.kind:
-                    found.append(e)
-                elif e.digest is None:
-                    found += [e] if mark_of(t) != e.mark else []
-                elif tensors.digest(t) != e.digest:
-                    found.append(e)
+            found += filter(has_changed, self._entries[key])
         return found
 
 
-def _entries_of(module: nn.Module) -> list[Entry]:
+def has_changed(entry: Entry) -> bool:
+    """Returns whether a tensor is not as it was when the entry was made."""
+    t = entry.place.tensor()
+    if t is not entry.tensor or tensors.kind(t) != entry.kind:
+        return True
+    if entry.digest is None:
+        return mark_of(t) != entry.mark
+    return tensors.digest(t) != entry.digest
+
+
+def entries_of(module: nn.Module) -> list[Entry]:
     """Returns the tensors of a module alone, as they are now."""
     found = []
     for parameter, holder in ((True, module._parameters), (False, module._buffers)):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import operator
+import re
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _numbers = itertools.count()
+_OF_THIS_PROCESS = re.compile(r"0x[0-9a-fA-F]+|(?<=cuda):\d+")
 
 
 class Subject:
@@ -201,12 +203,41 @@ class Subject:
             key.append((places[0].name, tensors.kind(places[0].tensor())))
         return key
 
-    def kept(self) -> list[tuple[str, Tensor]]:
-        """Returns all tensors whose values all workers have in common, by name."""
+    def kept(self, *, lasting: bool = False) -> list[tuple[str, Tensor]]:
+        """Returns all tensors whose values all workers have in common, by name.
+
+        Args:
+            lasting: leave out buffers that are not persistent and do not travel. They
+                may be caches, which evaluation between the steps fills on each worker
+                in its own way.
+        """
+        own = self._norms | self.learned
         return [
             (place.name, t)
             for place in self.places()
-            if place.name not in self.caches and (t := place.tensor()) is not None
+            if place.name not in self.caches
+            and (t := place.tensor()) is not None
+            and (not lasting or place.persistent or place.name in own)
+        ]
+
+    def describe(self) -> list[tuple[str, str]]:
+        """Returns each module's type and settings, which all workers have in common.
+
+        These are what a module shows of itself: the probability of a dropout, the size
+        of a kernel, which activation it is.
+        """
+        found = []
+        for _, root in self._roots:
+            for path, module in root.named_modules(prefix=""):
+                name = f"module {path!r}" if path else "the model"
+                found.append((name, f"{type(module).__name__}({_shown(module)})"))
+        return found
+
+    def modes(self) -> list[tuple[str, str]]:
+        """Returns which modules are in training mode, by type."""
+        return [
+            (f"training mode of {type(m).__name__} {i}", str(m.training))
+            for i, m in enumerate(self.modules)
         ]
 
     # ---- everything, for the watch ----
@@ -219,3 +250,12 @@ class Subject:
             if t is not None and id(t) not in seen:
                 seen.add(id(t))
                 yield place
+
+
+def _shown(module: nn.Module) -> str:
+    """Returns what a module shows of itself, but for addresses and device numbers."""
+    try:
+        text = module.extra_repr()
+    except Exception:  # noqa: BLE001 (a module of the user's that cannot show itself)
+        return ""
+    return _OF_THIS_PROCESS.sub("", text)

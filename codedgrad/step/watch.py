@@ -11,6 +11,9 @@ which it refuses; and all tensors that do not travel. Where one of these has cha
 - a tensor of a model that is not ours, and whatever cannot travel, is refused with its
   name.
 
+What a loss function keeps elsewhere, in attributes, lists or counters, cannot travel.
+Passes that change something there, which they may read again, are told so once.
+
 A change shows in a tensor's version, address or place. In the first passes after a
 laying out, and from then on at rarer and rarer steps, values are compared as well,
 because `tensor.data.mul_(...)` changes no version.
@@ -24,6 +27,7 @@ from codedgrad.errors import ConfigError
 from codedgrad.step import live
 from codedgrad.step.boundaries import Abandoned
 from codedgrad.step.leaves import Leaves
+from codedgrad.step.plain import PlainState
 from codedgrad.step.strangers import Strangers
 from codedgrad.step.witness import FOREIGN, STATIC, TRAINABLE, Entry, Witness
 
@@ -53,6 +57,8 @@ class Watch:
         subject.inside = self._inside
         self._leaves = Leaves(self._inside)
         self._strangers = Strangers()
+        self._plain = PlainState()
+        self._loss_fn: Any = None
         self._others: list[Subject] = []
         self._made_of: list[tuple[int, int]] = []
         budget = 2 * layout.gradients * layout.dtype.itemsize
@@ -63,8 +69,14 @@ class Watch:
 
     # ---- a step ----
 
-    def begin(self, step: int) -> None:
-        """Note the state from which all passes of a step begin."""
+    def begin(self, step: int, loss_fn: Any = None) -> None:
+        """Note the state from which all passes of a step begin.
+
+        Args:
+            step: the number of the step.
+            loss_fn: the loss function; None: it is not looked into.
+        """
+        self._loss_fn = loss_fn
         since = step - self._first
         self._values = since < 2 or since & (since - 1) == 0
         self._others = [s for s in live.subjects() if s is not self._subject]
@@ -118,6 +130,7 @@ class Watch:
         self._payload.tail.moved = False
         if self._values:
             self._strangers.listen(self._known)
+            self._plain.begin(self._loss_fn, self._modules)
 
     def loss_computed(self, loss: Tensor) -> None:
         """Look at a loss before its backward.
@@ -136,6 +149,8 @@ class Watch:
         """
         self._strangers.stop()
         self._flags.put_back()
+        if self._values:
+            self._plain.end(finished=kind is None)
         if kind is None or issubclass(kind, Abandoned):
             self._payload.buffers.collect()
             self._compare(finished=kind is None)
@@ -161,7 +176,7 @@ class Watch:
                 self._witness.put_back(entry)
                 self.found.add(entry.place.name)
                 self._payload.tail.moved = True
-        new = self._strangers.changed_entries()
+        new = [*self._strangers.changed_entries(), *self._plain.changed_entries()]
         if new:
             raise ConfigError(_refusal(new[0]))
         if not same and not all(s.same_tensors() for s in subjects):

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch.utils.data import Subset, TensorDataset
 
+from codedgrad import DataError
 from codedgrad.step.content import content_digest, in_memory, pieces
 
 Pair = namedtuple("Pair", "x y")
@@ -49,7 +50,7 @@ class Drawn:
     """Augmentation by every generator that a pass seeds."""
 
     def __len__(self) -> int:
-        return 10
+        return 100
 
     def __getitem__(self, index: int) -> Any:
         return torch.rand(2), np.random.rand(), random.random(), index  # noqa: NPY002
@@ -85,9 +86,13 @@ def test_generators_are_as_before() -> None:
     assert content_digest(Drawn(), 3, 1) != content_digest(Drawn(), 3, 2)
 
 
-def test_what_is_not_deterministic_or_not_readable_has_none() -> None:
+def test_what_is_not_deterministic_has_none() -> None:
     assert content_digest(Own(), 0, 0) is None
-    assert content_digest(Broken(), 0, 0) is None
+
+
+def test_what_cannot_be_read_is_told_so() -> None:
+    with pytest.raises(DataError, match=r"sample \d+ could not be read: "):
+        content_digest(Broken(), 0, 0)
 
 
 def test_tensors_count_as_a_whole_if_small() -> None:
@@ -98,6 +103,17 @@ def test_tensors_count_as_a_whole_if_small() -> None:
         assert content_digest(dataset, 0, 0) != before
         x[777, 3] -= 1
         assert content_digest(dataset, 0, 0) == before
+
+
+def test_indices_and_short_lists_count_as_a_whole() -> None:
+    rows = [(torch.full((2,), float(i)), i) for i in range(100)]
+    changed = [(x, y + (y == 77)) for x, y in rows]
+    assert content_digest(rows, 0, 0) != content_digest(changed, 0, 0)
+    for data in (rows, TensorDataset(torch.arange(100.0))):
+        one, other = list(range(100)), [*range(99), 98]
+        first = content_digest(Subset(data, one), 0, 0)
+        assert first == content_digest(Subset(data, torch.tensor(one)), 0, 0)
+        assert first != content_digest(Subset(data, other), 0, 0)
 
 
 def test_what_is_in_memory() -> None:

@@ -9,8 +9,9 @@ import pytest
 from torch import nn
 
 from codedgrad import codes
+from codedgrad.codes.whole import helps_in_pieces
 from codedgrad.settings import RunSettings
-from codedgrad.step.pieces import PieceCost, code_of, own_is_whole
+from codedgrad.step.pieces import PieceCost, code_of, code_of_state, own_is_whole
 
 CODE = codes.spread(5, micro=4, copies=2)
 PLAIN = nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2))
@@ -50,3 +51,12 @@ def test_the_cost_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
             cost.add(seconds, 0.25, 1.0)
     (said,) = [r.getMessage() for r in caplog.records]
     assert "1000.0 ms whole; 4 pieces of it take 1.20 x" in said
+
+
+def test_state_that_passes_change_has_helpers_take_shards() -> None:
+    code = codes.spread(4, micro=4)
+    whole, pieces = RunSettings(), RunSettings(pieces=True)
+    assert code_of_state(code, [], whole) is code
+    assert not helps_in_pieces(code_of_state(code, ["centre"], whole))
+    assert code_of_state(code, ["centre"], pieces) is code
+    assert code_of_state(code, ["centre"], RunSettings(same_bits=True)) is code

@@ -1,0 +1,138 @@
+"""What a loss function can reach that is neither a parameter nor a buffer.
+
+A loss function may keep state in places of which a row knows nothing: an attribute of a
+module, a list in its closure, a global counter, the object whose method it is, another
+model whose tensors it uses without calling it. Python cannot tell what it reads, but
+what it can reach by names is soon listed: closures, defaults, globals that its code
+names, attributes, and the same of functions and objects found there, three levels deep.
+"""
+
+from __future__ import annotations
+
+import functools
+import types
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from codedgrad.row import tensors
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+_DEPTH = 3
+_ITEMS = 32  # of a list or dictionary; longer ones are data, not state
+_MOST = 4096  # values in all
+_SMALL_BYTES = 1 << 20  # larger tensors are known by version and address only
+_LIBRARIES = ("torch", "numpy", "codedgrad", "builtins", "collections", "functools")
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+
+
+class Reached:
+    """What was found, and how it was then.
+
+    Attributes:
+        modules: the modules that were found, but for those that are known.
+    """
+
+    def __init__(self, loss_fn: Any, modules: Iterable[nn.Module]) -> None:
+        """Look at a loss function, and at the plain attributes of known modules."""
+        modules = list(modules)
+        self._known = {id(m) for m in modules}
+        self._seen: set[int] = set()
+        self._values: dict[str, tuple[Any, Any]] = {}  # the value, and its mark
+        self.modules: list[nn.Module] = []
+        for module in modules:
+            self._of_module(module)
+        self._note("", loss_fn, 0)
+        self._function("", loss_fn, 0)
+
+    def changed(self, since: Reached) -> list[str]:
+        """Return the names of what is no longer as it was."""
+        return [
+            name
+            for name, (_, mark) in self._values.items()
+            if name in since._values and since._values[name][1] != mark
+        ]
+
+    def _of_module(self, module: nn.Module) -> None:
+        kind = type(module).__name__
+        for key, value in vars(module).items():
+            if not key.startswith("_") and key != "training":
+                self._note(f"{key!r} of a {kind}", value, _DEPTH - 1)
+        for hooks in _HOOKS:
+            for hook in list(module.__dict__.get(hooks, {}).values()):
+                self._function("", hook, 1)
+
+    def _function(self, name: str, function: Any, depth: int) -> None:
+        """Look into a function, a bound method or a partial."""
+        if isinstance(function, functools.partial):
+            for value in (*function.args, *function.keywords.values()):
+                self._note(f"{name}argument", value, depth + 1)
+            self._function(name, function.func, depth)
+            return
+        if isinstance(function, types.MethodType):
+            self._note("self", function.__self__, depth)
+            function = function.__func__
+        if not isinstance(function, types.FunctionType) or id(function) in self._seen:
+            return
+        self._seen.add(id(function))
+        code = function.__code__
+        for key, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
+            try:
+                self._note(key, cell.cell_contents, depth + 1)
+            except ValueError:  # not assigned yet
+                continue
+        for value in function.__defaults__ or ():
+            self._note("a default argument", value, depth + 1)
+        for key in code.co_names:
+            if key in function.__globals__:
+                self._note(key, function.__globals__[key], depth + 1)
+
+    def _note(self, name: str, value: Any, depth: int) -> None:
+        if depth > _DEPTH or len(self._values) >= _MOST:
+            return
+        if value is None or isinstance(value, int | float | complex | str):
+            self._values[name] = value, value
+        elif isinstance(value, Tensor):
+            self._values[name] = value, _mark(value)
+        elif isinstance(value, nn.Module):
+            if id(value) not in self._known:
+                self._known.update(id(m) for m in value.modules())
+                self.modules += value.modules()
+        elif isinstance(value, type) or id(value) in self._seen:
+            return
+        elif isinstance(value, list | tuple | deque | dict):
+            self._seen.add(id(value))
+            self._values[f"the length of {name}"] = value, len(value)
+            for key, item in _items(value):
+                self._note(f"{name}[{key!r}]", item, depth + 1)
+        elif isinstance(
+            value, types.FunctionType | types.MethodType | functools.partial
+        ):
+            if _is_the_users(value):
+                self._function(name, value, depth)
+        elif hasattr(value, "__dict__") and _is_the_users(type(value)):
+            self._seen.add(id(value))
+            for key, item in list(vars(value).items()):
+                self._note(f"{name}.{key}", item, depth + 1)
+
+
+def _items(value: Any) -> Iterator[tuple[Any, Any]]:
+    if len(value) <= _ITEMS:
+        yield from list(value.items() if isinstance(value, dict) else enumerate(value))
+
+
+def _is_the_users(thing: Any) -> bool:
+    module = getattr(thing, "__module__", None) or ""
+    return module.split(".", maxsplit=1)[0] not in _LIBRARIES
+
+
+def _mark(t: Tensor) -> Any:
+    kind = tensors.kind(t)
+    if t.is_meta or t.nbytes > _SMALL_BYTES or t.device.type != "cpu":
+        version = 0 if t.is_inference() else t._version
+        return kind, version, t.data_ptr() if t.layout is torch.strided else id(t)
+    return kind, tensors.digest(t)

@@ -1,0 +1,142 @@
+"""What a script may do beside the steps, in both faces: right, or refused by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from parallel.training import everywhere
+from test_watch import nobody_ends_the_job as nobody_ends_the_job
+from torch import Tensor, nn
+
+import codedgrad
+from codedgrad import ConfigError
+from codedgrad.hvd.optimizer import detach
+
+
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Linear(4, 1)
+
+
+def data() -> Tensor:
+    n = codedgrad.size()
+    return torch.randn(8 * n, 4, generator=torch.Generator().manual_seed(1))
+
+
+def own() -> Tensor:
+    return data()[8 * codedgrad.rank() :][:8]
+
+
+def sgd(model: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.SGD(model.parameters(), lr=0.1)
+
+
+def step(coded: Any, loss: Any) -> None:
+    sampler = codedgrad.ShardSampler((data(),), len(data()))
+    for shards in coded.steps(sampler):
+        coded.backward(loss, shards)
+
+
+def test_a_closed_one_says_so(nobody_ends_the_job: Any) -> None:
+    model = net()
+    coded = codedgrad.CodedGradient(model)
+    step(coded, lambda x: model(x).mean())
+    coded.close()
+    coded.close()
+    with pytest.raises(ConfigError, match="this CodedGradient of a Linear is closed"):
+        step(coded, lambda x: model(x).mean())
+
+
+def test_one_model_in_both_faces_is_refused(nobody_ends_the_job: Any) -> None:
+    model = net()
+    optimizer = sgd(model)
+    with codedgrad.CodedGradient(model), pytest.raises(ConfigError, match="exchanged"):
+        codedgrad.DistributedOptimizer(optimizer, model=model)
+    codedgrad.DistributedOptimizer(optimizer, model=model)
+    with pytest.raises(ConfigError, match=r"is exchanged already, by a Distributed"):
+        codedgrad.CodedGradient(model)
+    detach(optimizer)
+
+
+def test_a_collective_in_the_loss_function_is_refused(nobody_ends_the_job: Any) -> None:
+    model = net()
+    coded = codedgrad.CodedGradient(model, codedgrad.codes.uncoded(codedgrad.size()))
+
+    def loss(x: Tensor) -> Tensor:
+        codedgrad.allreduce(1.0)
+        return model(x).mean()
+
+    with pytest.raises(ConfigError, match=r"wants to wait for all .* an allreduce"):
+        step(coded, loss)
+    assert codedgrad.allreduce(1.0) == 1.0  # between the steps it is fine
+    coded.close()
+
+
+@pytest.mark.parametrize("face", ["coded", "drop-in"])
+def test_numbers_drawn_between_the_steps_are_the_users(face: str) -> None:
+    model = nn.Sequential(net(), nn.Dropout(0.5))
+    optimizer = sgd(model)
+    coded = codedgrad.CodedGradient(model) if face == "coded" else None
+    if coded is None:
+        codedgrad.DistributedOptimizer(optimizer, model=model)
+    torch.manual_seed(7)
+    drawn = []
+    for _ in range(3):
+        if coded is not None:
+            step(coded, lambda x: model(x).mean())
+        else:
+            model(own()).mean().backward()
+        optimizer.step()
+        drawn.append(float(torch.rand(())))
+    torch.manual_seed(7)
+    assert drawn == [float(torch.rand(())) for _ in range(3)]
+    coded.close() if coded is not None else detach(optimizer)
+
+
+class Centred(nn.Module):
+    """Assigns its buffer anew in every forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.out = net()
+        self.register_buffer("centre", torch.zeros(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.centre = 0.9 * self.centre + 0.1 * x.detach().mean(0)
+        return self.out(x - self.centre)
+
+
+def test_the_drop_in_finds_a_buffer_that_is_assigned_anew() -> None:
+    model = Centred()
+    optimizer = sgd(model)
+    codedgrad.DistributedOptimizer(optimizer, model=model)
+    want = torch.zeros(4)
+    for _ in range(6):
+        model(own()).mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        want = 0.9 * want + 0.1 * data().mean(0)
+    torch.testing.assert_close(model.centre, want)
+    assert len(set(everywhere(str(model.centre.tolist())))) == 1
+    detach(optimizer)
+
+
+def test_gradients_that_are_written_in_place_are_exchanged() -> None:
+    model, plain = net(), net()
+    optimizer, reference = sgd(model), sgd(plain)
+    codedgrad.DistributedOptimizer(optimizer, model=model)
+    for number in range(4):
+        for m, o, x in ((model, optimizer, own()), (plain, reference, data())):
+            if number == 0:
+                m(x).pow(2).mean().backward()
+            else:
+                found = torch.autograd.grad(m(x).pow(2).mean(), list(m.parameters()))
+                for p, g in zip(m.parameters(), found, strict=True):
+                    assert p.grad is not None
+                    p.grad.copy_(g)
+            o.step()
+        for p, want in zip(model.parameters(), plain.parameters(), strict=True):
+            torch.testing.assert_close(p, want)
+    detach(optimizer)
