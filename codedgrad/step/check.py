@@ -186,6 +186,9 @@ class ValueCheck:
         if reading is None or reading == (self._word, checks.ALL ^ self._word):
             return decoded
         if reading.disputed:
+            buffers = self._payload.buffers
+            if buffers.remembered:  # those of the step's beginning are compared
+                buffers.restore()
             known = self._tensors.looked(self._step) and self._tensors.compare(
                 self._step
             )

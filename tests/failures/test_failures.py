@@ -87,7 +87,7 @@ CASES = {
     "a_member_leaves": ["gave up: it waits", "worker 3, which has ended its training"],
     "dropin_different_seed": ["worker 2 has seed = 1, worker 0 has 0"],
     "dropin_unequal_passes": ["do not take the same steps", "in exchange 0"],
-    "dropin_unequal_steps": ["do not take the same steps", "in exchange 2"],
+    "dropin_unequal_steps": ["the values of parameters and buffers before step 2"],
     "dropin_error_after_sending": ["ended with an error", "use overlap=False"],
     "dropin_unfrozen": ["that are not exchanged: '0.weight' (4, 4)", "detach"],
     "dropin_step_inside_backward": ["was called inside of backward()"],

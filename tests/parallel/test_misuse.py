@@ -45,7 +45,7 @@ def test_a_closed_one_says_so(nobody_ends_the_job: Any) -> None:
     step(coded, lambda x: model(x).mean())
     coded.close()
     coded.close()
-    with pytest.raises(ConfigError, match="this CodedGradient of a Linear is closed"):
+    with pytest.raises(ConfigError, match="the CodedGradient of the Linear is closed"):
         step(coded, lambda x: model(x).mean())
 
 
