@@ -4,5 +4,13 @@ from codedgrad.data.batch_sampler import ShardBatchSampler
 from codedgrad.data.order import even
 from codedgrad.data.sampler import PARTITIONS, ShardSampler
 from codedgrad.data.shards import StepShards
+from codedgrad.data.source import Source
 
-__all__ = ["PARTITIONS", "ShardBatchSampler", "ShardSampler", "StepShards", "even"]
+__all__ = [
+    "PARTITIONS",
+    "ShardBatchSampler",
+    "ShardSampler",
+    "Source",
+    "StepShards",
+    "even",
+]

@@ -12,7 +12,7 @@ process when they are asked for. They are the same, see `codedgrad.data.reading`
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypedDict
 
 import torch
 from torch.utils.data import DataLoader
@@ -22,10 +22,25 @@ from codedgrad.errors import ConfigError, DataError
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Sequence
 
-    from codedgrad.data.reading import Reader, Request
+    from numpy.typing import NDArray
+
     from codedgrad.data.shards import StepShards
 
     Span = tuple[int, int]
+    Request = tuple[int, NDArray[Any]]
+
+
+class BatchReader(Protocol):
+    """Reads batches; see `codedgrad.data.reading.Reader`."""
+
+    def __getitem__(self, request: Request) -> Any:
+        """Return a batch of an epoch's samples, as a DataLoader asks for it."""
+
+    def batch(self, request: Request, between: Callable[[], None]) -> Any:
+        """Return the same; `between` is called before each sample."""
+
+    def arguments(self, batch: Any) -> tuple[Any, ...]:
+        """Return a batch as the arguments of a loss function."""
 
 
 class LoaderWords(TypedDict, total=False):
@@ -37,6 +52,7 @@ class LoaderWords(TypedDict, total=False):
     persistent_workers: bool
     worker_init_fn: Callable[[int], None] | None
     multiprocessing_context: Any
+    device: Any
 
 
 class LoaderSettings(NamedTuple):
@@ -49,6 +65,8 @@ class LoaderSettings(NamedTuple):
         persistent_workers: whether the processes stay from one epoch to the next.
         worker_init_fn: called in each process with its number, as it starts.
         multiprocessing_context: how processes are started; None: torch's default.
+        device: where batches are copied to, see `codedgrad.data.placing`; None: they
+            stay where they were made.
     """
 
     num_workers: int = 0
@@ -57,6 +75,7 @@ class LoaderSettings(NamedTuple):
     persistent_workers: bool = True
     worker_init_fn: Callable[[int], None] | None = None
     multiprocessing_context: Any = None
+    device: Any = None
 
     def check(self) -> None:
         """Refuse settings that do not fit.
@@ -75,7 +94,7 @@ class LoaderSettings(NamedTuple):
             )
         if self.num_workers == 0:
             usual = LoaderSettings()._replace(
-                persistent_workers=self.persistent_workers
+                persistent_workers=self.persistent_workers, device=self.device
             )
             if others := [f for f in self._fields if self[_at(f)] != usual[_at(f)]]:
                 raise ConfigError(
@@ -106,7 +125,7 @@ class _Requests:
 class Loader:
     """The loader processes of one sampler; they serve one epoch at a time."""
 
-    def __init__(self, reader: Reader, settings: LoaderSettings) -> None:
+    def __init__(self, reader: BatchReader, settings: LoaderSettings) -> None:
         """Prepare; processes start with the first epoch."""
         self._reader, self._settings = reader, settings
         self._data: DataLoader[Any] | None = None
@@ -176,7 +195,7 @@ class Ahead:
         self,
         loader: Loader,
         cut: Callable[[int], StepShards],
-        steps: int,
+        steps: Sequence[int],
         spans: Sequence[Span],
     ) -> None:
         """Begin to read.
@@ -184,7 +203,7 @@ class Ahead:
         Args:
             loader: the processes.
             cut: returns a step of the epoch by its number.
-            steps: the number of steps.
+            steps: the numbers of the steps.
             spans: the own passes of each step: the first part, and one past the last.
         """
         self._loader, self._cut, self._steps = loader, cut, steps
@@ -196,14 +215,14 @@ class Ahead:
 
     def _all_requests(self) -> Generator[Request, None, None]:
         """Yield the epoch and the samples of each batch, from the present step on."""
-        for index in range(self._steps):
+        for index in self._steps:
             if index < self._now:
                 continue
             step = self._cut(index)
             for span, place in self._places.items():
                 if step.samples(*span):
                     self._sent.append((index, place))
-                    yield step.epoch, step.indices(*span)
+                    yield step.request(*span)
 
     def begin(self, index: int) -> None:
         """Hear that a step begins."""

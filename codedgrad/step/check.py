@@ -126,10 +126,12 @@ class ValueCheck:
         """
         self._pairs = [
             ("step of the epoch", str(shards.index)),
+            ("samples of the epoch before", str(shards.before)),
             ("sizes of micro-batches", str(shards.sizes)),
         ]
         sampler = getattr(shards, "sampler", None)
-        self._begin(step, sampler, shards.epoch, hash((shards.index, shards.sizes)))
+        mark = hash((shards.index, shards.before, shards.sizes))
+        self._begin(step, sampler, shards.epoch, mark)
 
     def begin_drop_in(self, step: int, sampler: ShardBatchSampler | None) -> None:
         """Note the data of a step of the drop-in, whose loader may read ahead.
@@ -270,7 +272,7 @@ class ValueCheck:
         text = repr(sampler.describe(number)).encode()
         values = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")
         epoch = _Epoch(sampler, number, values, 0)
-        content = self._read(epoch, readings=2)
+        content = None if sampler.dataset is None else self._read(epoch, readings=2)
         if content is not None:
             epoch = epoch._replace(content=content + 1)
         self._keep(epoch)
@@ -283,8 +285,8 @@ class ValueCheck:
         self._epochs[id(epoch.sampler)] = epoch
 
     def _content(self, readings: int) -> str:
-        """Return the digest of the epoch's two samples, as a text."""
-        if self._epoch is None or not hasattr(self._epoch.sampler, "describe"):
+        """Return the digest of the epoch's two samples, as a text; "" without any."""
+        if self._epoch is None or getattr(self._epoch.sampler, "dataset", None) is None:
             return ""
         content = self._read(self._epoch, readings)
         return _UNKNOWN if content is None else str(content)
