@@ -14,7 +14,7 @@ from __future__ import annotations
 import sys
 
 from codedgrad import codes, monitor
-from codedgrad.data import ShardBatchSampler, ShardSampler
+from codedgrad.data import ShardBatchSampler, ShardSampler, batches
 from codedgrad.errors import (
     CodedGradError,
     ConfigError,
@@ -85,6 +85,7 @@ __all__ = [
     "allreduce",
     "approximate",
     "barrier",
+    "batches",
     "broadcast_object",
     "broadcast_optimizer_state",
     "broadcast_parameters",

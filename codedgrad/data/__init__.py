@@ -1,6 +1,7 @@
 """Which samples belong to which micro-batch of which step."""
 
 from codedgrad.data.batch_sampler import ShardBatchSampler
+from codedgrad.data.made import Draw, MadeBatches, batches
 from codedgrad.data.order import even
 from codedgrad.data.sampler import PARTITIONS, ShardSampler
 from codedgrad.data.shards import StepShards
@@ -8,9 +9,12 @@ from codedgrad.data.source import Source
 
 __all__ = [
     "PARTITIONS",
+    "Draw",
+    "MadeBatches",
     "ShardBatchSampler",
     "ShardSampler",
     "Source",
     "StepShards",
+    "batches",
     "even",
 ]

@@ -54,9 +54,9 @@ class Reader:
 
     def __getitem__(self, request: Request) -> Any:
         """Return what `batch` returns, as a DataLoader asks for it."""
-        return self.batch(request)
+        return self.batch(request, _nothing)
 
-    def batch(self, request: Request, between: Callable[[], None] = _nothing) -> Any:
+    def batch(self, request: Request, between: Callable[[], None]) -> Any:
         """Return the collated batch of some samples of an epoch.
 
         Args:

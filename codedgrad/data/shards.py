@@ -104,8 +104,10 @@ class StepShards:
         reader, end = self.sampler.reader, part + 1 if stop is None else stop
         if self.ahead is not None:
             for batch in self.ahead.take(self.index, (part, end)):
-                return reader.arguments(batch)
-        request = self.request(part, end)
-        if between is None:
-            return reader.arguments(reader[request])
-        return reader.arguments(reader.batch(request, between))
+                return reader.arguments(self.sampler.place(batch))
+        read = reader.batch(self.request(part, end), between or _nothing)
+        return reader.arguments(self.sampler.place(read))
+
+
+def _nothing() -> None:
+    pass

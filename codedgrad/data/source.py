@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from codedgrad.data.loader import Ahead, Loader, LoaderSettings
+from codedgrad.data.placing import Placer
 from codedgrad.data.position import Position
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class Source(ABC):
         epoch: the epoch that is gone through next, or now.
         helpable: whether any worker may compute any part.
         dataset: what two samples of are compared between the workers; None: nothing.
+        place: copies a batch to the device where it is wanted.
     """
 
     batch_size: int
@@ -54,7 +56,7 @@ class Source(ABC):
         """
         settings.check()
         self._reader = reader
-        self._device = settings.device
+        self.place = Placer(settings.device)
         self._loader = Loader(reader, settings) if settings.num_workers else None
         self.epoch = 0
         self._at = Position()
