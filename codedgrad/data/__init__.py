@@ -6,6 +6,7 @@ from codedgrad.data.order import even
 from codedgrad.data.sampler import PARTITIONS, ShardSampler
 from codedgrad.data.shards import StepShards
 from codedgrad.data.source import Source
+from codedgrad.data.stream import ShardStream
 
 __all__ = [
     "PARTITIONS",
@@ -13,6 +14,7 @@ __all__ = [
     "MadeBatches",
     "ShardBatchSampler",
     "ShardSampler",
+    "ShardStream",
     "Source",
     "StepShards",
     "batches",

@@ -141,7 +141,12 @@ class MadeBatches(Source):
         self._steps, self._chunk, self._units = steps, chunk, batch_size // chunk
         self._draws = _Draws(fn, steps, self._units, chunk)
         super().__init__(MadeReader(self._draws, seed), LoaderSettings(**loading))
-        self.batch_size, self.seed, self.dataset = batch_size, seed, self._draws
+        self.batch_size, self.seed = batch_size, seed
+
+    @property
+    def dataset(self) -> Any:
+        """All draws of an epoch, of which the workers compare some."""
+        return self._draws
 
     def __len__(self) -> int:
         """Return the number of steps of an epoch."""

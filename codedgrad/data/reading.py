@@ -76,13 +76,8 @@ class Reader:
         with reading_rng():
             items = self._items(epoch, numbers, between)
             seed_sample(self._seed, epoch, ~numbers[0])
-            try:
-                return self._collate(items)
-            except Exception as error:
-                raise DataError(
-                    f"samples {_few(indices)} of the dataset could not be collated: "
-                    f"{type(error).__name__}: {error}"
-                ) from error
+            what = f"samples {_few(indices)} of the dataset"
+            return collated(self._collate, items, what)
 
     def _items(
         self, epoch: int, numbers: list[int], between: Callable[[], None]
@@ -128,6 +123,20 @@ class Reader:
         if isinstance(batch, list) and self._collate is default_collate:
             return tuple(batch)
         return batch if isinstance(batch, tuple) else (batch,)
+
+
+def collated(collate: Callable[[list[Any]], Any], items: list[Any], what: str) -> Any:
+    """Return what a collate function makes of samples, which `what` names.
+
+    Raises:
+        DataError: it raised an error.
+    """
+    try:
+        return collate(items)
+    except Exception as error:
+        raise DataError(
+            f"{what} could not be collated: {type(error).__name__}: {error}"
+        ) from error
 
 
 def _plain(data: Any) -> bool:

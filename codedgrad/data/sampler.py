@@ -122,11 +122,16 @@ class ShardSampler(Source):
         )
         self.partition = partition
         self._by = label_numbers(by, size, partition)
-        self.dataset = dataset
+        self._dataset = dataset
         self.batch_size = batch_size
         self.seed = seed
         self._drop_last = drop_last
         self._order = Order(size, seed, shuffle=shuffle, sampler=sampler)
+
+    @property
+    def dataset(self) -> Any:
+        """The dataset that is sampled."""
+        return self._dataset
 
     def __len__(self) -> int:
         """Return the number of steps of the epoch, from its begin."""

@@ -39,14 +39,17 @@ class Source(ABC):
         seed: seed of the orders and of random augmentation.
         epoch: the epoch that is gone through next, or now.
         helpable: whether any worker may compute any part.
-        dataset: what two samples of are compared between the workers; None: nothing.
         place: copies a batch to the device where it is wanted.
     """
 
     batch_size: int
     seed: int
-    helpable = True
-    dataset: Any = None
+    helpable: bool = True
+
+    @property
+    @abstractmethod
+    def dataset(self) -> Any:
+        """What two samples of are compared between the workers; None: nothing."""
 
     def __init__(self, reader: BatchReader, settings: LoaderSettings) -> None:
         """Take what reads batches, here and in loader processes.

@@ -273,6 +273,8 @@ class ValueCheck:
         values = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")
         epoch = _Epoch(sampler, number, values, 0)
         content = None if sampler.dataset is None else self._read(epoch, readings=2)
+        if content is None and sampler.dataset is not None:
+            _refuse_if_it_must_repeat(sampler)
         if content is not None:
             epoch = epoch._replace(content=content + 1)
         self._keep(epoch)
@@ -310,6 +312,22 @@ class ValueCheck:
             log.warning(why, type(dataset).__name__)
         self._epoch = self._epoch._replace(content=0)
         self._keep(self._epoch)
+
+
+def _refuse_if_it_must_repeat(sampler: Any) -> None:
+    """Refuse streams whose samples nobody else could read.
+
+    Raises:
+        ConfigError: with the remedy.
+    """
+    if getattr(sampler, "must_repeat", False):
+        raise ConfigError(
+            "the first sample of a stream was another one when the stream was opened "
+            "again, or could not be read. With helpers=True any worker must get the "
+            "same samples of a shard: let make(shard, epoch) seed what shuffles by "
+            "them, or draw from the generators of torch, numpy or `random`; else use "
+            "helpers=False"
+        )
 
 
 def refuse_wrapped(model: Module) -> None:
