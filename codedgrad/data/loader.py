@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypedDict
 import torch
 from torch.utils.data import DataLoader
 
+from codedgrad.data.sending import Sending, remedy_of
 from codedgrad.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -146,7 +147,7 @@ class Loader:
         settings = self._settings
         if self._data is None:
             self._data = DataLoader(
-                self._reader,  # type: ignore[arg-type]
+                Sending(self._reader),  # type: ignore[arg-type]
                 batch_size=None,
                 sampler=self._requests,
                 collate_fn=_as_it_is,
@@ -159,7 +160,12 @@ class Loader:
                 multiprocessing_context=settings.multiprocessing_context,
             )
         self._batches = None  # ends the processes of the epoch before
-        self._batches = iter(self._data)
+        try:
+            self._batches = iter(self._data)
+        except Exception as error:
+            raise DataError(
+                f"{type(error).__name__}: {error}; {remedy_of(error, starting=True)}"
+            ) from error
 
     def end(self, epoch: Ahead) -> None:
         """Note that nobody will ask for batches of this epoch any more."""
@@ -179,12 +185,14 @@ class Loader:
         """
         try:
             return next(self._batches)
-        except DataError:
+        except DataError as error:
+            if remedy := remedy_of(error):
+                raise DataError(f"{error}\n{remedy}") from error
             raise
         except (RuntimeError, OSError) as error:
             raise DataError(
                 f"a loader process died, or could not hand on what it has read, while "
-                f"{what} were read ahead: {error}"
+                f"{what} were read ahead: {error}\n{remedy_of(error)}"
             ) from error
 
 
