@@ -6,7 +6,9 @@ batches nobody has asked for by the time the next one begins was decoded without
 worker; they are dropped, and the sampler leaves out what is over already.
 
 Batches of other workers' shards, which only helpers need, are read in the training
-process when they are asked for. They are the same, see `codedgrad.data.reading`.
+process when they are asked for. They are the same, see `codedgrad.data.reading`. A
+worker that is late is often late again, so those that this worker has just helped with
+are read ahead, too, for some steps.
 """
 
 from __future__ import annotations
@@ -42,6 +44,9 @@ class BatchReader(Protocol):
 
     def arguments(self, batch: Any) -> tuple[Any, ...]:
         """Return a batch as the arguments of a loss function."""
+
+
+_AGAIN = 3  # steps after one in which this worker helped
 
 
 class LoaderWords(TypedDict, total=False):
@@ -216,6 +221,8 @@ class Ahead:
         """
         self._loader, self._cut, self._steps = loader, cut, steps
         self._places = {span: place for place, span in enumerate(spans)}
+        self._own = len(self._places)
+        self._helped: dict[Span, int] = {}  # the last step in which it was
         self._sent: deque[tuple[int, int]] = deque()  # steps and places, being read
         self._now = 0
         self._requests = self._all_requests()
@@ -227,8 +234,9 @@ class Ahead:
             if index < self._now:
                 continue
             step = self._cut(index)
-            for span, place in self._places.items():
-                if step.samples(*span):
+            for span, place in list(self._places.items()):
+                helped = place < self._own or self._now - self._helped[span] < _AGAIN
+                if helped and step.samples(*span):
                     self._sent.append((index, place))
                     yield step.request(*span)
 
@@ -244,13 +252,16 @@ class Ahead:
     def take(self, index: int, span: Span) -> tuple[Any, ...]:
         """Return a tuple of a batch; or an empty one if it is not read ahead.
 
-        That is so if it is another worker's, or was taken before.
+        That is so if it is another worker's that this one has not helped in the steps
+        before, or if it was taken before.
 
         Raises:
             DataError: it could not be read.
         """
-        place = self._places.get(span)
-        if place is None or not self._loader.serves(self):
+        place = self._places.setdefault(span, len(self._places))
+        if place >= self._own:
+            self._helped[span] = index
+        if not self._loader.serves(self):
             return ()
         wanted = index, place
         while self._sent and self._sent[0] <= wanted:

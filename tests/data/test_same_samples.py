@@ -100,3 +100,28 @@ def test_whoever_goes_on_in_mid_epoch(kind: str) -> None:
             sampler.load_state_dict(states[0])
             found += [own for own, _, _ in read(sampler, others, w)]
         assert sorted(x for own in found for x in own) == sorted(want)
+
+
+def test_what_was_helped_with_is_read_ahead_for_some_steps() -> None:
+    def ahead(helped: range) -> list[tuple[int, bool, bool]]:
+        sampler = ShardSampler(Where(), 8, num_workers=1, prefetch_factor=1)
+        found = []
+        for step in (steps := sampler.steps(4, 2, own=[(0, 2)])):
+            own = bool(step.fetch(0, 2)[0].all())
+            if step.index in helped:
+                found.append((step.index, own, bool(step.fetch(3)[0].all())))
+        steps.close()
+        return found
+
+    found = ahead(range(2, 6))
+    assert all(own for _, own, _ in found)
+    assert [helped for _, _, helped in found] == [False, False, True, True]
+    assert [h for _, _, h in [*ahead(range(2, 3)), *ahead(range(9, 10))]] == [False] * 2
+
+
+class Where(Dataset[Any]):
+    def __len__(self) -> int:
+        return 96
+
+    def __getitem__(self, index: int) -> bool:
+        return torch.utils.data.get_worker_info() is not None
