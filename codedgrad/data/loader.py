@@ -6,9 +6,9 @@ batches nobody has asked for by the time the next one begins was decoded without
 worker; they are dropped, and the sampler leaves out what is over already.
 
 Batches of other workers' shards, which only helpers need, are read in the training
-process when they are asked for. They are the same, see `codedgrad.data.reading`. A
-worker that is late is often late again, so those that this worker has just helped with
-are read ahead, too, for some steps.
+process when they are asked for. They are the same, see `codedgrad.data.reading`. Where
+this worker has helped with the same ones in several steps, one after the other, a
+worker is late in every step, and they are read ahead, too.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class BatchReader(Protocol):
         """Return a batch as the arguments of a loss function."""
 
 
-_AGAIN = 3  # steps after one in which this worker helped
+_IN_A_ROW = 3  # steps in which this worker helped, before it expects to help again
 
 
 class LoaderWords(TypedDict, total=False):
@@ -222,7 +222,8 @@ class Ahead:
         self._loader, self._cut, self._steps = loader, cut, steps
         self._places = {span: place for place, span in enumerate(spans)}
         self._own = len(self._places)
-        self._helped: dict[Span, int] = {}  # the last step in which it was
+        # The last step in which a batch was helped with, and how many in a row.
+        self._helped: dict[Span, tuple[int, int]] = {}
         self._sent: deque[tuple[int, int]] = deque()  # steps and places, being read
         self._now = 0
         self._requests = self._all_requests()
@@ -235,10 +236,15 @@ class Ahead:
                 continue
             step = self._cut(index)
             for span, place in list(self._places.items()):
-                helped = place < self._own or self._now - self._helped[span] < _AGAIN
-                if helped and step.samples(*span):
+                wanted = place < self._own or self._expects(span)
+                if wanted and step.samples(*span):
                     self._sent.append((index, place))
                     yield step.request(*span)
+
+    def _expects(self, span: Span) -> bool:
+        """Return whether this worker is likely to help with this batch again."""
+        last, row = self._helped[span]
+        return row >= _IN_A_ROW and self._now - last <= 1
 
     def begin(self, index: int) -> None:
         """Hear that a step begins."""
@@ -252,15 +258,16 @@ class Ahead:
     def take(self, index: int, span: Span) -> tuple[Any, ...]:
         """Return a tuple of a batch; or an empty one if it is not read ahead.
 
-        That is so if it is another worker's that this one has not helped in the steps
-        before, or if it was taken before.
+        That is so if it is another worker's that this one has not helped in all of the
+        last steps, or if it was taken before.
 
         Raises:
             DataError: it could not be read.
         """
         place = self._places.setdefault(span, len(self._places))
         if place >= self._own:
-            self._helped[span] = index
+            last, row = self._helped.get(span, (index, 0))
+            self._helped[span] = index, row + 1 if index - last <= 1 else 1
         if not self._loader.serves(self):
             return ()
         wanted = index, place
