@@ -273,7 +273,7 @@ class ValueCheck:
         values = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")
         epoch = _Epoch(sampler, number, values, 0)
         content = None if sampler.dataset is None else self._read(epoch, readings=2)
-        if content is None and sampler.dataset is not None:
+        if content is None and sampler.dataset is not None and self._readable(sampler):
             _refuse_if_it_must_repeat(sampler)
         if content is not None:
             epoch = epoch._replace(content=content + 1)
@@ -297,11 +297,17 @@ class ValueCheck:
         dataset = epoch.sampler.dataset
         if any(dataset is one for one in self._unreadable):
             return None
-        # A DataLoader's processes may not take over what this one has opened.
-        readable = getattr(epoch.sampler, "readable_here", False)
-        if not readable and not in_memory(dataset):
+        if not self._readable(epoch.sampler):
             return None
         return content_digest(dataset, epoch.sampler.seed, epoch.number, readings)
+
+    @staticmethod
+    def _readable(sampler: Any) -> bool:
+        """Return whether samples may be read here.
+
+        A DataLoader's processes may not take over what this one has opened.
+        """
+        return getattr(sampler, "readable_here", False) or in_memory(sampler.dataset)
 
     def _leave_content_out(self, why: str = _RANDOM) -> None:
         """Stop comparing the samples of a dataset; `why` is told once."""
