@@ -52,14 +52,9 @@ class Opening(NamedTuple):
     def takes_start(self) -> bool:
         """Whether `make` can begin a stream at a later place."""
         try:
-            given = inspect.signature(self.make).parameters.values()
+            return "start" in inspect.signature(self.make).parameters
         except (TypeError, ValueError):
             return False
-        by_place = (
-            inspect.Parameter.POSITIONAL_ONLY,
-            inspect.Parameter.POSITIONAL_OR_KEYWORD,
-        )
-        return len([p for p in given if p.kind in by_place]) > 2
 
 
 class Cursor:
@@ -103,10 +98,10 @@ class Cursor:
 
     def _made(self, start: int) -> Iterator[Any]:
         opening, shard, epoch = self._opening, self._shard, self._epoch
-        more = (start,) if opening.takes_start else ()
+        more = {"start": start} if opening.takes_start else {}
         self._seed(-1)
         try:
-            stream: Iterator[Any] = iter(opening.make(shard, epoch, *more))
+            stream: Iterator[Any] = iter(opening.make(shard, epoch, **more))
         except Exception as error:
             raise DataError(
                 f"make({shard}, {epoch}) gave no stream: "

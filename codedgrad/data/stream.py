@@ -34,9 +34,9 @@ class ShardStream(Source):
     `make(shard, epoch)` returns the stream of a shard in an epoch: an iterator, or
     anything that has one, over samples. Each worker opens that of its own shard. In
     every step, each shard takes the next batch_size / k samples of its stream; there
-    are k shards, as many as workers with the usual codes. A function with a third
-    parameter, `make(shard, epoch, start)`, begins the stream at a later sample, which
-    saves reading up to it.
+    are k shards, as many as workers with the usual codes. A function with a
+    parameter `start`, `make(shard, epoch, start)`, begins the stream at that sample,
+    which saves reading up to it.
 
     An epoch has `steps` steps on all workers, however long the streams are: a longer
     one is cut, and a shorter one begins again, or ends the job with at_end="raise".

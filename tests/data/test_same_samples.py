@@ -115,7 +115,7 @@ def test_what_was_helped_with_in_several_steps_is_read_ahead() -> None:
 
     found = ahead(range(2, 9))
     assert all(own for _, own, _ in found)
-    assert [helped for _, _, helped in found] == [False] * 4 + [True] * 3
+    assert [helped for _, _, helped in found] == [False] * 3 + [True] * 4
     assert not any(helped for _, _, helped in ahead(range(2, 11, 2)))
 
 

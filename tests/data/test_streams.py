@@ -164,7 +164,10 @@ def test_an_iterable_dataset_and_a_data_loader_of_it() -> None:
     def loaded(shard: int, epoch: int) -> Any:
         return DataLoader(Counting(1000 * shard), batch_size=None, num_workers=2)
 
-    for make in (plain, loaded):
+    def with_a_default(shard: int, epoch: int, own: Any = Counting) -> Any:
+        return own(1000 * shard)
+
+    for make in (plain, loaded, with_a_default):
         step = next(steps := steps_of(ShardStream(make, 8, 2)))
         assert step.fetch(2, 4)[0].tolist() == [1000, 1001, 1002, 1003]
         steps.close()
