@@ -13,6 +13,7 @@ worker is late in every step, and they are read ahead, too.
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypedDict
 
@@ -46,6 +47,7 @@ class BatchReader(Protocol):
         """Return a batch as the arguments of a loss function."""
 
 
+log = logging.getLogger("codedgrad")
 _IN_A_ROW = 3  # steps in which this worker helped, before it expects to help again
 
 
@@ -268,12 +270,17 @@ class Ahead:
         if place >= self._own:
             last, row = self._helped.get(span, (index, 0))
             self._helped[span] = index, row + 1 if index - last <= 1 else 1
-        if not self._loader.serves(self):
-            return ()
         wanted = index, place
-        while self._sent and self._sent[0] <= wanted:
-            batch = self._loader.next(f"samples of step {self._sent[0][0]}")
-            if self._sent.popleft() == wanted:
+        while self._loader.serves(self) and self._sent and self._sent[0] <= wanted:
+            sent = self._sent.popleft()
+            try:
+                batch = self._loader.next(f"samples of step {sent[0]}")
+            except DataError as error:
+                if sent == wanted:
+                    raise
+                log.debug("read ahead in vain: %s", error)  # nobody wants it any more
+                continue
+            if sent == wanted:
                 return (batch,)
         return ()
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.utils.data import Dataset, WeightedRandomSampler
 
-from codedgrad import ShardSampler
+from codedgrad import DataError, ShardSampler
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 SIZE, BATCH, MICRO = 93, 40, 2
@@ -119,9 +119,28 @@ def test_what_was_helped_with_in_several_steps_is_read_ahead() -> None:
     assert not any(helped for _, _, helped in ahead(range(2, 11, 2)))
 
 
+def test_an_error_in_what_nobody_wants_any_more_is_none() -> None:
+    sampler = ShardSampler(Unreadable(), 8, shuffle=False, num_workers=1)
+    steps = sampler.steps(4, 2, own=[(0, 2)])
+    left_out = [step for step in steps if step.index != 1 and step.fetch(0, 2)]
+    assert len(left_out) == 11
+    step = next(again := sampler.steps(4, 2, own=[(0, 2)]))
+    step = next(again)
+    with pytest.raises(DataError, match="sample 9 of the dataset"):
+        step.fetch(0, 2)
+    again.close()
+
+
 class Where(Dataset[Any]):
     def __len__(self) -> int:
         return 96
 
     def __getitem__(self, index: int) -> bool:
         return torch.utils.data.get_worker_info() is not None
+
+
+class Unreadable(Where):
+    def __getitem__(self, index: int) -> bool:
+        if index == 9:
+            raise OSError("no such file")
+        return True
