@@ -107,9 +107,10 @@ class ShardBatchSampler:
         """Return (name, value) pairs that must be the same on all workers.
 
         Args:
-            epoch: `begun_epoch`.
+            epoch: `begun_epoch`, which is -1 in steps before the first batch.
         """
-        pairs = described(self, self._order.checksum(epoch), epoch)
+        checksum = self._order.checksum(epoch) if epoch >= 0 else 0
+        pairs = described(self, checksum, epoch)
         return [*pairs, ("samples of the epoch before", str(self._start.samples))]
 
     def state_dict(self, batches: int) -> dict[str, Any]:

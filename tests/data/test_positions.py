@@ -202,6 +202,13 @@ def test_batches_that_were_not_drawn() -> None:
         sampler.state_dict(batches=1)
 
 
+def test_steps_before_the_first_batch_have_no_order() -> None:
+    """A warm-up backward, for example."""
+    sampler = ShardBatchSampler(DATA, 12, codes.uncoded(1), 0)
+    told = dict(sampler.describe(sampler.begun_epoch))
+    assert (told["epoch"], told["order of samples"]) == ("-1", "00000000")
+
+
 def test_both_faces_tell_the_same_place() -> None:
     ours, theirs = (
         ShardSampler(DATA, 12),
