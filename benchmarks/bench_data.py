@@ -1,6 +1,8 @@
 """Data pipelines: samples that cost time, with loader processes on both sides.
 
     mpirun -n 2 python benchmarks/bench_data.py --out FILE.json
+    mpirun -n 4 python benchmarks/bench_data.py --slow 8 --micro 3 --kinds free,sleep \
+        --rounds 3 --out FILE.json
 
 The samples of a step of 32 take nothing, 2 ms of sleep or 2 ms of computing each. They
 are read by DDP on Gloo with a DataLoader, by codedgrad's default with as many loader
@@ -8,10 +10,15 @@ processes of its own, and by codedgrad inside the passes (`codedgrad_in_the_pass
 pass is a small real model and a sleep, which is the device of a worker that waits for
 it. The methods take turns, block by block, and only one of them has loader processes at
 a time: each block is an epoch of its own, begun before the clock.
+
+With `--slow 8` the last worker is 8 x slow in every pass, and codedgrad is compared
+with itself without a straggler. `--micro` pieces of a late shard are divided among the
+others: with as many as there are helpers nobody takes two of them.
 """
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import time
 from typing import TYPE_CHECKING, Any
@@ -73,9 +80,12 @@ class Task:
         self.optimizer.zero_grad()
 
 
-def coded(task: Task, data: Any, loaders: int) -> Callable[[], Iterator[None]]:
+def coded(
+    task: Task, data: Any, loaders: int, micro: int, faults: str = ""
+) -> Callable[[], Iterator[None]]:
     """Return a function that makes steps of codedgrad, one epoch."""
-    gradient = codedgrad.CodedGradient(task.model)
+    code = codedgrad.codes.spread(COMM.size, micro=micro)
+    gradient = codedgrad.CodedGradient(task.model, code, faults=faults)
 
     def steps() -> Iterator[None]:
         sampler = codedgrad.ShardSampler(data, BATCH, num_workers=loaders)
@@ -119,25 +129,45 @@ def block(steps: Callable[[], Iterator[None]], count: int) -> float:
     return max(COMM.allgather(spent)) / count
 
 
-def measure(kind: str, pass_s: float, loaders: int, toy: bool) -> dict[str, Any]:
-    """Return a row for every method, with its times over DDP's."""
-    rounds, count = (2, 4) if toy else (9, 40)
-    data = Costly(kind, BATCH * (WARM_UP + count + 2))
-    methods = {
-        "ddp_gloo": ddp(Task(pass_s), data, loaders),
-        "codedgrad": coded(Task(pass_s), data, loaders),
-        "codedgrad_in_the_pass": coded(Task(pass_s), data, 0),
-    }
+def measure(
+    kind: str, methods: dict[str, Callable[[], Iterator[None]]], rounds: int, count: int
+) -> dict[str, Any]:
+    """Return a row for every method, with its times over those of the first one.
+
+    `count` is the number of steps of a block.
+    """
     names = list(methods)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for turn in range(rounds):
-        for name in names[turn % 3 :] + names[: turn % 3]:
+        first = turn % len(names)
+        for name in names[first:] + names[:first]:
             seconds[name].append(block(methods[name], count))
     rows: dict[str, Any] = {name: summary(s) for name, s in seconds.items()}
     for name, row in rows.items():
-        pairs = zip(seconds[name], seconds["ddp_gloo"], strict=True)
-        row["over_ddp"] = round(statistics.median(a / b for a, b in pairs), 3)
+        pairs = zip(seconds[name], seconds[names[0]], strict=True)
+        row[f"over_{names[0]}"] = round(statistics.median(a / b for a, b in pairs), 3)
+    shown = "  ".join(
+        f"{name} {row['median_ms']:.1f} ms ({row[f'over_{names[0]}']:.2f})"
+        for name, row in rows.items()
+    )
+    say(f"{kind}, {COMM.size} workers: {shown}")
     return rows
+
+
+def methods_of(
+    args: argparse.Namespace, data: Any
+) -> dict[str, Callable[[], Iterator[None]]]:
+    """Return what is compared; the first one is what the others are compared with."""
+    pass_s, loaders, micro = args.pass_ms / 1e3, args.loaders, args.micro
+    ours = coded(Task(pass_s), data, loaders, micro)
+    if args.slow > 1.0:
+        faults = f"slow:worker={COMM.size - 1},factor={args.slow}"
+        return {"calm": ours, "slow": coded(Task(pass_s), data, loaders, micro, faults)}
+    return {
+        "ddp_gloo": ddp(Task(pass_s), data, loaders),
+        "codedgrad": ours,
+        "codedgrad_in_the_pass": coded(Task(pass_s), data, 0, micro),
+    }
 
 
 def main() -> None:
@@ -146,18 +176,21 @@ def main() -> None:
     parser.add_argument("--loaders", type=int, default=2, help="of each worker")
     parser.add_argument("--pass-ms", type=float, default=20.0)
     parser.add_argument("--kinds", default="free,sleep,compute")
+    parser.add_argument(
+        "--slow", type=float, default=1.0, help="the last worker's factor"
+    )
+    parser.add_argument("--micro", type=int, default=4, help="pieces of a shard")
+    parser.add_argument("--rounds", type=int, default=9)
     args = parser.parse_args()
     torch.set_num_threads(1)
     codedgrad.init()
     start_torch(torch.device("cpu"))
     results: dict[str, Any] = {"pass_ms": args.pass_ms, "loaders": args.loaders}
+    results |= {"slow": args.slow, "micro": args.micro}
+    rounds, count = (2, 4) if args.toy else (args.rounds, 40)
     for kind in args.kinds.split(","):
-        results[kind] = measure(kind, args.pass_ms / 1e3, args.loaders, args.toy)
-        shown = "  ".join(
-            f"{name} {row['median_ms']:.1f} ms ({row['over_ddp']:.2f})"
-            for name, row in results[kind].items()
-        )
-        say(f"{kind}, {COMM.size} workers: {shown}")
+        data = Costly(kind, BATCH * (WARM_UP + count + 2))
+        results[kind] = measure(kind, methods_of(args, data), rounds, count)
     write(args.out, "bench_data", results)
     torch.distributed.destroy_process_group()
     codedgrad.shutdown()

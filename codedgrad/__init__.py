@@ -14,7 +14,7 @@ from __future__ import annotations
 import sys
 
 from codedgrad import codes, monitor
-from codedgrad.data import ShardBatchSampler, ShardSampler
+from codedgrad.data import ShardBatchSampler, ShardSampler, ShardStream, batches
 from codedgrad.errors import (
     CodedGradError,
     ConfigError,
@@ -78,6 +78,7 @@ __all__ = [
     "Settings",
     "ShardBatchSampler",
     "ShardSampler",
+    "ShardStream",
     "Sum",
     "WorkerError",
     "allgather",
@@ -85,6 +86,7 @@ __all__ = [
     "allreduce",
     "approximate",
     "barrier",
+    "batches",
     "broadcast_object",
     "broadcast_optimizer_state",
     "broadcast_parameters",

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
     from codedgrad.codes import Code
-    from codedgrad.data import ShardSampler, StepShards
+    from codedgrad.data import Source, StepShards
     from codedgrad.monitor.record import RunRecord
     from codedgrad.monitor.report import StepReport
 
@@ -114,7 +114,7 @@ class CodedGradient:
 
     # ---- a step ----
 
-    def steps(self, sampler: ShardSampler) -> Iterator[StepShards]:
+    def steps(self, sampler: Source) -> Iterator[StepShards]:
         """Yields the steps of one epoch of `sampler`."""
         with start.failing_together(self._runtime, "could not read its data"):
             whole, own = own_is_whole(self._settings.run), self._arrangement.own_spans
@@ -153,6 +153,7 @@ class CodedGradient:
                 self._take(self._arrangement.again(self._step))
         state, total, tail = sums
         loss = self._payload.scatter(total, tail)
+        shards.note_used()
         self.report = self._account.end(state, self._exchange, float(loss))
         return loss
 

@@ -87,13 +87,14 @@ unit() {
     tests/run.sh .ci/run
   pytests "unit tests" "$CG_PYTHON" -m pytest -q --color=no -p no:cacheprovider tests \
     --ignore=tests/parallel --ignore=tests/horovod --ignore=tests/failures \
-    --ignore=tests/mpich --ignore=tests/engine/test_stress.py
+    --ignore=tests/mpich --ignore=tests/engine/test_stress.py --ignore=tests/examples
 }
 
 slow() { # unit tests that build or start something first
   pytests "engine under sanitizers" pytest_by_2 tests/engine/test_stress.py
   # Not two at a time: some of them are about who gives up after how many seconds.
   pytests "failures" "$CG_PYTHON" -m pytest -q --color=no -p no:cacheprovider tests/failures
+  pytests "examples" "$CG_PYTHON" -m pytest -q --color=no -p no:cacheprovider tests/examples
   pytests "MPICH" "$CG_PYTHON" -m pytest -q --color=no -p no:cacheprovider tests/mpich
 }
 

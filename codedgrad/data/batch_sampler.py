@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from codedgrad.data.order import described, order_checksum, permutation
+from codedgrad.data.drawn import Order
+from codedgrad.data.order import described
+from codedgrad.data.position import Position
 from codedgrad.data.samples import dataset_size
 from codedgrad.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from codedgrad.codes import Code
 
@@ -28,8 +30,9 @@ class ShardBatchSampler:
 
     Attributes:
         samples: samples of one step on this worker.
-        skip: called before each batch with its number in the epoch. Where it returns
-            True the batch is not needed, and two indices are yielded instead of all.
+        skip: called before each batch with its number, counted from the first one that
+            this run has of the epoch. Where it returns True the batch is not needed,
+            and two indices are yielded instead of all.
     """
 
     def __init__(
@@ -42,6 +45,7 @@ class ShardBatchSampler:
         seed: int = 0,
         shuffle: bool = True,
         drop_last: bool = False,
+        sampler: Iterable[int] | None = None,
     ) -> None:
         """Sample `dataset` in steps of `batch_size`, over all workers together.
 
@@ -53,12 +57,15 @@ class ShardBatchSampler:
             seed: seed of the permutations.
             shuffle: True for a new permutation in every epoch, from (seed, epoch).
             drop_last: True to leave out the last step of an epoch if it is smaller.
+            sampler: gives the indices of an epoch's samples, for all workers together,
+                in place of a permutation; see `ShardSampler`.
 
         Raises:
-            ConfigError: the dataset has no length or too few samples, or the batch size
-                is not a multiple of the number of shards.
+            ConfigError: the dataset has no length or too few samples, the batch size
+                is not a multiple of the number of shards, or `sampler` is not for all
+                workers together.
         """
-        self._size = dataset_size(dataset, batch_size)
+        size = dataset_size(dataset, batch_size, repeats=sampler is not None)
         self._dataset = dataset
         if batch_size % code.shards:
             raise ConfigError(
@@ -71,10 +78,12 @@ class ShardBatchSampler:
         self._end = int(code.tree.stop[node]) // code.micro * each
         self.batch_size = batch_size
         self.seed = seed
-        self._shuffle = shuffle
         self._drop_last = drop_last
+        self._order = Order(size, seed, shuffle=shuffle, sampler=sampler)
         self.epoch = 0
-        self._begun: tuple[int, int] | None = None  # the epoch, its order's checksum
+        self._start = Position()  # of the batches of this run in the epoch
+        self._drawn = 0  # so many of these batches
+        self._begun = self._resumed = False
         self.samples = self._end - self._begin
         self.skip: Callable[[int], bool] | None = None
 
@@ -86,32 +95,92 @@ class ShardBatchSampler:
     @property
     def begun_epoch(self) -> int:
         """The epoch that was begun last, or -1."""
-        return -1 if self._begun is None else self._begun[0]
+        return self._start.epoch if self._begun else -1
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the permutation of the next epoch."""
+        if epoch != self.epoch:
+            self._resumed = False
         self.epoch = epoch
 
     def describe(self, epoch: int) -> list[tuple[str, str]]:
         """Return (name, value) pairs that must be the same on all workers.
 
         Args:
-            epoch: `begun_epoch`.
+            epoch: `begun_epoch`, which is -1 in steps before the first batch.
         """
-        return described(self, 0 if self._begun is None else self._begun[1], epoch)
+        checksum = self._order.checksum(epoch) if epoch >= 0 else 0
+        pairs = described(self, checksum, epoch)
+        return [*pairs, ("samples of the epoch before", str(self._start.samples))]
+
+    def state_dict(self, batches: int) -> dict[str, Any]:
+        """Return the place in the epoch, for a checkpoint.
+
+        Args:
+            batches: how many batches of the DataLoader this run has used in the epoch,
+                which with loader processes are fewer than it has drawn: `i + 1` behind
+                the step in `for i, batch in enumerate(loader)`, also in an epoch that
+                was resumed.
+
+        Raises:
+            ConfigError: the DataLoader has not given so many.
+        """
+        at, here = self._start, self.epoch
+        if at.epoch != here or not self._begun or self._resumed:
+            at, drawn = (at if self._resumed else Position(here)), 0
+        else:
+            drawn = self._drawn
+        if not 0 <= batches <= drawn:
+            raise ConfigError(
+                f"state_dict(batches={batches}): the DataLoader has drawn {drawn} "
+                f"batches of epoch {here} in this run; give the number that were used, "
+                f"i + 1 in `for i, batch in enumerate(loader)`"
+            )
+        used = min(at.samples + batches * self.batch_size, len(self._order.of(here)))
+        return Position(here, at.steps + batches, used).state(self._same(here))
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Begin the next batches at the place of a checkpoint, and set the epoch.
+
+        The samples that were used do not come again in this epoch, and all others do,
+        with any number of workers. Later epochs are whole. Call it on every worker,
+        before the DataLoader's iterator is made.
+
+        Raises:
+            ConfigError: the checkpoint is of other data, or another seed.
+        """
+        at = Position.of(state, self._same(int(state.get("epoch", 0))))
+        self._start, self.epoch, self._resumed = at, at.epoch, True
+
+    def _same(self, epoch: int) -> dict[str, Any]:
+        order = self._order
+        return {
+            "samples": order.size,
+            "seed": self.seed,
+            "shuffle": order.shuffle,
+            f"order of samples{order.whose}": f"{order.checksum(epoch):08x}",
+        }
 
     def __len__(self) -> int:
-        """Return the number of steps per epoch."""
-        full, rest = divmod(self._size, self.batch_size)
+        """Return the number of steps of the epoch that this run has."""
+        order = self._order
+        size = len(order.of(self.epoch)) if order.whose else order.size
+        used = self._start.samples if self._resumed else 0
+        full, rest = divmod(size - used, self.batch_size)
         return full + (1 if rest and not self._drop_last else 0)
 
     def __iter__(self) -> Iterator[list[int]]:
         """Yield the indices of each step of one epoch."""
-        order = permutation(self._size, self.seed, self.epoch, shuffle=self._shuffle)
-        self._begun = (self.epoch, order_checksum(order))
-        order = np.concatenate([order, order[: self.batch_size]])
-        for index in range(len(self)):
-            begin = index * self.batch_size
+        steps = len(self)
+        if not self._resumed:
+            self._start = Position(self.epoch)
+            self._order.forget()
+        self._begun, self._resumed, self._drawn = True, False, 0
+        numbers = self._order.of(self.epoch)
+        order = np.resize(numbers, len(numbers) + self.batch_size) % self._order.size
+        for index in range(steps):
+            begin = self._start.samples + index * self.batch_size
             own = order[begin + self._begin : begin + self._end].tolist()
             needless = self.skip is not None and self.skip(index)
+            self._drawn = index + 1
             yield own[:SMALL] if needless else own

@@ -6,26 +6,49 @@ batches nobody has asked for by the time the next one begins was decoded without
 worker; they are dropped, and the sampler leaves out what is over already.
 
 Batches of other workers' shards, which only helpers need, are read in the training
-process when they are asked for. They are the same, see `codedgrad.data.reading`.
+process when they are asked for. They are the same, see `codedgrad.data.reading`. Where
+this worker has helped with the same ones in several steps, one after the other, a
+worker is late in every step, and they are read ahead, too.
 """
 
 from __future__ import annotations
 
+import logging
 from collections import deque
-from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypedDict
 
 import torch
 from torch.utils.data import DataLoader
 
+from codedgrad.data.sending import Sending, remedy_of
 from codedgrad.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Sequence
 
-    from codedgrad.data.reading import Reader, Request
+    from numpy.typing import NDArray
+
     from codedgrad.data.shards import StepShards
 
     Span = tuple[int, int]
+    Request = tuple[int, NDArray[Any]]
+
+
+class BatchReader(Protocol):
+    """Reads batches; see `codedgrad.data.reading.Reader`."""
+
+    def __getitem__(self, request: Request) -> Any:
+        """Return a batch of an epoch's samples, as a DataLoader asks for it."""
+
+    def batch(self, request: Request, between: Callable[[], None]) -> Any:
+        """Return the same; `between` is called before each sample."""
+
+    def arguments(self, batch: Any) -> tuple[Any, ...]:
+        """Return a batch as the arguments of a loss function."""
+
+
+log = logging.getLogger("codedgrad")
+_IN_A_ROW = 3  # steps in which this worker helped, before it expects to help again
 
 
 class LoaderWords(TypedDict, total=False):
@@ -37,6 +60,7 @@ class LoaderWords(TypedDict, total=False):
     persistent_workers: bool
     worker_init_fn: Callable[[int], None] | None
     multiprocessing_context: Any
+    device: Any
 
 
 class LoaderSettings(NamedTuple):
@@ -49,6 +73,8 @@ class LoaderSettings(NamedTuple):
         persistent_workers: whether the processes stay from one epoch to the next.
         worker_init_fn: called in each process with its number, as it starts.
         multiprocessing_context: how processes are started; None: torch's default.
+        device: where batches are copied to, see `codedgrad.data.placing`; None: they
+            stay where they were made.
     """
 
     num_workers: int = 0
@@ -57,6 +83,7 @@ class LoaderSettings(NamedTuple):
     persistent_workers: bool = True
     worker_init_fn: Callable[[int], None] | None = None
     multiprocessing_context: Any = None
+    device: Any = None
 
     def check(self) -> None:
         """Refuse settings that do not fit.
@@ -75,7 +102,7 @@ class LoaderSettings(NamedTuple):
             )
         if self.num_workers == 0:
             usual = LoaderSettings()._replace(
-                persistent_workers=self.persistent_workers
+                persistent_workers=self.persistent_workers, device=self.device
             )
             if others := [f for f in self._fields if self[_at(f)] != usual[_at(f)]]:
                 raise ConfigError(
@@ -106,7 +133,7 @@ class _Requests:
 class Loader:
     """The loader processes of one sampler; they serve one epoch at a time."""
 
-    def __init__(self, reader: Reader, settings: LoaderSettings) -> None:
+    def __init__(self, reader: BatchReader, settings: LoaderSettings) -> None:
         """Prepare; processes start with the first epoch."""
         self._reader, self._settings = reader, settings
         self._data: DataLoader[Any] | None = None
@@ -127,7 +154,7 @@ class Loader:
         settings = self._settings
         if self._data is None:
             self._data = DataLoader(
-                self._reader,  # type: ignore[arg-type]
+                Sending(self._reader),  # type: ignore[arg-type]
                 batch_size=None,
                 sampler=self._requests,
                 collate_fn=_as_it_is,
@@ -140,7 +167,12 @@ class Loader:
                 multiprocessing_context=settings.multiprocessing_context,
             )
         self._batches = None  # ends the processes of the epoch before
-        self._batches = iter(self._data)
+        try:
+            self._batches = iter(self._data)
+        except Exception as error:
+            raise DataError(
+                f"{type(error).__name__}: {error}; {remedy_of(error, starting=True)}"
+            ) from error
 
     def end(self, epoch: Ahead) -> None:
         """Note that nobody will ask for batches of this epoch any more."""
@@ -160,14 +192,16 @@ class Loader:
         """
         try:
             return next(self._batches)
-        except DataError:
+        except DataError as error:
             self._stop()
+            if remedy := remedy_of(error):
+                raise DataError(f"{error}\n{remedy}") from error
             raise
         except (RuntimeError, OSError) as error:
             self._stop()
             raise DataError(
                 f"a loader process died, or could not hand on what it has read, while "
-                f"{what} were read ahead: {error}"
+                f"{what} were read ahead: {error}\n{remedy_of(error)}"
             ) from error
 
     def _stop(self) -> None:
@@ -190,7 +224,7 @@ class Ahead:
         self,
         loader: Loader,
         cut: Callable[[int], StepShards],
-        steps: int,
+        steps: Sequence[int],
         spans: Sequence[Span],
     ) -> None:
         """Begin to read.
@@ -198,11 +232,14 @@ class Ahead:
         Args:
             loader: the processes.
             cut: returns a step of the epoch by its number.
-            steps: the number of steps.
+            steps: the numbers of the steps.
             spans: the own passes of each step: the first part, and one past the last.
         """
         self._loader, self._cut, self._steps = loader, cut, steps
         self._places = {span: place for place, span in enumerate(spans)}
+        self._own = len(self._places)
+        # The last step in which a batch was helped with, and how many in a row.
+        self._helped: dict[Span, tuple[int, int]] = {}
         self._sent: deque[tuple[int, int]] = deque()  # steps and places, being read
         self._now = 0
         self._requests = self._all_requests()
@@ -210,14 +247,20 @@ class Ahead:
 
     def _all_requests(self) -> Generator[Request, None, None]:
         """Yield the epoch and the samples of each batch, from the present step on."""
-        for index in range(self._steps):
+        for index in self._steps:
             if index < self._now:
                 continue
             step = self._cut(index)
-            for span, place in self._places.items():
-                if step.samples(*span):
+            for span, place in list(self._places.items()):
+                wanted = place < self._own or self._expects(span)
+                if wanted and step.samples(*span):
                     self._sent.append((index, place))
-                    yield step.epoch, step.indices(*span)
+                    yield step.request(*span)
+
+    def _expects(self, span: Span) -> bool:
+        """Return whether this worker is likely to help with this batch again."""
+        last, row = self._helped[span]
+        return row >= _IN_A_ROW and self._now - last <= 1
 
     def begin(self, index: int) -> None:
         """Hear that a step begins."""
@@ -231,18 +274,27 @@ class Ahead:
     def take(self, index: int, span: Span) -> tuple[Any, ...]:
         """Return a tuple of a batch; or an empty one if it is not read ahead.
 
-        That is so if it is another worker's, or was taken before.
+        That is so if it is another worker's that this one has not helped in all of the
+        last steps, or if it was taken before.
 
         Raises:
             DataError: it could not be read.
         """
-        place = self._places.get(span)
-        if place is None or not self._loader.serves(self):
-            return ()
+        place = self._places.setdefault(span, len(self._places))
+        if place >= self._own:
+            last, row = self._helped.get(span, (index, 0))
+            self._helped[span] = index, row + 1 if index - last <= 1 else 1
         wanted = index, place
-        while self._sent and self._sent[0] <= wanted:
-            batch = self._loader.next(f"samples of step {self._sent[0][0]}")
-            if self._sent.popleft() == wanted:
+        while self._loader.serves(self) and self._sent and self._sent[0] <= wanted:
+            sent = self._sent.popleft()
+            try:
+                batch = self._loader.next(f"samples of step {sent[0]}")
+            except DataError as error:
+                if sent == wanted:
+                    raise
+                log.debug("read ahead in vain: %s", error)  # nobody wants it any more
+                continue
+            if sent == wanted:
                 return (batch,)
         return ()
 

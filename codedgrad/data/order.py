@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -37,6 +37,40 @@ def even(total: int, parts: int) -> list[int]:
     return [each + (part < extra) for part in range(parts)]
 
 
+class Cuts(NamedTuple):
+    """Where the steps of an epoch, or of a shard's samples in it, begin and end.
+
+    A rest of a single sample would be a batch of one, of which batch norm makes
+    nothing. It goes with the step before, where steps have more than one sample.
+
+    Attributes:
+        total: the samples.
+        each: samples of a step.
+        drop_last: whether a rest is left out.
+    """
+
+    total: int
+    each: int
+    drop_last: bool = False
+
+    @property
+    def steps(self) -> int:
+        """The number of steps."""
+        full, rest = divmod(self.total, self.each)
+        alone = rest == 1 and full > 0 and self.each > 1
+        return full + (rest > 0 and not self.drop_last and not alone)
+
+    def begin(self, step: int) -> int:
+        """Return the first sample of a step; one past the last after the last step."""
+        if step < self.steps:
+            return step * self.each
+        return self.total if not self.drop_last else self.steps * self.each
+
+    def slice(self, step: int) -> slice:
+        """Return the samples of a step; there are none after the last one."""
+        return slice(self.begin(step), self.begin(step + 1))
+
+
 def part_sizes(total: int, parts: int, usual: int) -> list[int]:
     """Return the sizes of the parts of a step, or of a shard of it.
 
@@ -58,11 +92,23 @@ def part_sizes(total: int, parts: int, usual: int) -> list[int]:
     return sizes
 
 
-def order_checksum(*orders: NDArray[np.int64]) -> int:
-    """Return a checksum of some hundred places of an order, or of several."""
+def sizes_of(total: int, parts: int, shards: int | None, usual: int) -> list[int]:
+    """Return the sizes of a step's parts; with `shards`, its shards are even first."""
+    if shards is None:
+        return part_sizes(total, parts, usual)
+    each, of_shard = parts // shards, usual // shards
+    return [
+        n
+        for shard in part_sizes(total, shards, usual)
+        for n in part_sizes(shard, each, of_shard)
+    ]
+
+
+def order_checksum(*orders: NDArray[np.int64], every: bool = False) -> int:
+    """Return a checksum of some hundred places of an order, or of every place."""
     checksum = 0
     for order in orders:
-        some = order[:: max(1, len(orders) * len(order) // 1024)]
+        some = order[:: 1 if every else max(1, len(orders) * len(order) // 1024)]
         checksum = zlib.crc32(np.ascontiguousarray(some).tobytes(), checksum)
     return checksum
 
@@ -81,15 +127,16 @@ def label_numbers(by: Any, size: int, partition: str) -> NDArray[np.int64] | Non
     return np.unique(labels, return_inverse=True)[1]
 
 
-def described(sampler: Any, order: int, epoch: int) -> list[tuple[str, str]]:
-    """Return what both samplers tell of themselves; `order` is a checksum."""
+def described(sampler: Any, checksum: int, epoch: int) -> list[tuple[str, str]]:
+    """Return what both samplers tell of themselves; `checksum` is the order's."""
+    order = sampler._order
     values = {
-        "samples": sampler._size,
+        "samples": order.size,
         "batch_size": sampler.batch_size,
         "sampler seed": sampler.seed,
-        "shuffle": sampler._shuffle,
+        "shuffle": order.shuffle,
         "drop_last": sampler._drop_last,
         "epoch": epoch,
-        "order of samples": f"{order:08x}",
+        f"order of samples{order.whose}": f"{checksum:08x}",
     }
     return [(name, str(value)) for name, value in values.items()]

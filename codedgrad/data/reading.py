@@ -20,9 +20,7 @@ from codedgrad.errors import DataError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from numpy.typing import NDArray
-
-    Request = tuple[int, NDArray[Any]]
+    from codedgrad.data.loader import Request
 
 
 def _nothing() -> None:
@@ -37,23 +35,32 @@ class Reader:
     """
 
     def __init__(
-        self, dataset: Any, collate_fn: Callable[[list[Any]], Any] | None, seed: int
+        self,
+        dataset: Any,
+        collate_fn: Callable[[list[Any]], Any] | None,
+        seed: int,
+        size: int,
     ) -> None:
-        """Take a map-style dataset or a tuple of tensors; None collates as torch."""
+        """Take a map-style dataset or a tuple of tensors; None collates as torch.
+
+        `size` is the dataset's. The number of a sample is its index, or for one that
+        comes again in an epoch the index and a multiple of the size.
+        """
         self.dataset = dataset
+        self._size = size
         self._collate = collate_fn or default_collate
         self._seed = seed
         self._draws = False  # whether reading several samples at once drew numbers
 
     def __getitem__(self, request: Request) -> Any:
         """Return what `batch` returns, as a DataLoader asks for it."""
-        return self.batch(request)
+        return self.batch(request, _nothing)
 
-    def batch(self, request: Request, between: Callable[[], None] = _nothing) -> Any:
+    def batch(self, request: Request, between: Callable[[], None]) -> Any:
         """Return the collated batch of some samples of an epoch.
 
         Args:
-            request: the epoch, and the samples as indices into the dataset.
+            request: the epoch, and the samples by number.
             between: called before each sample; what it raises ends the reading.
 
         Raises:
@@ -62,29 +69,26 @@ class Reader:
         epoch, samples = request
         tensors = tensors_of(self.dataset)
         if tensors is not None and self._collate is default_collate:
-            index = torch.from_numpy(samples)
+            index = torch.from_numpy(samples % self._size)
             return tuple(t[index] for t in tensors)
-        indices = samples.tolist()
+        numbers = samples.tolist()
+        indices = [n % self._size for n in numbers]
         with reading_rng():
-            items = self._items(epoch, indices, between)
-            seed_sample(self._seed, epoch, ~indices[0])
-            try:
-                return self._collate(items)
-            except Exception as error:
-                raise DataError(
-                    f"samples {_few(indices)} of the dataset could not be collated: "
-                    f"{type(error).__name__}: {error}"
-                ) from error
+            items = self._items(epoch, numbers, between)
+            seed_sample(self._seed, epoch, ~numbers[0])
+            what = f"samples {_few(indices)} of the dataset"
+            return collated(self._collate, items, what)
 
     def _items(
-        self, epoch: int, indices: list[int], between: Callable[[], None]
+        self, epoch: int, numbers: list[int], between: Callable[[], None]
     ) -> list[Any]:
         data = self.dataset
+        indices = [n % self._size for n in numbers]
         # A Subset asks its dataset for several samples only if that can give them.
         several = hasattr(data, "__getitems__") and not _plain(data)
         between()
         if several and not self._draws:
-            seed_sample(self._seed, epoch, indices[0])
+            seed_sample(self._seed, epoch, numbers[0])
             before = states()
             try:
                 items = list(data.__getitems__(indices))
@@ -94,9 +98,9 @@ class Reader:
             if not self._draws:
                 return items
         items = []
-        for index in indices:
+        for number, index in zip(numbers, indices, strict=True):
             between()
-            seed_sample(self._seed, epoch, index)
+            seed_sample(self._seed, epoch, number)
             try:
                 one = (
                     data.__getitems__([index])[0]
@@ -119,6 +123,20 @@ class Reader:
         if isinstance(batch, list) and self._collate is default_collate:
             return tuple(batch)
         return batch if isinstance(batch, tuple) else (batch,)
+
+
+def collated(collate: Callable[[list[Any]], Any], items: list[Any], what: str) -> Any:
+    """Return what a collate function makes of samples, which `what` names.
+
+    Raises:
+        DataError: it raised an error.
+    """
+    try:
+        return collate(items)
+    except Exception as error:
+        raise DataError(
+            f"{what} could not be collated: {type(error).__name__}: {error}"
+        ) from error
 
 
 def _plain(data: Any) -> bool:

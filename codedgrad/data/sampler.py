@@ -11,21 +11,25 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from codedgrad.data.loader import Ahead, Loader, LoaderSettings
+from codedgrad.data.drawn import Order
+from codedgrad.data.loader import LoaderSettings
 from codedgrad.data.order import (
+    Cuts,
     described,
     label_numbers,
     order_checksum,
-    part_sizes,
     permutation,
+    sizes_of,
 )
+from codedgrad.data.position import Position
 from codedgrad.data.reading import Reader
 from codedgrad.data.samples import dataset_size
 from codedgrad.data.shards import StepShards
+from codedgrad.data.source import Epoch, Source
 from codedgrad.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable
 
     from numpy.typing import NDArray
     from typing_extensions import Unpack
@@ -35,15 +39,23 @@ if TYPE_CHECKING:
 PARTITIONS = ("shuffle", "fixed")
 
 
-class ShardSampler:
+class ShardSampler(Source):
     """Divides each epoch into steps and each step into parts.
 
     With partition="fixed" the data are cut once, from the seed alone, into k parts, one
     per shard, whose sizes differ by at most one. In every step shard j takes
     batch_size / k samples from its part, in an order from (seed, epoch, j). An epoch
-    has every sample once. Its last step has what is left, which may be one sample less
-    of some shards than of others, or none. `drop_last` leaves that step out; it loses
-    less than batch_size + k samples, which are others in every epoch.
+    has every sample once. Its last step has what is left, which is less. Where that is
+    a single sample of some shard, the step is divided among fewer shards. `drop_last`
+    leaves that step out; it loses less than batch_size samples, which are others in
+    every epoch.
+
+    With `sampler` an epoch has the samples that this one gives, in its order: any
+    Sampler of torch's kind (weighted, grouped by length). While it gives them, the
+    generators of torch, numpy and `random`, and its own `generator`, are seeded from
+    (seed, epoch), and its `set_epoch` is called if it has one. So the order follows
+    from (seed, epoch), and all workers have the same. A sample that comes several times
+    in an epoch has other random augmentation each time.
 
     With `num_workers` the batches of this worker's own passes are read ahead by loader
     processes, on torch's DataLoader, and with its words: `prefetch_factor` (batches
@@ -52,6 +64,9 @@ class ShardSampler:
     `worker_init_fn`, `multiprocessing_context`. What helpers need is read when they
     need it. A sample depends on (seed, epoch, index) alone, random augmentation
     included, wherever it is read.
+
+    `state_dict()` tells the place in the epoch, from which any number of workers may go
+    on after `load_state_dict`.
     """
 
     def __init__(
@@ -62,6 +77,7 @@ class ShardSampler:
         seed: int = 0,
         shuffle: bool = True,
         drop_last: bool = False,
+        sampler: Iterable[int] | None = None,
         collate_fn: Callable[[list[Any]], Any] | None = None,
         partition: str = "shuffle",
         by: Any = None,
@@ -75,7 +91,9 @@ class ShardSampler:
             batch_size: samples of one step, over all workers together.
             seed: seed of the permutations.
             shuffle: True for a new permutation in every epoch, from (seed, epoch).
-            drop_last: True to leave out the last step of an epoch if it is smaller.
+            drop_last: True to leave out the last step of an epoch if it is smaller. If
+                it would be a single sample, the step before takes it.
+            sampler: gives the indices of an epoch's samples, in place of a permutation.
             collate_fn: makes a batch from a list of samples; None is torch's default.
             partition: "shuffle" gives any shard any sample; "fixed" gives shard j only
                 samples of its own part of the data (see the class).
@@ -86,41 +104,39 @@ class ShardSampler:
 
         Raises:
             ConfigError: the dataset has no length or fewer samples than one step takes,
-                there is no such partition, or `by` has another length or is given
-                without "fixed", or words for loader processes do not fit.
+                there is no such partition, `by` has another length or is given without
+                "fixed", `sampler` is not for all workers together, or words for loader
+                processes do not fit.
         """
-        self._size = dataset_size(dataset, batch_size)
+        size = dataset_size(dataset, batch_size, repeats=sampler is not None)
         if partition not in PARTITIONS:
             raise ConfigError(
                 f"no partition {partition!r}; there are {', '.join(PARTITIONS)}"
             )
+        if sampler is not None and partition == "fixed":
+            raise ConfigError(
+                'sampler= gives any shard any sample; leave partition="fixed" out'
+            )
+        super().__init__(
+            Reader(dataset, collate_fn, seed, size), LoaderSettings(**loading)
+        )
         self.partition = partition
-        self._by = label_numbers(by, self._size, partition)
+        self._by = label_numbers(by, size, partition)
         self._dataset = dataset
         self.batch_size = batch_size
         self.seed = seed
-        self._shuffle = shuffle
         self._drop_last = drop_last
-        self._reader = Reader(dataset, collate_fn, seed)
-        settings = LoaderSettings(**loading)
-        settings.check()
-        self._loader = Loader(self._reader, settings) if settings.num_workers else None
-        self.epoch = 0
-        self._orders: dict[int, int] = {}  # the checksum of an epoch's order
+        self._order = Order(size, seed, shuffle=shuffle, sampler=sampler)
 
     @property
     def dataset(self) -> Any:
         """The dataset that is sampled."""
         return self._dataset
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the permutation of the next epoch."""
-        self.epoch = epoch
-
     def __len__(self) -> int:
-        """Return the number of steps per epoch."""
-        full, rest = divmod(self._size, self.batch_size)
-        return full + (1 if rest and not self._drop_last else 0)
+        """Return the number of steps of the epoch, from its begin."""
+        count = len(self._order.of(self.epoch)) if self._order.whose else None
+        return Cuts(count or self._order.size, self.batch_size, self._drop_last).steps
 
     def describe(self, epoch: int) -> list[tuple[str, str]]:
         """Return (name, value) pairs that must be the same on all workers.
@@ -130,119 +146,122 @@ class ShardSampler:
         """
         by = "none" if self._by is None else f"{zlib.crc32(self._by.tobytes()):08x}"
         own = [("partition", self.partition), ("by", by)]
-        return [*own, *described(self, self._orders.get(epoch, 0), epoch)]
+        return [*own, *described(self, self._checksum(epoch), epoch)]
+
+    def _checksum(self, epoch: int) -> int:
+        if self.partition == "shuffle":
+            return self._order.checksum(epoch)
+        return order_checksum(self._base(), np.array([epoch]))
+
+    def _same(self, epoch: int) -> dict[str, Any]:
+        return {
+            "samples": self._order.size,
+            "seed": self.seed,
+            "shuffle": self._order.shuffle,
+            "drop_last": self._drop_last,
+            "partition": self.partition,
+            f"order of samples{self._order.whose}": f"{self._checksum(epoch):08x}",
+        }
 
     def order(self) -> NDArray[np.int64]:
-        """Return the epoch's permutation of the samples."""
-        return permutation(self._size, self.seed, self.epoch, shuffle=self._shuffle)
+        """Return the indices of the epoch's samples, in their order."""
+        return self.indices(self._order.of(self.epoch))
 
-    def steps(
-        self,
-        parts: int,
-        shards: int | None = None,
-        *,
-        whole: bool = False,
-        own: Sequence[tuple[int, int]] = (),
-    ) -> Iterator[StepShards]:
-        """Yield the steps of one epoch, each cut into `parts` micro-batches.
+    def indices(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the indices into the dataset of samples by their numbers."""
+        return numbers % self._order.size if self._order.whose else numbers
 
-        Args:
-            parts: micro-batches of a step; each shard has parts / shards neighbours.
-            shards: k, the code's number of shards, for a fixed partition; None makes
-                each part a shard.
-            whole: True to make the shards as even as possible, which are then one pass
-                each; False to make the micro-batches so, which does not depend on the
-                number of shards.
-            own: the passes whose batches loader processes read ahead, in the order of
-                the passes: the first part of each, and one past the last.
-
-        Raises:
-            ConfigError: a step has fewer samples than parts; or the partition is fixed
-                and the shards do not divide the parts or the batch size.
-        """
+    def _begin(
+        self, start: Position, parts: int, shards: int | None, whole: bool
+    ) -> Epoch:
         if self.batch_size < parts:
             raise ConfigError(
                 f"a step of {self.batch_size} samples cannot be cut into {parts} "
                 f"micro-batches; raise batch_size or lower the code's `micro`"
             )
         if self.partition == "fixed":
-            cut = self._fixed_cut(parts, shards or parts)
-        else:
-            cut = self._shuffled_cut(parts, shards if whole else None)
-        if self._loader is None or not own:
-            yield from map(cut, range(len(self)))
-            return
-        ahead = Ahead(self._loader, cut, len(self), own)
-        try:
-            for index in range(len(self)):
-                ahead.begin(index)
-                step = cut(index)
-                step.ahead = ahead
-                yield step
-        finally:
-            ahead.end()
-
-    def _shuffled_cut(
-        self, parts: int, shards: int | None
-    ) -> Callable[[int], StepShards]:
-        """Return a function that gives a step of the epoch by its number."""
-        epoch, order = self.epoch, self.order()
-        self._orders = {epoch: order_checksum(order)}
+            return self._fixed(start, parts, shards or parts)
+        self._order.forget()  # weights of a sampler may have changed
+        samples = self._order.of(start.epoch)[start.samples :]
+        cuts = Cuts(len(samples), self.batch_size, self._drop_last)
+        of_shards = shards if whole else None
 
         def cut(index: int) -> StepShards:
-            begin = index * self.batch_size
-            samples = order[begin : begin + self.batch_size]
-            sizes = part_sizes(len(samples), parts, self.batch_size)
-            if shards is not None:
-                of_shards = part_sizes(len(samples), shards, self.batch_size)
-                usual = self.batch_size // shards
-                sizes = [
-                    n for s in of_shards for n in part_sizes(s, parts // shards, usual)
-                ]
-            return StepShards(self, epoch, index, samples, sizes)
+            here = cuts.slice(index - start.steps)
+            taken = samples[here]
+            after = Position(start.epoch, index + 1, start.samples + here.stop)
+            sizes = sizes_of(len(taken), parts, of_shards, self.batch_size)
+            return StepShards(self, index, taken, sizes, after)
 
-        return cut
+        return Epoch(cut, range(start.steps, start.steps + cuts.steps))
+
+    # ---- a fixed partition ----
+
+    def _base(self) -> NDArray[np.int64]:
+        """Return all samples in the order in which they are cut into parts."""
+        size, shuffle = self._order.size, self._order.shuffle
+        order = permutation(size, self.seed, 0, shuffle=shuffle)
+        if self._by is not None:
+            order = order[np.argsort(self._by[order], kind="stable")]
+        return order
 
     def shard_samples(self, shards: int) -> list[NDArray[np.int64]]:
         """Return the fixed part of each of `shards` shards, the same in every epoch."""
-        order = permutation(self._size, self.seed, 0, shuffle=self._shuffle)
-        if self._by is not None:
-            order = order[np.argsort(self._by[order], kind="stable")]
-        return np.array_split(order, shards)
+        return np.array_split(self._base(), shards)
 
-    def _fixed_cut(self, parts: int, shards: int) -> Callable[[int], StepShards]:
+    def _parts_of(
+        self, samples: NDArray[np.int64], epoch: int, shards: int, number: int
+    ) -> list[NDArray[np.int64]]:
+        """Return each shard's part of an epoch, or of what `number` runs have left."""
+        parts = np.array_split(samples, shards)
+        if not self._order.shuffle:
+            return parts
+        more = (number,) if number else ()
+        return [
+            part[permutation(len(part), self.seed, epoch, j, *more, shuffle=True)]
+            for j, part in enumerate(parts)
+        ]
+
+    def _left(self, start: Position, before: list[list[int]]) -> NDArray[np.int64]:
+        """Return the samples that the runs `before` of the epoch have not used."""
+        left = self._base()
+        for number, (each, shards, steps) in enumerate(before):
+            own = self._parts_of(left, start.epoch, shards, number)
+            over = steps >= Cuts(len(left), each * shards, self._drop_last).steps
+            some = None if over and not self._drop_last else steps * each
+            used = np.concatenate([part[:some] for part in own])
+            left = left[~np.isin(left, used)]
+        return left
+
+    def _fixed(self, start: Position, parts: int, shards: int) -> Epoch:
         if parts % shards or self.batch_size % shards:
             raise ConfigError(
                 f"a fixed partition needs a batch_size ({self.batch_size}) and "
                 f"micro-batches ({parts}) that are multiples of the {shards} shards; "
                 f"change batch_size"
             )
-        epoch, own = self.epoch, self.shard_samples(shards)
-        if self._shuffle:
-            own = [
-                part[permutation(len(part), self.seed, epoch, j, shuffle=True)]
-                for j, part in enumerate(own)
-            ]
-        each = self.batch_size // shards
-        self._orders = {epoch: order_checksum(*own)}
+        each, before, made = self.batch_size // shards, start.parts, 0
+        if before and before[-1][:2] == [each, shards]:  # the same run goes on
+            before, made = before[:-1], before[-1][2]
+        left = self._left(start, before)
+        own = self._parts_of(left, start.epoch, shards, len(before))
+        cuts = Cuts(len(left), self.batch_size, self._drop_last)
+        first = start.steps - made  # the number of the first step of these parts
+        used = start.samples - (made * self.batch_size)
 
         def cut(index: int) -> StepShards:
-            taken = [part[index * each : (index + 1) * each] for part in own]
+            i = index - first
+            here = cuts.slice(i)
+            begin = i * each
+            end = begin + each if here.stop == (i + 1) * self.batch_size else None
+            taken = [part[begin:end] for part in own]
             sizes = [
-                n
-                for part in taken
-                for n in part_sizes(len(part), parts // shards, each)
+                n for t in taken for n in sizes_of(len(t), parts // shards, None, each)
             ]
-            return StepShards(self, epoch, index, np.concatenate(taken), sizes)
+            if each > 1 and 1 in map(len, taken):
+                sizes = sizes_of(sum(map(len, taken)), parts, shards, self.batch_size)
+            after = Position(start.epoch, index + 1, used + here.stop)
+            after.parts = [*before, [each, shards, i + 1]]
+            return StepShards(self, index, np.concatenate(taken), sizes, after)
 
-        return cut
-
-    @property
-    def readable_here(self) -> bool:
-        """Whether no process that is started later takes over what this one opens."""
-        return self._loader is None or self._loader.started_once
-
-    @property
-    def reader(self) -> Reader:
-        """What reads the dataset."""
-        return self._reader
+        return Epoch(cut, range(start.steps, first + cuts.steps))

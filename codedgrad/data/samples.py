@@ -35,8 +35,8 @@ def read_sample(dataset: Any, index: int) -> Any:
     return dataset[index]
 
 
-def dataset_size(dataset: Any, batch_size: int) -> int:
-    """Return the number of samples.
+def dataset_size(dataset: Any, batch_size: int, *, repeats: bool = False) -> int:
+    """Return the number of samples; with `repeats` a step may have more of them.
 
     Raises:
         ConfigError: the dataset has no length, or fewer samples than one step takes.
@@ -62,7 +62,7 @@ def dataset_size(dataset: Any, batch_size: int) -> int:
             f"{type(dataset).__name__} has no length or no indexing; any worker must "
             f"be able to read any sample: use a map-style dataset"
         )
-    if size < batch_size:
+    if size < (1 if repeats else batch_size):
         raise ConfigError(
             f"the dataset has {size} samples, fewer than the {batch_size} of one step; "
             f"lower batch_size"

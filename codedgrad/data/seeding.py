@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _MASK = (1 << 64) - 1
 _SAMPLE = 0x5A3B1E  # tells the stream of a sample from that of a pass
+_ORDER = 0x0D5E81  # and from that of the order of an epoch
 _numpy_inside = np.random.MT19937(0)
 _numpy_reading = np.random.MT19937(0)
 _numpy_step = np.random.MT19937(0)
@@ -53,7 +54,15 @@ def seed_pass(seed: int, step: int, part: int) -> None:
 
 def seed_sample(seed: int, epoch: int, index: int) -> None:
     """Set the generators for reading one sample of a dataset; not those of devices."""
-    word = spread_bits(seed, epoch, index, _SAMPLE)
+    _seed_host(spread_bits(seed, epoch, index, _SAMPLE))
+
+
+def seed_order(seed: int, epoch: int) -> None:
+    """Set the generators for drawing the order of an epoch; not those of devices."""
+    _seed_host(spread_bits(seed, epoch, _ORDER))
+
+
+def _seed_host(word: int) -> None:
     torch.default_generator.manual_seed(word)
     np.random.seed(_mix(word) & 0xFFFFFFFF)  # noqa: NPY002 (user code draws from it)
     random.seed(_mix(word + 1))

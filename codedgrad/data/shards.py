@@ -11,8 +11,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from codedgrad.data.loader import Ahead
-    from codedgrad.data.sampler import ShardSampler
+    from codedgrad.data.loader import Ahead, Request
+    from codedgrad.data.position import Position
+    from codedgrad.data.source import Source
 
 
 class StepShards:
@@ -22,6 +23,7 @@ class StepShards:
         sampler: the sampler whose step it is.
         epoch: the sampler's epoch.
         index: number of the step within the epoch.
+        before: samples of the epoch that were used before this step.
         parts: number of micro-batches.
         sizes: samples of each part. A shard's parts are as even as possible, and
             larger ones come first; in a short last step some may be empty (see
@@ -34,17 +36,21 @@ class StepShards:
 
     def __init__(
         self,
-        sampler: ShardSampler,
-        epoch: int,
+        sampler: Source,
         index: int,
         samples: NDArray[np.int64],
         sizes: Sequence[int],
+        after: Position,
     ) -> None:
-        """Cut `samples` into parts of these sizes."""
+        """Cut `samples`, which are numbers, into parts of these sizes.
+
+        `after` is the place in the epoch behind this step.
+        """
         self.sampler = sampler
-        self._samples = samples
-        self.epoch = epoch
+        self._samples, self._after = samples, after
+        self.epoch = after.epoch
         self.index = index
+        self.before = after.samples - len(samples)
         self.parts = len(sizes)
         self.total = len(samples)
         self.sizes = tuple(sizes)
@@ -55,8 +61,16 @@ class StepShards:
 
         With `stop` they are those of the parts from `part` to `stop` - 1, in order.
         """
+        return self.sampler.indices(self.request(part, stop)[1])
+
+    def request(self, part: int, stop: int | None = None) -> Request:
+        """Return the epoch and the samples of `part` by number, for a reader."""
         end = part + 1 if stop is None else stop
-        return self._samples[self._starts[part] : self._starts[end]]
+        return self.epoch, self._samples[self._starts[part] : self._starts[end]]
+
+    def note_used(self) -> None:
+        """Hear that the step was computed; `sampler.state_dict()` is behind it now."""
+        self.sampler.note_used(self._after)
 
     def samples(self, part: int, stop: int | None = None) -> int:
         """Return the number of samples that `indices` gives."""
@@ -90,8 +104,10 @@ class StepShards:
         reader, end = self.sampler.reader, part + 1 if stop is None else stop
         if self.ahead is not None:
             for batch in self.ahead.take(self.index, (part, end)):
-                return reader.arguments(batch)
-        request = self.epoch, self.indices(part, end)
-        if between is None:
-            return reader.arguments(reader[request])
-        return reader.arguments(reader.batch(request, between))
+                return reader.arguments(self.sampler.place(batch))
+        read = reader.batch(self.request(part, end), between or _nothing)
+        return reader.arguments(self.sampler.place(read))
+
+
+def _nothing() -> None:
+    pass

@@ -119,10 +119,12 @@ class ValueCheck:
         """
         self._pairs = [
             ("step of the epoch", str(shards.index)),
+            ("samples of the epoch before", str(shards.before)),
             ("sizes of micro-batches", str(shards.sizes)),
         ]
         sampler = getattr(shards, "sampler", None)
-        self._begin(step, sampler, shards.epoch, hash((shards.index, shards.sizes)))
+        mark = hash((shards.index, shards.before, shards.sizes))
+        self._begin(step, sampler, shards.epoch, mark)
 
     def begin_drop_in(self, step: int, sampler: ShardBatchSampler | None) -> None:
         """Note the data of a step of the drop-in, whose loader may read ahead.
@@ -295,8 +297,11 @@ class ValueCheck:
         values = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")
         epoch = _Epoch(sampler, number, values, 0)
         content = None
-        with contextlib.suppress(DataError):  # the step will tell, if it must
-            content = self._read(epoch, readings=2)
+        if sampler.dataset is not None:
+            with contextlib.suppress(DataError):  # the step will tell, if it must
+                content = self._read(epoch, readings=2)
+            if content is None and self._readable(sampler):
+                _refuse_if_it_must_repeat(sampler)
         if content is not None:
             epoch = epoch._replace(content=content + 1)
         self._keep(epoch)
@@ -309,8 +314,8 @@ class ValueCheck:
         self._epochs[id(epoch.sampler)] = epoch
 
     def _content(self, readings: int) -> str:
-        """Return the digest of the epoch's two samples, as a text."""
-        if self._epoch is None or not hasattr(self._epoch.sampler, "describe"):
+        """Return the digest of the epoch's two samples, as a text; "" without any."""
+        if self._epoch is None or getattr(self._epoch.sampler, "dataset", None) is None:
             return ""
         try:
             content = self._read(self._epoch, readings)
@@ -322,11 +327,17 @@ class ValueCheck:
         dataset = epoch.sampler.dataset
         if any(dataset is one for one in self._unreadable):
             return None
-        # A DataLoader's processes may not take over what this one has opened.
-        readable = getattr(epoch.sampler, "readable_here", False)
-        if not readable and not in_memory(dataset):
+        if not self._readable(epoch.sampler):
             return None
         return content_digest(dataset, epoch.sampler.seed, epoch.number, readings)
+
+    @staticmethod
+    def _readable(sampler: Any) -> bool:
+        """Return whether samples may be read here.
+
+        A DataLoader's processes may not take over what this one has opened.
+        """
+        return getattr(sampler, "readable_here", False) or in_memory(sampler.dataset)
 
     def _leave_content_out(self, why: str = _RANDOM) -> None:
         """Stop comparing the samples of a dataset; `why` is told once."""
@@ -337,6 +348,22 @@ class ValueCheck:
             log.warning(why, type(dataset).__name__)
         self._epoch = self._epoch._replace(content=0)
         self._keep(self._epoch)
+
+
+def _refuse_if_it_must_repeat(sampler: Any) -> None:
+    """Refuse streams whose samples nobody else could read.
+
+    Raises:
+        ConfigError: with the remedy.
+    """
+    if getattr(sampler, "must_repeat", False):
+        raise ConfigError(
+            "the first sample of a stream was another one when the stream was opened "
+            "again, or could not be read. With helpers=True any worker must get the "
+            "same samples of a shard: let make(shard, epoch) seed what shuffles by "
+            "them, or draw from the generators of torch, numpy or `random`; else use "
+            "helpers=False"
+        )
 
 
 def refuse_wrapped(model: Module) -> None:

@@ -19,11 +19,22 @@ if TYPE_CHECKING:
 class Helping:
     """Chooses among one worker's redundant items of one step."""
 
-    def __init__(self, exchange: Exchange, code: Code, worker: int, step: int) -> None:
-        """Begin with the whole list; `exchange` sees what has arrived."""
+    def __init__(
+        self,
+        exchange: Exchange,
+        code: Code,
+        worker: int,
+        step: int,
+        *,
+        possible: bool = True,
+    ) -> None:
+        """Begin with the whole list; `exchange` sees what has arrived.
+
+        `possible` says whether this worker has the data of others; else it waits.
+        """
         self._exchange, self._step, self._tree = exchange, step, code.tree
         self._work, self._required = code.work[worker], code.required[worker]
-        self._left = list(range(self._required, len(self._work)))
+        self._left = list(range(self._required, len(self._work))) if possible else []
 
     def next_items(self, patience_s: float, usual_s: float) -> list[int]:
         """Wait, then return the items that are missing, in the order to take them.

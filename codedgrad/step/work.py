@@ -77,7 +77,13 @@ class HelpWork:
         """
         work, state = self._work, context.state
         patience_s = self._patience.seconds(self._passes.usual_s)
-        helping = Helping(context.exchange, work.code, work.worker, context.step)
+        helping = Helping(
+            context.exchange,
+            work.code,
+            work.worker,
+            context.step,
+            possible=context.shards.sampler.helpable,
+        )
         # Patience before every item: others may be about to finish the next one.
         while items := helping.next_items(patience_s, self._passes.usual_s):
             helping.take(items[:1])

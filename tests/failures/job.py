@@ -12,17 +12,16 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import signal
 import sys
 from pathlib import Path
 from typing import Any
 
+import data_cases
 import dropin_cases
 import group_cases
 import torch
 from torch import nn
-from torch.utils.data import get_worker_info
-from training import DATA, Faulty, criterion, everybody, last, train
+from training import DATA, criterion, everybody, last, train
 
 import codedgrad
 from codedgrad import codes
@@ -89,33 +88,6 @@ def metrics_in_estimates() -> None:
         return value, {"accuracy": 0.5}
 
     train(nn.Linear(4, 3), loss=loss, policy=codedgrad.approximate(0.1))
-
-
-def fails() -> None:
-    raise KeyError("xyzzy")
-
-
-def unreadable_sample() -> None:
-    train(nn.Linear(4, 3), data=Faulty(fails), code=everybody())
-
-
-def unreadable_sample_of_a_loader() -> None:
-    train(nn.Linear(4, 3), data=Faulty(fails), code=everybody(), loaders=2)
-
-
-def in_a_loader(end: Any) -> Any:
-    """A fault of loader processes alone: the process that trains reads, too."""
-    return Faulty(lambda: end() if get_worker_info() is not None else None)
-
-
-def dead_loader() -> None:
-    data = in_a_loader(lambda: os._exit(7))
-    train(nn.Linear(4, 3), data=data, code=everybody(), loaders=1)
-
-
-def killed_loader() -> None:
-    data = in_a_loader(lambda: os.kill(os.getpid(), signal.SIGKILL))
-    train(nn.Linear(4, 3), data=data, code=everybody(), loaders=1)
 
 
 def different_model() -> None:
@@ -334,7 +306,7 @@ def no_thread_multiple() -> None:
 
 def run(case: str) -> None:
     """Call the function of this name."""
-    for where in (sys.modules[__name__], dropin_cases, group_cases):
+    for where in (sys.modules[__name__], data_cases, dropin_cases, group_cases):
         if hasattr(where, case):
             getattr(where, case)()
             return

@@ -40,7 +40,9 @@ def train(
     loss: Any = None,
     data: Any = DATA,
     batch: int = 24,
+    *,
     loaders: int = 0,
+    source: Any = None,
     **settings: Any,
 ) -> None:
     settings.setdefault("same_bits", True)  # messages name micro-batches
@@ -50,7 +52,7 @@ def train(
     def usual(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         return criterion(model(x), y)
 
-    sampler = codedgrad.ShardSampler(data, batch, num_workers=loaders)
+    sampler = source or codedgrad.ShardSampler(data, batch, num_workers=loaders)
     for epoch in range(3):
         sampler.set_epoch(epoch)
         for shards in coded.steps(sampler):
