@@ -1,0 +1,154 @@
+"""A DataLoader that the user has made becomes a ShardSampler.
+
+A framework's loop asks the DataLoader for one batch after the other, and a helper needs
+any batch of any worker. So the dataset, the collate function and the words of the
+DataLoader are taken over, and what it would have loaded is loaded by shards.
+
+`batch_size` is that of one worker, as with DDP: a step has batch_size x workers
+samples.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    default_collate,
+)
+
+from codedgrad.data import ShardSampler
+from codedgrad.data.samples import tensors_of
+from codedgrad.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_ANY_ORDER = (
+    "any worker must be able to compute any shard: give the DataLoader batch_size and "
+    "shuffle, and put a choice of samples into the dataset (torch.utils.data.Subset)"
+)
+
+
+class Batch:
+    """What a collate function returned; one argument of the loss function."""
+
+    def __init__(self, value: Any) -> None:
+        """Wrap a batch."""
+        self.value = value
+
+    def pin_memory(self) -> Batch:
+        """Return it in pinned memory; loader processes ask for this."""
+        from torch.utils.data._utils.pin_memory import pin_memory
+
+        return Batch(pin_memory(self.value))
+
+
+class _Collate:
+    """Collates into a `Batch`. A class, since loader processes may pickle it."""
+
+    def __init__(self, collate: Callable[[list[Any]], Any]) -> None:
+        self._collate = collate
+
+    def __call__(self, items: list[Any]) -> Batch:
+        return Batch(self._collate(items))
+
+
+def batch_of(arguments: tuple[Any, ...]) -> Any:
+    """Return the batch that the DataLoader would have given.
+
+    Args:
+        arguments: with which a loss function is called, of a sampler by `take_over`.
+    """
+    first = arguments[0]
+    return first.value if isinstance(first, Batch) else list(arguments)
+
+
+def take_over(loader: Any, workers: int, seed: int) -> ShardSampler:
+    """Return a sampler of the data that a DataLoader would load.
+
+    Args:
+        loader: the DataLoader, with the batch size of one worker.
+        workers: the number of workers.
+        seed: seed of the permutations, and of random numbers in the samples.
+
+    Raises:
+        ConfigError: it is no DataLoader, its dataset has no length, or samples are
+            chosen or put together in a way that cannot be taken over; it says which.
+    """
+    if not isinstance(loader, DataLoader):
+        raise ConfigError(
+            f"the training data are a {type(loader).__name__}, wanted a "
+            f"torch.utils.data.DataLoader; {_ANY_ORDER}"
+        )
+    if isinstance(loader.dataset, IterableDataset):
+        raise ConfigError(
+            f"the training dataset {type(loader.dataset).__name__} is an "
+            f"IterableDataset, which only its own worker can read; any worker must be "
+            f"able to read any sample: use a map-style dataset"
+        )
+    if type(loader.batch_sampler) is not BatchSampler or loader.batch_size is None:
+        kind = type(loader.batch_sampler).__name__
+        own = f"a batch_sampler of its own ({kind})"
+        raise ConfigError(
+            f"the training DataLoader has "
+            f"{'batch_size=None' if loader.batch_sampler is None else own}; "
+            f"{_ANY_ORDER}"
+        )
+    collate: Any = loader.collate_fn
+    if collate is default_collate and tensors_of(loader.dataset) is not None:
+        collate = None  # tensors are indexed, which is faster
+    else:
+        collate = _Collate(collate)
+    words: dict[str, Any] = {}
+    if loader.num_workers:
+        words = {
+            "num_workers": loader.num_workers,
+            "prefetch_factor": loader.prefetch_factor,
+            "pin_memory": loader.pin_memory and torch.cuda.is_available(),
+            "worker_init_fn": loader.worker_init_fn,
+            "multiprocessing_context": loader.multiprocessing_context,
+        }
+    return ShardSampler(
+        loader.dataset,
+        loader.batch_size * workers,
+        seed=seed,
+        shuffle=_shuffled(loader),
+        drop_last=loader.drop_last,
+        collate_fn=collate,
+        **words,
+    )
+
+
+def _shuffled(loader: DataLoader[Any]) -> bool:
+    """Return whether a DataLoader shuffles its samples.
+
+    Raises:
+        ConfigError: it chooses them in another way.
+    """
+    sampler: Any = loader.sampler
+    if type(sampler) is SequentialSampler:
+        return False
+    if type(sampler) is DistributedSampler:
+        return bool(sampler.shuffle)
+    plain = type(sampler) is RandomSampler and not sampler.replacement
+    if plain and sampler.num_samples == len(loader.dataset):  # type: ignore[arg-type]
+        return True
+    raise ConfigError(
+        f"the training DataLoader has a sampler of its own ({type(sampler).__name__}); "
+        f"{_ANY_ORDER}"
+    )
+
+
+def micro_for(batch_size: int) -> int:
+    """Return how many micro-batches a worker's batch is cut into for its helpers.
+
+    Four are usual; a smaller batch has no samples for so many.
+    """
+    return next(micro for micro in (4, 2, 1) if micro <= batch_size)
