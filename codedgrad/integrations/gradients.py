@@ -16,7 +16,7 @@ from torch import Tensor
 from codedgrad.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from codedgrad.data import StepShards
     from codedgrad.gradient import CodedGradient
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 class Gradients:
     """The mean gradients of one step, which are not in `p.grad` yet."""
 
-    def __init__(self, pairs: list[tuple[Tensor, Tensor]]) -> None:
+    def __init__(self, pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
         """Take parameters, each with its gradient."""
-        self._pairs: list[tuple[Tensor, Tensor]] | None = pairs
+        self._pairs: Sequence[tuple[Tensor, Tensor]] | None = pairs
 
     def add(self, scale: float | Tensor = 1.0) -> None:
         """Add them, times `scale`, to `p.grad`. They are used up then.
@@ -71,7 +71,7 @@ def compute(
 def with_backward(loss: Tensor, gradients: Gradients) -> Tensor:
     """Return the loss with a `backward` that adds the gradients to `p.grad`."""
     anchor = torch.zeros((), device=loss.device, requires_grad=True)
-    later: Tensor = _Later.apply(anchor, loss, gradients)
+    later: Tensor = _Later.apply(anchor, loss, gradients)  # type: ignore[no-untyped-call]
     return later
 
 

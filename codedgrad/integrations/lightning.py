@@ -4,7 +4,7 @@ Lightning's loop stays. Where it asks the module for a loss, the strategy comput
 coded step instead, and `training_step` is what is run for each of its passes, also for
 other workers' shards:
 
-    train_dataloader -> StepLoader: one StepShards a step, which is the loop's `batch`
+    train_dataloader -> a StepLoader: one StepShards a step, which is the loop's `batch`
     training_step    -> a coded step, whose passes call the module's training_step with
                         the batches of shards and pieces; self.log inside them notes
                         metrics, which come back for the whole step
@@ -15,7 +15,6 @@ This module imports lightning; the package does not.
 
 from __future__ import annotations
 
-import itertools
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,8 +25,9 @@ from codedgrad.data import StepShards
 from codedgrad.errors import ConfigError, missing_extra
 from codedgrad.gradient import CodedGradient
 from codedgrad.integrations import gradients, loaders
+from codedgrad.integrations.collective import Collectives
 from codedgrad.integrations.logged import Logged, Meters
-from codedgrad.job import collectives, environment, lifecycle, runtime
+from codedgrad.job import environment, lifecycle, runtime
 from codedgrad.job.broadcast import broadcast_parameters
 from codedgrad.settings import Settings, combine
 
@@ -40,7 +40,7 @@ except ImportError as error:
     raise missing_extra("lightning", error) from error
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
     from lightning.pytorch import Trainer
     from typing_extensions import Unpack
@@ -105,10 +105,11 @@ class CodedStrategy(ParallelStrategy):
         self._code, self._weight = code, weight
         self._coded: CodedGradient | None = None
         self._state: dict[str, Any] | None = None  # of the fit before, or a checkpoint
-        self._failed = self._in_pass = self._takes_loader = False
+        self._failed = self._takes_loader = False
         self._batch_size = 1
         self._logged: Logged | None = None
         self._meters = Meters()
+        self._collectives = Collectives("training_step")
 
     # ---- who is who ----
 
@@ -162,9 +163,10 @@ class CodedStrategy(ParallelStrategy):
         self._failed = False
         if trainer.state.fn == "fit":
             self._check(module)
-            module._on_before_batch_transfer = _Unless(module._on_before_batch_transfer)
+            transfer = loaders.ForBatches(module._on_before_batch_transfer)
+            module._on_before_batch_transfer = transfer
             self._logged = Logged(module)
-        self._meters.join(module, self.all_gather_list)
+        self._meters.join(module, self._gather_state)
         super().setup(trainer)
         if trainer.state.fn == "fit":
             broadcast_parameters(module.state_dict())
@@ -179,7 +181,10 @@ class CodedStrategy(ParallelStrategy):
                 f"shard. Let training_step return the loss, or write the loop with "
                 f"codedgrad.CodedGradient"
             )
-        if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+        if (
+            torch.distributed.is_initialized()
+            and torch.distributed.get_world_size() > 1
+        ):
             raise ConfigError(
                 "torch.distributed has a group of several processes, so another "
                 "strategy (DDP, FSDP) seems to be at work; CodedStrategy exchanges "
@@ -243,7 +248,7 @@ class CodedStrategy(ParallelStrategy):
         seed = self._settings.run.seed
         sampler = loaders.take_over(dataloader, runtime.size(), seed)
         self._batch_size = sampler.batch_size // runtime.size()
-        return StepLoader(self, sampler)
+        return loaders.StepLoader(self.begin, sampler)
 
     def batch_to_device(
         self, batch: Any, device: torch.device | None = None, dataloader_idx: int = 0
@@ -253,7 +258,7 @@ class CodedStrategy(ParallelStrategy):
             return batch
         return super().batch_to_device(batch, device, dataloader_idx)
 
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(self, batch: Any, _batch_idx: int) -> None:
         """Tell Lightning's loggers how many samples the step has."""
         module = self.lightning_module
         results = None if module is None else module.trainer._results
@@ -262,17 +267,17 @@ class CodedStrategy(ParallelStrategy):
 
     # ---- a step ----
 
-    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+    def training_step(self, *args: Any) -> Any:
         """Compute a coded step; return its loss, whose backward brings the gradients.
 
         Raises:
             ConfigError: the batch is none of ours, or `training_step` does something
                 that cannot be done for another worker's shard.
         """
-        if not args or not isinstance(args[0], StepShards):
+        if not isinstance(args[0], StepShards):
             raise ConfigError(
-                f"training_step was to be called with {type(args[0]).__name__}: "
-                f"CodedStrategy takes one train DataLoader, and no "
+                f"training_step is about to get {type(args[0]).__name__}, and no "
+                f"step: CodedStrategy takes one train DataLoader, and no "
                 f"training_step(dataloader_iter)"
             )
         shards, rest = args[0], args[1:]
@@ -280,14 +285,14 @@ class CodedStrategy(ParallelStrategy):
         assert logged is not None  # setup made it
 
         def loss_fn(*arguments: Any) -> Any:
-            self._in_pass = True
-            try:
-                with logged.noting(), self._meters.unchanged():
-                    batch = self._on_device(loaders.batch_of(arguments))
-                    out = super(CodedStrategy, self).training_step(batch, *rest)
-                    return (*self._loss_of(out), logged.metrics())
-            finally:
-                self._in_pass = False
+            with (
+                self._collectives.passing(),
+                logged.noting(),
+                self._meters.unchanged(),
+            ):
+                batch = self._on_device(loaders.batch_of(arguments))
+                out = super(CodedStrategy, self).training_step(batch, *rest)
+                return (*self._loss_of(out), logged.metrics())
 
         loss, found = gradients.compute(coded, loss_fn, shards)
         logged.replay(coded.metrics, shards.total, self.root_device)
@@ -333,111 +338,35 @@ class CodedStrategy(ParallelStrategy):
 
     # ---- collectives ----
 
-    def reduce(
-        self, tensor: Any, group: Any = None, reduce_op: Any = "mean"
-    ) -> Any:
+    def reduce(self, tensor: Any, group: Any = None, reduce_op: Any = "mean") -> Any:
         """Reduce a tensor over all workers. A barrier."""
-        self._check_collective("reduce(), or self.log(sync_dist=True)", group)
-        if not isinstance(tensor, Tensor):
-            return tensor
-        name = str(getattr(reduce_op, "name", reduce_op) or "sum").lower()
-        op = {"avg": "mean"}.get(name, name)
-        if op == "mean" and not tensor.is_floating_point():
-            tensor = tensor.float()
-        return collectives.allreduce(tensor, op)
+        what = "reduce(), or self.log(sync_dist=True)"
+        return self._collectives.reduce(tensor, reduce_op or "sum", what, group)
 
     def barrier(self, name: str | None = None) -> None:
         """Wait for all workers."""
-        self._check_collective("barrier()")
         self._takes_loader = name == _TRAIN_LOADER
-        runtime.barrier()
+        self._collectives.barrier("barrier()")
 
     def broadcast(self, obj: Any, src: int = 0) -> Any:
         """Return worker `src`'s object. A barrier."""
-        self._check_collective("broadcast()")
-        return collectives.broadcast_object(obj, src, allow_pickle=True)
+        return self._collectives.broadcast(obj, src, "broadcast()")
 
     def all_gather(
         self, tensor: Tensor, group: Any = None, sync_grads: bool = False
     ) -> Tensor:
-        """Return every worker's tensor, stacked. A barrier."""
-        self._check_collective("all_gather()", group)
+        """Return every worker's tensor, stacked; one worker's as it is. A barrier."""
         if sync_grads and tensor.requires_grad:
             raise ConfigError(
                 "all_gather(sync_grads=True) cannot send gradients to other workers; "
                 "compute the loss from the batch of training_step alone"
             )
-        every = collectives.allgather(tensor.detach().unsqueeze(0))
+        one = tensor.unsqueeze(0)
+        every = self._collectives.concatenated(one, "all_gather()", group)
         return every.squeeze(0) if runtime.size() == 1 else every
 
-    def all_gather_list(self, tensor: Tensor, group: Any = None) -> list[Tensor]:
-        """Return every worker's tensor, which may have any shape. A barrier."""
-        self._check_collective("the sync of a torchmetrics.Metric", group)
-        every = collectives.allgather_object(tensor.detach().cpu())
-        return [one.to(tensor.device) for one in every]
-
-    def _check_collective(self, what: str, group: Any = None) -> None:
-        if self._in_pass:
-            raise ConfigError(
-                f"training_step called {what}: it is run for parts of a batch, and not "
-                f"on all workers equally often, so nobody could answer. self.log "
-                f"without it is the mean of the whole step"
-            )
-        if group is not None:
-            raise ConfigError(
-                f"{what} was called for a group of torch.distributed, which does not "
-                f"exist under CodedStrategy; leave `group` out"
-            )
-
-
-class StepLoader:
-    """Stands in Lightning's loop for the train DataLoader: one `StepShards` a step.
-
-    Attributes:
-        sampler: of the steps; Lightning tells it the epoch.
-    """
-
-    def __init__(self, strategy: CodedStrategy, sampler: Any) -> None:
-        """Give the steps of `sampler`, cut as the strategy's code wants them."""
-        self._strategy = strategy
-        self.sampler = sampler
-        self._next = 0  # the number of the next step in the epoch
-        self._resumed: dict[str, int] | None = None
-
-    def __len__(self) -> int:
-        """Return the number of steps of an epoch."""
-        return len(self.sampler)
-
-    def __iter__(self) -> Iterator[StepShards]:
-        """Yield the steps of an epoch, or what is left of one that is resumed."""
-        resumed, self._resumed = self._resumed, None
-        self._next = 0
-        if resumed is not None and resumed["epoch"] == self.sampler.epoch:
-            self._next = resumed["next"]
-        steps = self._strategy.begin().steps(self.sampler)
-        for shards in itertools.islice(steps, self._next, None):
-            self._next = shards.index + 1
-            yield shards
-
-    def state_dict(self) -> dict[str, int]:
-        """Return where in the data training is."""
-        return {"epoch": self.sampler.epoch, "next": self._next}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on from there, if the next epoch to be read is still the same."""
-        self._resumed = state
-
-
-class _Unless:
-    """Calls a function for a batch, and gives a step back as it is."""
-
-    def __init__(self, function: Any) -> None:
-        self._function = function
-
-    def __call__(self, batch: Any, dataloader_idx: int = 0) -> Any:
-        if isinstance(batch, StepShards):
-            return batch
-        return self._function(batch, dataloader_idx=dataloader_idx)
+    def _gather_state(self, tensor: Tensor, group: Any = None) -> list[Tensor]:
+        return self._collectives.every(tensor, "a torchmetrics.Metric's sync", group)
 
 
 class _Workers(ClusterEnvironment):

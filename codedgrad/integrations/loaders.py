@@ -10,6 +10,7 @@ samples.
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,12 +24,14 @@ from torch.utils.data import (
     default_collate,
 )
 
-from codedgrad.data import ShardSampler
+from codedgrad.data import ShardSampler, StepShards
 from codedgrad.data.samples import tensors_of
 from codedgrad.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
+
+    from codedgrad.gradient import CodedGradient
 
 _ANY_ORDER = (
     "any worker must be able to compute any shard: give the DataLoader batch_size and "
@@ -144,6 +147,60 @@ def _shuffled(loader: DataLoader[Any]) -> bool:
         f"the training DataLoader has a sampler of its own ({type(sampler).__name__}); "
         f"{_ANY_ORDER}"
     )
+
+
+class StepLoader:
+    """Stands in a loop for the train DataLoader, and gives one `StepShards` a step.
+
+    Attributes:
+        sampler: of the steps, whose `set_epoch` the loop calls.
+    """
+
+    def __init__(
+        self, begin: Callable[[], CodedGradient], sampler: ShardSampler
+    ) -> None:
+        """Give the steps of `sampler`; `begin` returns who cuts and computes them."""
+        self._begin = begin
+        self.sampler = sampler
+        self._next = 0  # the number of the next step in the epoch
+        self._resumed: dict[str, int] | None = None
+
+    def __len__(self) -> int:
+        """Return the number of steps of an epoch."""
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[StepShards]:
+        """Yield the steps of an epoch, or what is left of one that is resumed."""
+        resumed, self._resumed = self._resumed, None
+        self._next = 0
+        if resumed is not None and resumed["epoch"] == self.sampler.epoch:
+            self._next = resumed["next"]
+        steps = self._begin().steps(self.sampler)
+        for shards in itertools.islice(steps, self._next, None):
+            self._next = shards.index + 1
+            yield shards
+
+    def state_dict(self) -> dict[str, int]:
+        """Return where in the data training is."""
+        return {"epoch": self.sampler.epoch, "next": self._next}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on from there, if the next epoch to be read is still the same."""
+        self._resumed = state
+
+
+class ForBatches:
+    """Calls a loop's hook for the batches of passes, and not for a whole step."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        """`function` takes a batch, and whatever else."""
+        self._function = function
+
+    def __call__(self, batch: Any, *args: Any, **kwargs: Any) -> Any:
+        """Return what it returns; or the step, if it is one."""
+        if isinstance(batch, StepShards):
+            return batch
+        return self._function(batch, *args, **kwargs)
 
 
 def micro_for(batch_size: int) -> int:

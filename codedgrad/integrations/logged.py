@@ -22,8 +22,9 @@ from codedgrad.job import collectives
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-_DROPPED = ("self", "name", "value", "sync_dist", "sync_dist_group", "enable_graph")
-_DROPPED += ("metric_attribute", "batch_size")  # words that the step makes needless
+# Words of `self.log` that a step makes needless.
+_DROPPED = {"self", "name", "value", "sync_dist", "sync_dist_group", "enable_graph"}
+_DROPPED |= {"metric_attribute", "batch_size"}
 _REDUCTIONS = {"mean", "avg", torch.mean}
 _METRIC = "torchmetrics.Metric"
 
@@ -34,7 +35,8 @@ class Logged:
     def __init__(self, module: Any) -> None:
         """Stand in for `log` of a module and of the LightningModules inside of it."""
         self._module = module
-        kind = next(c for c in type(module).__mro__ if c.__name__ == "LightningModule")
+        mro: tuple[Any, ...] = type(module).__mro__
+        kind = next(c for c in mro if c.__name__ == "LightningModule")
         self._modules = [m for m in module.modules() if isinstance(m, kind)]
         self._signature = inspect.signature(kind.log)
         self._noted: dict[str, Any] = {}  # the values of the pass
