@@ -1,7 +1,10 @@
 """Handwritten digits with Lightning; the strategy is the only line about codedgrad.
 
-codedgrad run -n 4 examples/lightning_digits.py
-CODEDGRAD_FAULTS="slow:worker=1,factor=8" codedgrad run -n 4 examples/lightning_digits.py
+    codedgrad run -n 4 examples/lightning_digits.py
+
+and with a worker that is slow on purpose:
+
+    export CODEDGRAD_FAULTS="slow:worker=1,factor=8"
 """
 
 from __future__ import annotations
