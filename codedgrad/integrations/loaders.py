@@ -17,6 +17,7 @@ import torch
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
+    Dataset,
     DistributedSampler,
     IterableDataset,
     RandomSampler,
@@ -187,6 +188,67 @@ class StepLoader:
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Go on from there, if the next epoch to be read is still the same."""
         self._resumed = state
+
+
+def data_loader_of_steps(
+    begin: Callable[[], CodedGradient], sampler: ShardSampler
+) -> DataLoader[Any]:
+    """Return a DataLoader of torch whose batches are steps.
+
+    It is for loops that look into their DataLoader, and make another one of it to skip
+    its first batches.
+
+    Args:
+        begin: returns who cuts and computes the steps.
+        sampler: of the steps.
+    """
+    return DataLoader(
+        _Same(len(sampler.dataset)),
+        batch_sampler=_Steps(begin, sampler),
+        collate_fn=_only,
+        generator=torch.Generator(),  # the global one belongs to the user
+    )
+
+
+class _Same(Dataset[Any]):
+    """Gives back what it is asked for."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, step: Any) -> Any:
+        return step
+
+
+class _Steps:
+    """What a DataLoader takes for its batch sampler: steps, each in a list."""
+
+    def __init__(
+        self, begin: Callable[[], CodedGradient], sampler: ShardSampler
+    ) -> None:
+        self._begin, self._sampler = begin, sampler
+
+    def __len__(self) -> int:
+        return len(self._sampler)
+
+    def __iter__(self) -> Iterator[list[StepShards]]:
+        for shards in self._begin().steps(self._sampler):
+            yield [shards]
+
+    @property
+    def batch_sampler(self) -> _Steps:
+        """Itself: loops look here for whom to tell the epoch."""
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        self._sampler.set_epoch(epoch)
+
+
+def _only(batch: list[Any]) -> Any:
+    return batch[0]
 
 
 class ForBatches:

@@ -48,9 +48,7 @@ def batches() -> Any:
         (lambda d: list(d), "the training data are a list, wanted"),
         (lambda _: DataLoader(Stream(), 4), "Stream is an IterableDataset"),
         (
-            lambda d: DataLoader(
-                d, batch_sampler=_Rows(SequentialSampler(d), 4, False)
-            ),
+            lambda d: DataLoader(d, batch_sampler=batches()),
             "a batch_sampler of its own (Rows)",
         ),
         (lambda d: DataLoader(d, batch_size=None), "batch_size=None"),
