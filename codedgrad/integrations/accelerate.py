@@ -55,7 +55,8 @@ def join(accelerator: Accelerator, function: str = "the loss function") -> Colle
         EnvironmentSetupError: there is no job, see `codedgrad.init`.
     """
     lifecycle.init()
-    kind = str(getattr(accelerator.distributed_type, "value", "NO"))
+    kind = accelerator.distributed_type
+    kind = str(getattr(kind, "value", kind))
     if kind != "NO":
         raise ConfigError(
             f"the Accelerator trains with {kind}, and codedgrad exchanges gradients, "

@@ -196,9 +196,8 @@ class CodedTrainer(Trainer):
             batch = self._prepare_inputs(loaders.batch_of(arguments))
             count = self._count(batch)
             self._flos += float(super().floating_point_ops(batch))
-            given = count if self.compute_loss_func is not None else None
             with self.compute_loss_context_manager():
-                loss = self.compute_loss(model, batch, num_items_in_batch=given)
+                loss = self.compute_loss(model, batch, num_items_in_batch=count)
         if count is None:
             return loss
         if self.args.gradient_accumulation_steps == 1:
@@ -208,7 +207,7 @@ class CodedTrainer(Trainer):
     def _count(self, batch: Any) -> Tensor | None:
         """Return the number of labels that the loss of a batch is a mean over.
 
-        None stands for a mean over samples.
+        They are counted as the Trainer counts them. None stands for samples.
         """
         counts = self.model_accepts_loss_kwargs or self.compute_loss_func is not None
         if not self._weighted or not counts or not isinstance(batch, Mapping):
