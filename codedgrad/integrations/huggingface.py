@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from codedgrad.codes import spread
 from codedgrad.data import StepShards
 from codedgrad.errors import ConfigError, missing_extra
 from codedgrad.gradient import CodedGradient
@@ -128,8 +127,7 @@ class CodedTrainer(Trainer):
         prepared = super()._prepare_for_training(*args, **kwargs)
         code = self._code
         if code is None and self._settings.run.local_group is None:
-            micro = loaders.micro_for(self._train_batch_size)
-            code = spread(runtime.size(), micro=micro)
+            code = loaders.code_for(self._train_batch_size, runtime.size())
         broadcast_parameters(self.model.state_dict())
         self.coded = CodedGradient(self.model, code, settings=self._settings)
         state, self._state = self._state, None

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from codedgrad.codes import spread
 from codedgrad.data import StepShards
 from codedgrad.errors import ConfigError, missing_extra
 from codedgrad.gradient import CodedGradient
@@ -69,6 +68,7 @@ class CodedStrategy(ParallelStrategy):
     """
 
     strategy_name = "codedgrad"
+    coded: CodedGradient | None = None  # of the fit that runs, with its reports
 
     def __init__(
         self,
@@ -103,7 +103,6 @@ class CodedStrategy(ParallelStrategy):
             keywords["seed"] = environment.lightning_seed()
         self._settings = combine(settings, keywords)
         self._code, self._weight = code, weight
-        self._coded: CodedGradient | None = None
         self._state: dict[str, Any] | None = None  # of the fit before, or a checkpoint
         self._failed = self._takes_loader = False
         self._batch_size = 1
@@ -135,11 +134,6 @@ class CodedStrategy(ParallelStrategy):
         It must not divide the data of training: any worker may need any of them.
         """
         return runtime.size() > 1 and not self._takes_loader
-
-    @property
-    def coded(self) -> CodedGradient | None:
-        """The CodedGradient of the fit that runs, for its report and record."""
-        return self._coded
 
     # ---- the start and the end ----
 
@@ -211,16 +205,15 @@ class CodedStrategy(ParallelStrategy):
 
     def begin(self) -> CodedGradient:
         """Return the CodedGradient, which the first step of a fit makes. Collective."""
-        if self._coded is None:
+        if self.coded is None:
             module, code = self.lightning_module, self._code
             assert module is not None  # Lightning connects it first
             if code is None and self._settings.run.local_group is None:
-                micro = loaders.micro_for(self._batch_size)
-                code = spread(runtime.size(), micro=micro)
-            self._coded = CodedGradient(module, code, settings=self._settings)
+                code = loaders.code_for(self._batch_size, runtime.size())
+            self.coded = CodedGradient(module, code, settings=self._settings)
             if self._state is not None:
-                self._coded.load_state_dict(self._state)
-        return self._coded
+                self.coded.load_state_dict(self._state)
+        return self.coded
 
     def on_exception(self, exception: BaseException) -> None:
         """Note that nobody is to be waited for."""
@@ -229,7 +222,7 @@ class CodedStrategy(ParallelStrategy):
 
     def teardown(self) -> None:
         """End the exchange. Collective, unless training has failed."""
-        coded, self._coded = self._coded, None
+        coded, self.coded = self.coded, None
         if coded is not None:
             self._state = coded.state_dict()
             coded.__exit__(RuntimeError if self._failed else None, None, None)
@@ -327,8 +320,8 @@ class CodedStrategy(ParallelStrategy):
         self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None
     ) -> None:
         """Write a checkpoint, on worker 0, with what the next steps need."""
-        if self._coded is not None:
-            checkpoint[_STATE] = self._coded.state_dict()
+        if self.coded is not None:
+            checkpoint[_STATE] = self.coded.state_dict()
         super().save_checkpoint(checkpoint, filepath, storage_options)
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:

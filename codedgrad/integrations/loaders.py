@@ -25,6 +25,7 @@ from torch.utils.data import (
     default_collate,
 )
 
+from codedgrad.codes import spread
 from codedgrad.data import ShardSampler, StepShards
 from codedgrad.data.samples import tensors_of
 from codedgrad.errors import ConfigError
@@ -32,6 +33,7 @@ from codedgrad.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from codedgrad.codes import Code
     from codedgrad.gradient import CodedGradient
 
 _ANY_ORDER = (
@@ -265,9 +267,15 @@ class ForBatches:
         return self._function(batch, *args, **kwargs)
 
 
-def micro_for(batch_size: int) -> int:
-    """Return how many micro-batches a worker's batch is cut into for its helpers.
+def code_for(batch_size: int, workers: int) -> Code:
+    """Return the code that is taken where the user gives none.
 
-    Four are usual; a smaller batch has no samples for so many.
+    A shard has four pieces for its helpers; with four workers three, because three
+    helpers would need two rounds for four. A smaller batch has no samples for so many.
+
+    Args:
+        batch_size: of one worker.
+        workers: their number.
     """
-    return next(micro for micro in (4, 2, 1) if micro <= batch_size)
+    pieces = 3 if workers == 4 else 4
+    return spread(workers, micro=min(pieces, batch_size))
