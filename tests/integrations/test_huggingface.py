@@ -177,6 +177,22 @@ def test_a_resumed_run_has_the_same_bits(stop: int, folder: Path) -> None:
     everywhere(bits(resumed.model))
 
 
+def test_a_trainer_is_used_again(folder: Path) -> None:
+    words: dict[str, Any] = {"load_best_model_at_end": True, "save_total_limit": 1}
+    words |= {"eval_strategy": "steps", "save_strategy": "steps"}
+    words |= {"eval_steps": 2, "save_steps": 2, "metric_for_best_model": "accuracy"}
+    words |= {"dataloader_num_workers": 1}
+    trainer, _ = train(CodedTrainer, bert(), "bert", folder, **words)
+    best = trainer.state.best_model_checkpoint
+    first = bits(trainer.model)
+    predicted = trainer.predict(samples("bert")[:9])
+    assert predicted.predictions.shape == (9, 3)
+    assert Path(best).exists()
+    codedgrad.barrier()
+    trainer.train()  # which may find a better one, and drop this one
+    everywhere([best, first, bits(trainer.model), predicted.metrics["test_loss"]])
+
+
 def test_the_example_learns(folder: Path) -> None:
     AcceleratorState._reset_state(reset_partial_state=True)
     words = ["--steps", "12", "--batch-size", "8", "--out", str(folder)]

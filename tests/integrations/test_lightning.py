@@ -122,8 +122,10 @@ def everywhere(value: Any) -> None:
         ({"accumulate_grad_batches": 2}, "adam", 1e-5),
         ({"max_epochs": 1}, "lbfgs", 1e-4),
         ({"precision": "bf16-mixed"}, "adam", 5e-2),
+        ({"precision": "64-true"}, "adam", 1e-5),
+        ({"limit_train_batches": 2}, "adam", 1e-5),
     ],
-    ids=["clipped", "accumulated", "lbfgs", "bf16"],
+    ids=["clipped", "accumulated", "lbfgs", "bf16", "double", "limited"],
 )
 def test_it_trains_as_one_process_does(
     words: Any, optimizer: str, tolerance: float
@@ -185,6 +187,29 @@ def test_a_resumed_run_has_the_same_bits(stop: int, tmp_path: Path) -> None:
     assert first[1] + resumed[1] == straight[1]
     assert resumed[0] == straight[0]
     everywhere(resumed)
+
+
+def test_a_trainer_is_used_again(tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    module, folder = Module(), codedgrad.broadcast_object(str(tmp_path))
+    train, held_out = DataLoader(samples(), 8), DataLoader(samples(), 7)
+    callbacks = [ModelCheckpoint(folder, monitor="loss", save_last=True)]
+    words: dict[str, Any] = {"accelerator": "cpu", "logger": False}
+    words |= {"enable_progress_bar": False, "enable_model_summary": False}
+    trainer = lightning.Trainer(
+        strategy=CodedStrategy(), max_epochs=1, callbacks=callbacks, **words
+    )
+    (before,) = trainer.validate(module, held_out, verbose=False)
+    trainer.fit(module, train, held_out)
+    trainer.fit_loop.max_epochs = 2
+    trainer.fit(module, train, held_out)
+    (after,) = trainer.validate(module, held_out, verbose=False)
+    assert len(module.losses) == 2 * len(DataLoader(samples(), 8 * codedgrad.size()))
+    assert after["val_loss"] < before["val_loss"]
+    other = Module()
+    best = trainer.checkpoint_callback.best_model_path
+    fit(other, CodedStrategy(), ckpt_path=best, max_epochs=3)
+    everywhere([before, after, best, bits(module), bits(other)])
 
 
 class Weighted(Module):
