@@ -224,7 +224,7 @@ class CodedStrategy(ParallelStrategy):
         """End the exchange. Collective, unless training has failed."""
         coded, self.coded = self.coded, None
         if coded is not None:
-            self._state = coded.state_dict()
+            self._state = {"step": coded.step}  # another fit goes on from there
             coded.__exit__(RuntimeError if self._failed else None, None, None)
         self._meters.leave()
         if self.lightning_module is not None:

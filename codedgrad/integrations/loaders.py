@@ -178,6 +178,13 @@ class StepLoader:
         self._next = 0
         if resumed is not None and resumed["epoch"] == self.sampler.epoch:
             self._next = resumed["next"]
+            if self._next and resumed["batch_size"] != self.sampler.batch_size:
+                raise ConfigError(
+                    f"the checkpoint is from the middle of an epoch with steps of "
+                    f"{resumed['batch_size']} samples, and a step has "
+                    f"{self.sampler.batch_size} now: keep batch_size x workers, or go "
+                    f"on from a checkpoint of an epoch's end"
+                )
         steps = self._begin().steps(self.sampler)
         for shards in itertools.islice(steps, self._next, None):
             self._next = shards.index + 1
@@ -185,7 +192,9 @@ class StepLoader:
 
     def state_dict(self) -> dict[str, int]:
         """Return where in the data training is."""
-        return {"epoch": self.sampler.epoch, "next": self._next}
+        sampler = self.sampler
+        state = {"epoch": sampler.epoch, "batch_size": sampler.batch_size}
+        return {**state, "next": self._next}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Go on from there, if the next epoch to be read is still the same."""

@@ -102,6 +102,22 @@ def test_a_batch_is_what_the_loader_would_give(loading: int) -> None:
             assert str(got) == str(batch)
 
 
+def test_a_checkpoint_of_other_steps() -> None:
+    sampler = loaders.take_over(DataLoader(samples(), 4), workers=2, seed=0)
+    loader = loaders.StepLoader(lambda: pytest.fail("begun"), sampler)
+    loader.load_state_dict({"epoch": 0, "next": 2, "batch_size": 16})
+    with pytest.raises(ConfigError, match="steps of 16 samples, and a step has 8"):
+        next(iter(loader))
+    with codedgrad.CodedGradient(torch.nn.Linear(8, 3)) as coded:
+        loader = loaders.StepLoader(lambda: coded, sampler)
+        loader.load_state_dict({"epoch": 0, "next": 9, "batch_size": 8})
+        assert [shards.index for shards in loader] == [9, 10]
+        assert [shards.index for shards in loader] == list(range(11))
+        loader.load_state_dict({"epoch": 7, "next": 9, "batch_size": 16})
+        assert next(iter(loader)).index == 0
+        assert loader.state_dict() == {"epoch": 0, "next": 1, "batch_size": 8}
+
+
 class Manual(Module):
     def __init__(self) -> None:
         super().__init__()
