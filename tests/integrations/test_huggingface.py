@@ -76,10 +76,10 @@ def train(
     alone = trainer is transformers.Trainer
     AcceleratorState._reset_state(reset_partial_state=True)
     own = {k: words.pop(k) for k in ("code", "settings") if k in words}
-    workers = 1 if alone else codedgrad.size()
+    each = BATCH // codedgrad.size()
     given = {
         "num_train_epochs": 2,
-        "per_device_train_batch_size": BATCH // workers,
+        "per_device_train_batch_size": each * codedgrad.size() if alone else each,
         "per_device_eval_batch_size": SAMPLES // 4,
         "learning_rate": 1e-2,
         "logging_steps": 1,

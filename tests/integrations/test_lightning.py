@@ -92,6 +92,7 @@ def samples() -> TensorDataset:
 def fit(module: Any, strategy: Any, **words: Any) -> Any:
     """Train; with None as the strategy in this process alone, on the same batches."""
     workers = 1 if strategy is None else codedgrad.size()
+    each = BATCH // codedgrad.size()
     words.setdefault("enable_checkpointing", False)
     path, data = words.pop("ckpt_path", None), words.pop("data", samples())
     loaded = words.pop("loaded", {})
@@ -103,7 +104,7 @@ def fit(module: Any, strategy: Any, **words: Any) -> Any:
         enable_model_summary=False,
         **{"max_epochs": 2, **words},
     )
-    train = DataLoader(data, BATCH // workers, **loaded)
+    train = DataLoader(data, each * codedgrad.size() // workers, **loaded)
     held_out = DataLoader(samples(), SAMPLES // 4 // workers)
     trainer.fit(module, train, held_out, ckpt_path=path)
     return trainer
