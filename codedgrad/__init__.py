@@ -24,11 +24,11 @@ from codedgrad.errors import (
     NonFiniteError,
     WorkerError,
 )
-from codedgrad.faults import Faults
 from codedgrad.gradient import CodedGradient
 from codedgrad.hvd import optimizer
 from codedgrad.hvd.optimizer import DistributedOptimizer, join
 from codedgrad.hvd.words import Average, Compression, Sum
+from codedgrad.job import faults
 from codedgrad.job.broadcast import broadcast_optimizer_state, broadcast_parameters
 from codedgrad.job.checkpoint import save
 from codedgrad.job.collectives import (
@@ -37,6 +37,7 @@ from codedgrad.job.collectives import (
     allreduce,
     broadcast_object,
 )
+from codedgrad.job.faults import Faults
 from codedgrad.job.lifecycle import init, is_initialized, shutdown
 from codedgrad.job.runtime import (
     barrier,
@@ -55,8 +56,9 @@ from codedgrad.settings import (
     approximate,
 )
 
-# The drop-in was a module of its own.
+# These were modules of their own.
 sys.modules[f"{__name__}.optimizer"] = optimizer
+sys.modules[f"{__name__}.faults"] = faults
 
 __version__ = "0.1.0"
 

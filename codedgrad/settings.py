@@ -20,7 +20,7 @@ from codedgrad.errors import ConfigError
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from codedgrad.faults import Faults
+    from codedgrad.job.faults import Faults
 
 LATE = ("refresh", "compensate")
 NONFINITE = ("raise", "continue", "refuse")

@@ -47,7 +47,7 @@ def arguments() -> argparse.Namespace:
     add("--batch-size", type=int, help="of a step, over all workers")
     add("--lr", type=float)
     add("--seed", type=int, default=0)
-    add("--faults", help='e.g. "slow:worker=3,factor=8", see codedgrad/faults.py')
+    add("--faults", help='e.g. "slow:worker=3,factor=8", see codedgrad/job/faults.py')
     add(
         "--same-bits",
         action="store_true",

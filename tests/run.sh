@@ -5,6 +5,7 @@
 #   bash tests/run.sh unit       # linters and unit tests, under a minute
 #   bash tests/run.sh slow       # sanitizers, failures, MPICH
 #   bash tests/run.sh parallel   # the multi-worker tests (WORKERS="1 2 3")
+#   bash tests/run.sh integrations   # Lightning, Hugging Face, Accelerate
 #   bash tests/run.sh horovod    # Horovod and codedgrad in one process
 #   bash tests/run.sh bench      # the benchmarks at toy size
 set -uo pipefail
@@ -87,7 +88,8 @@ unit() {
     tests/run.sh .ci/run
   pytests "unit tests" "$CG_PYTHON" -m pytest -q --color=no -p no:cacheprovider tests \
     --ignore=tests/parallel --ignore=tests/horovod --ignore=tests/failures \
-    --ignore=tests/mpich --ignore=tests/engine/test_stress.py --ignore=tests/examples
+    --ignore=tests/integrations --ignore=tests/examples \
+    --ignore=tests/mpich --ignore=tests/engine/test_stress.py
 }
 
 slow() { # unit tests that build or start something first
@@ -117,6 +119,13 @@ parallel() {
     --ignore-glob='*/test_stragglers.py'
   pytests "5 workers, some tests" mpi 5 "$CG_PYTHON" -m pytest -q --color=no \
     -p no:cacheprovider $all/test_{same_bits,whole_pass,loss_weights,values,watch}.py
+}
+
+integrations() {
+  pytests "frameworks, 2 workers" mpi 2 "$CG_PYTHON" -m pytest -q --color=no \
+    -p no:cacheprovider tests/integrations --ignore-glob='*/test_refusals.py'
+  pytests "frameworks, 1 worker" "$CG_PYTHON" -m pytest -q --color=no \
+    -p no:cacheprovider tests/integrations/test_refusals.py
 }
 
 horovod() {
@@ -182,16 +191,17 @@ bench() {
 }
 
 case ${1:-all} in
-  unit | slow | parallel | horovod | bench) "$1" ;;
+  unit | slow | parallel | integrations | horovod | bench) "$1" ;;
   all)
     unit
     slow
     parallel
+    integrations
     horovod
     bench
     ;;
   *)
-    echo "no part '$1': unit, slow, parallel, horovod, bench, or nothing for all" >&2
+    echo "no part '$1': unit, slow, parallel, integrations, horovod, bench, or nothing for all" >&2
     exit 2
     ;;
 esac

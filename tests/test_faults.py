@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from codedgrad.faults import Injector
 
 from codedgrad import ConfigError, Faults
-from codedgrad.faults import Injector
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -15,11 +15,11 @@ LOW = {"errors", "settings", "codes", "job"}
 LAYERS: dict[str, set[str]] = {
     "errors": set(),
     "codes": {"errors"},
+    "job": {"errors", "codes"},
     "inputs": {"errors", "codes"},
-    "settings": {"errors", "inputs"},
+    "settings": {"errors", "job"},
     "ops": {"errors"},
     "monitor": {"errors"},
-    "job": {"errors"},
     "row": {"errors", "settings", "ops", "job"},
     "exchange": LOW | {"row"},
     "step": LOW | {"row", "exchange", "inputs", "monitor"},
@@ -29,8 +29,8 @@ LAYERS: dict[str, set[str]] = {
     "__main__": {"errors", "job", "monitor", "lab"},
 }
 # Files at the top; a room's part is its folder's name.
-TOP = {"__init__": "faces", "gradient": "faces", "hvd": "faces"}
-TOP |= {"data": "inputs", "faults": "inputs"}
+TOP = dict.fromkeys(("__init__", "gradient", "hvd", "integrations"), "faces")
+TOP["data"] = "inputs"
 
 
 def part_of(path: Path) -> str:

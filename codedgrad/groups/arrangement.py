@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from codedgrad.errors import ConfigError
 from codedgrad.exchange import settle
 from codedgrad.exchange.base import CLOSING
-from codedgrad.faults import Injector
 from codedgrad.groups.code import division, fitting
 from codedgrad.groups.seat import Opening, Pacing, take_seat
+from codedgrad.job.faults import Injector
 from codedgrad.row import tensors
 from codedgrad.row.payload import Payload
 from codedgrad.step import live, start
@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 
     from codedgrad.codes import Code
     from codedgrad.exchange.base import Exchange
-    from codedgrad.faults import Faults
     from codedgrad.groups.seat import Seat
+    from codedgrad.job.faults import Faults
     from codedgrad.job.runtime import Runtime
     from codedgrad.settings import Approximate, Settings
     from codedgrad.step.subject import Subject

@@ -97,6 +97,12 @@ def address() -> str:
     return os.environ.get("CODEDGRAD_ADDRESS", "")
 
 
+def lightning_seed() -> int:
+    """Return PL_GLOBAL_SEED, which Lightning's `seed_everything` sets; 0 if unset."""
+    value = os.environ.get("PL_GLOBAL_SEED", "")
+    return int(value) if value.isdigit() else 0
+
+
 @contextmanager
 def gloo_interface(name: str | None) -> Iterator[None]:
     """Let torch's Gloo use this network interface, unless the user has named one."""

@@ -35,7 +35,7 @@ from codedgrad.step.pieces import own_is_whole
 
 if TYPE_CHECKING:
     from codedgrad.codes import Code
-    from codedgrad.faults import Injector
+    from codedgrad.job.faults import Injector
     from codedgrad.row.payload import Payload
     from codedgrad.settings import Approximate, Settings
     from codedgrad.step.context import StepContext

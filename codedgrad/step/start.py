@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from codedgrad.errors import MismatchError, WorkerError
 from codedgrad.exchange import link
-from codedgrad.faults import Faults
 from codedgrad.job import agreement, environment, lifecycle, likeness, runtime
+from codedgrad.job.faults import Faults
 from codedgrad.job.runtime import failure
 from codedgrad.monitor.recorder import Recorder
 from codedgrad.monitor.reporter import Reporter
