@@ -17,7 +17,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from torch import Tensor
 
@@ -145,10 +145,12 @@ class Exchange(Protocol):
             WorkerError: the job failed.
         """
 
-    def wait_all(self, step: int) -> None:
+    def wait_all(self, step: int, help_out: Callable[[], None] | None = None) -> None:
         """Waits until `step` is decoded, and logs for whom it waits.
 
-        The step calls it when it has nothing more to compute.
+        The step calls it when it has nothing more to compute. Where deputies decode,
+        rows may be needed again that had arrived here: then `help_out`, which helps
+        with what is missing by now, is called from time to time.
 
         Raises:
             WorkerError: the job failed, or the wait took too long.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from codedgrad.job.progress import Deadlock
 from codedgrad.job.waiting import Waiting, give_up
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from torch import Tensor
 
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
     from codedgrad.row.layout import Layout
     from codedgrad.settings import Approximate, ExchangeSettings
 
+log = logging.getLogger("codedgrad")
+
+DEPUTY_S = 0.01  # the scheduler of a busy machine takes a thread off for some ms
+_LOOK_S = 0.01  # between two looks for rows that are needed again
 _ALL = -1  # all buckets
 _COUNTERS = (
     "rows_useful",
@@ -34,6 +39,7 @@ _COUNTERS = (
     "decode_s",
     "rows_refused",
     "slices_settled",
+    "slices_deputised",
     "choose_s",
     "learn_s",
 )
@@ -51,6 +57,7 @@ class EngineExchange:
         *,
         first_step: int = 0,
         approximate: Approximate | None = None,
+        deputies: bool = False,
     ) -> None:
         """Open a session of the engine. All workers do so in the same order.
 
@@ -61,6 +68,8 @@ class EngineExchange:
             settings: of them the window, in steps.
             first_step: the number of the first step.
             approximate: when an owner may settle for an estimate; None: never.
+            deputies: whether another worker may decode the slice of an owner that is
+                silent, where no bit can depend on it (see docs/faults.md).
 
         Raises:
             ConfigError: the engine refuses the settings (window, buckets, rows), or
@@ -85,6 +94,7 @@ class EngineExchange:
             "approximate": estimates,
         }
         self._layout = layout
+        self._deputies = deputies
         self._begun = first_step - 1  # the last step that was begun
         self._open(first_step)
         self._made = runtime.track(first_step)
@@ -101,16 +111,41 @@ class EngineExchange:
             layout,
             summable=plain and plan.most_inputs <= _engine.MOST_DEVICE_INPUTS,
         )
+        self.looks_on = self._may_deputise()
         try:
             self._core = _engine.Exchange(
                 self._runtime.engine,
                 _engine.SessionSettings(
-                    **self._session, first_step=first_step, memory=self._memory.kind
+                    **self._session,
+                    first_step=first_step,
+                    memory=self._memory.kind,
+                    deputy_s=DEPUTY_S if self.looks_on else 0.0,
                 ),
             )
         except ValueError as error:
             raise ConfigError(str(error)) from None
         self._memory.opened(self._core)
+
+    def _may_deputise(self) -> bool:
+        """Returns whether slices may be decoded by others than their owners."""
+        if not self._deputies or self._runtime.size == 1:
+            return False
+        reason = ""
+        if self._session["approximate"] is not None:
+            reason = "estimates"
+        elif self._code.linear:
+            reason = f"the code {self._code.name}, which adds up to rounding"
+        elif self._layout.narrow_buckets > 0:
+            reason = f"wire={self._layout.wire!r}"
+        elif self._memory.kind != "host":
+            reason = "rows that a device sums"
+        if reason:
+            log.info(
+                "a worker whose process stands still makes the others wait: with %s "
+                "nobody decodes in its place (docs/faults.md)",
+                reason,
+            )
+        return not reason
 
     # ---- a step, in order ----
 
@@ -183,11 +218,17 @@ class EngineExchange:
         """See `base.Exchange`."""
         return bool(self._core.wait(step, timeout_s))
 
-    def wait_all(self, step: int) -> None:
+    def wait_all(self, step: int, help_out: Callable[[], None] | None = None) -> None:
         """See `base.Exchange`."""
-        occasion = f"in step {step}"
+        occasion, ticked = f"in step {step}", 0.0
         waiting = Waiting(self._runtime, occasion, quiet_s=5.0)
-        while not self.wait(step, 1.0):
+        looks = help_out is not None and self.looks_on
+        while not self.wait(step, _LOOK_S if looks else 1.0):
+            if looks and help_out is not None:
+                help_out()
+                if waiting.seconds() < ticked + 1.0:
+                    continue
+            ticked = waiting.seconds()
             self._deadlock.look(occasion, step)
             waiting.tick(self._blockers(step))
 

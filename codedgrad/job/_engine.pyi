@@ -140,6 +140,7 @@ class Counters:
     decode_s: float
     rows_refused: int
     slices_settled: int
+    slices_deputised: int
     choose_s: float
     learn_s: float
 
@@ -173,6 +174,7 @@ class SessionSettings:
         narrow_buckets: int = 0,
         approximate: Approximate | None = None,
         memory: str = "host",
+        deputy_s: float = 0.0,
     ) -> None:
         """Check the names.
 
@@ -186,6 +188,8 @@ class SessionSettings:
             narrow_buckets: how many buckets, the first ones, travel as `wire`.
             approximate: how a step may end without a cover; None: never.
             memory: where rows and sums lie: "host", "pinned" or "device".
+            deputy_s: the least seconds after which another worker decodes the slice of
+                an owner that is silent; 0: never.
         """
 
 class Exchange:

@@ -74,25 +74,38 @@ class HelpWork:
         Raises:
             WorkerError: the job failed.
         """
-        work, state = self._work, context.state
+        work = self._work
         patience_s = self._patience.seconds(self._passes.usual_s)
         helping = Helping(context.exchange, work.code, work.worker, context.step)
         # Patience before every item: others may be about to finish the next one.
         while items := helping.next_items(patience_s, self._passes.usual_s):
-            helping.take(items[:1])
-            item = HelpItem(work, context, items[0])
-            state.helped.append(item.node)
-            clock = Stopwatch()
-            try:
-                compute_and_post(self._passes, item)
-            except Abandoned:
-                state.abandoned = True
-            else:
-                if self._passes.whole:
-                    share = helping.share(items[0])
-                    self._cost.add(clock.total(), share, self._passes.usual_s)
-            state.help_s += clock.total()
-        context.exchange.wait_all(context.step)
+            self._help(context, helping, items[0])
+
+        def help_out() -> None:
+            for item in helping.next_items(0.0, 0.0)[:1]:
+                self._help(context, helping, item)
+
+        context.exchange.wait_all(context.step, help_out)
+
+    def _help(self, context: StepContext, helping: Helping, index: int) -> None:
+        """Compute and send one item, then strike it off the list.
+
+        One that became needless stays on it: its row may be needed again.
+        """
+        item = HelpItem(self._work, context, index)
+        state = context.state
+        state.helped.append(item.node)
+        clock = Stopwatch()
+        try:
+            compute_and_post(self._passes, item)
+        except Abandoned:
+            state.abandoned = True
+        else:
+            helping.take([index])
+            if self._passes.whole:
+                share = helping.share(index)
+                self._cost.add(clock.total(), share, self._passes.usual_s)
+        state.help_s += clock.total()
 
 
 def compute_and_post(rows: Rows, item: Item) -> None:

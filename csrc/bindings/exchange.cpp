@@ -125,7 +125,7 @@ SessionSettings make_settings(std::shared_ptr<Plan> plan,
                               std::int64_t first_step, const std::string& wire,
                               int narrow_buckets,
                               std::shared_ptr<ApproximateSettings> approximate,
-                              const std::string& memory) {
+                              const std::string& memory, double deputy_s) {
   SessionSettings settings;
   settings.plan = std::move(plan);
   settings.bucket_starts = std::move(bucket_starts);
@@ -136,6 +136,7 @@ SessionSettings make_settings(std::shared_ptr<Plan> plan,
   settings.narrow_buckets = narrow_buckets;
   settings.approximate = std::move(approximate);
   settings.memory = memory_of(memory);
+  settings.deputy_s = deputy_s;
   return settings;
 }
 
@@ -188,6 +189,7 @@ void define_reports(py::module_& m) {
       .def_readonly("slices_settled", &Counters::slices_settled)
       .def_readonly("choose_s", &Counters::choose_s)
       .def_readonly("learn_s", &Counters::learn_s)
+      .def_readonly("slices_deputised", &Counters::slices_deputised)
       .def_readonly("decode_s", &Counters::decode_s);
   py::class_<Arrival>(m, "Arrival")
       .def_readonly("step", &Arrival::step)
@@ -208,7 +210,7 @@ void define_exchange(py::module_& m) {
       .def(py::init(&make_settings), py::kw_only(), "plan"_a, "bucket_starts"_a,
            "dtype"_a = "float32", "window"_a = 16, "first_step"_a = 0,
            "wire"_a = "float32", "narrow_buckets"_a = 0, "approximate"_a = py::none(),
-           "memory"_a = "host");
+           "memory"_a = "host", "deputy_s"_a = 0.0);
   py::class_<Exchange, std::shared_ptr<Exchange>>(m, "Exchange")
       .def(py::init<std::shared_ptr<Engine>, SessionSettings>(), "engine"_a,
            "settings"_a)

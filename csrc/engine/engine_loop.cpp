@@ -84,7 +84,8 @@ bool Engine::attend() {
   {
     std::lock_guard<std::mutex> lock(mutex_);
     for (const auto& [used, session, dropped] : sessions_) {
-      if (session && (session->approximate() || session->summing())) {
+      if (session &&
+          (session->approximate() || session->summing() || session->deputises())) {
         restless_.push_back(session);
       }
     }
@@ -99,6 +100,7 @@ bool Engine::attend() {
       continue;
     }
     if (session->approximate()) busy = session->tick() || busy;
+    if (session->deputises()) busy = session->deputise() || busy;
   }
   restless_.clear();
   return busy;
@@ -206,7 +208,8 @@ void Engine::complete(std::uint64_t id) {
   pending_.erase(found);
   if (!pending.receive) return;
   if (pending.session) {
-    pending.session->received(pending.fields, pending.source, pending.keep);
+    pending.session->received(pending.fields, pending.source, pending.keep,
+                              pending.bytes);
   } else if (pending.fields.kind == Kind::kControl) {
     hear(pending.source, id);
   }  // else: a message of a closed or dropped session, or after a failure

@@ -72,6 +72,15 @@ Session::Session(const SessionSettings& settings, const SessionHost& host)
     }
     device_sums_from_ = 0;
   }
+  if (settings.deputy_s > 0.0 && size_ > 1) {
+    if (approximate_ || narrow_buckets_ > 0 || memory_ != Memory::kHost ||
+        plan_->most_inputs() == std::numeric_limits<int>::max()) {
+      throw std::invalid_argument(
+          "deputies need exact sums of a tree, in full precision and in the "
+          "processor's memory");
+    }
+    deputies_ = std::make_unique<Deputies>(settings.deputy_s, size_);
+  }
   if (window_ < 2) throw std::invalid_argument("the window must be at least 2 steps");
 }
 
@@ -108,6 +117,7 @@ bool Session::wait(std::int64_t step, double timeout_s) {
 bool Session::has(std::int64_t step, int row) const {
   std::lock_guard<std::mutex> lock(mutex_);
   if (step < floor_) return true;
+  if (needs_again(step, row)) return false;
   const auto found = steps_.find(step);
   if (found == steps_.end()) return false;
   const auto& buckets = found->second.buckets;
@@ -119,6 +129,7 @@ bool Session::has(std::int64_t step, int row) const {
 
 bool Session::begun(std::int64_t step, int row) const {
   std::lock_guard<std::mutex> lock(mutex_);
+  if (needs_again(step, row)) return false;
   const auto found = steps_.find(step);
   if (found == steps_.end()) return step < floor_;
   const auto& buckets = found->second.buckets;
@@ -191,11 +202,14 @@ void Session::tell_progress(std::int64_t step) {
 }
 
 void Session::post(std::int64_t step, int row, int which, const BufferRef& data) {
+  const int first = which == kAllBuckets ? 0 : which;
+  const int last = which == kAllBuckets ? layout_.buckets() - 1 : which;
+  for (int bucket = first; deputies_ && bucket <= last; ++bucket) {
+    keep_row(step, bucket, row, data);
+  }
   // Every owner has decoded it. Where there are decoders, a late row still teaches.
   if (done(step) && !approximate_) return;
   std::int64_t sent = 0;
-  const int first = which == kAllBuckets ? 0 : which;
-  const int last = which == kAllBuckets ? layout_.buckets() - 1 : which;
   for (int bucket = first; bucket <= last; ++bucket) {
     const Address address = codec_.encode(Kind::kRow, step, bucket, row);
     const std::size_t element = bytes_on_wire(bucket);

@@ -21,12 +21,14 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <set>
 #include <string>
 #include <vector>
 
 #include "engine/address.h"
 #include "engine/buffer_pool.h"
 #include "engine/cover.h"
+#include "engine/deputies.h"
 #include "engine/device_sums.h"
 #include "engine/estimator.h"
 #include "engine/layout.h"
@@ -69,6 +71,9 @@ struct SessionSettings {
   // exact and unrounded; then the payload is never in the processor's memory.
   Memory memory = Memory::kHost;
   DeviceCalls device;  // of memory other than kHost
+  // The least seconds after which another worker decodes a silent owner's slice; 0:
+  // never. Needs exact sums of a tree, as they are, in the processor's memory.
+  double deputy_s = 0.0;
 };
 
 constexpr int kAllBuckets = -1;
@@ -85,7 +90,8 @@ struct Arrival {
 
 struct Counters {
   std::int64_t rows_useful = 0, rows_redundant = 0, rows_late = 0;
-  std::int64_t rows_refused = 0;  // NaN or Inf; approximate only
+  std::int64_t rows_refused = 0;      // NaN or Inf; approximate only
+  std::int64_t slices_deputised = 0;  // decoded here in place of their owner
   std::int64_t slices_decoded = 0, slices_settled = 0, bytes_sent = 0;
   std::int64_t slices_on_device = 0;  // of those decoded
   // The time of all sums, for a device with the time in its queue.
@@ -142,7 +148,10 @@ class Session {
   // Returns where an announced message goes; `keep` owns the place. Throws where the
   // message cannot be one of this session, whatever its sender believes.
   char* place(const Fields& f, int source, std::size_t bytes, BufferRef* keep);
-  void received(const Fields& f, int source, const BufferRef& keep);
+  void received(const Fields& f, int source, const BufferRef& keep, std::size_t bytes);
+  bool deputises() const { return deputies_ != nullptr; }
+  // Stands in for owners that are silent; returns true when it did something.
+  bool deputise();
   void wake();
   bool open_work() const;  // something has arrived here and is not finished yet
   bool awaited() const;    // the training thread waits
@@ -174,6 +183,7 @@ class Session {
     BufferRef result;
     std::vector<int> slices_missing;  // by owner
     int missing = 0;
+    std::vector<char> in;  // by slice_index(): it is here; with deputies only
   };
 
   // Makes the step unless it is there or closed already; without the lock.
@@ -214,7 +224,32 @@ class Session {
   bool refused(const Bucket& b, int row) const;
   void collect_settled(Estimator* estimator);
   Bucket* undecoded(std::int64_t step, int bucket);  // under mutex_
-  void slice_in(std::int64_t step, int owner);
+  void slice_in(std::int64_t step, int bucket, int owner);
+  // ---- deputies (session_deputies.cpp) ----
+  std::size_t slice_index(int bucket, int owner) const {
+    return static_cast<std::size_t>(bucket) * size_ + owner;
+  }
+  void keep_row(std::int64_t step, int bucket, int row, const BufferRef& data);
+  void forget_kept();
+  bool needs_again(std::int64_t step, int row) const;  // under mutex_
+  bool stand_in(std::int64_t step, int owner, const std::vector<int>& silent,
+                double now);
+  bool ask_for_rows(std::int64_t step, double now);
+  void scan_own(std::int64_t step, double now, std::set<int>* rows);
+  void ask(std::int64_t step, int owner);
+  void move_row(std::int64_t step, int owner, int deputy, const KeptRow& kept);
+  void arrive_moved(const SliceKey& key, int row, const void* data,
+                    const BufferRef& keep);
+  void send_note(int dest, std::int64_t step, const NoteHeader& header,
+                 const void* data, std::size_t bytes);
+  void hear_note(std::int64_t step, int source, const BufferRef& keep,
+                 std::size_t bytes);
+  void check_note(const NoteHeader& header, int source, std::size_t bytes) const;
+  void need(std::int64_t step, const std::vector<int>& rows);
+  // Uses another's slice (behind a note's header), unless it is here already.
+  void adopt(const SliceKey& key, const BufferRef& sum, bool from_owner);
+  void send_sum(const SliceKey& key, const BufferRef& sum, int dest);
+  void alive(int worker, std::int64_t step);
   void applied(int worker, std::int64_t step);
   void note(std::int64_t step, int bucket, int source, int row, ArrivalKind kind);
 
@@ -249,6 +284,7 @@ class Session {
   std::vector<Settled> settled_;                        // under mutex_
   double done_s_;  // when the last step was decoded; engine's thread
   int last_own_;   // the last bucket with a slice of mine: with it a row is noted
+  std::unique_ptr<Deputies> deputies_;  // null: there are none
 };
 
 }  // namespace codedgrad

@@ -168,7 +168,7 @@ void Session::close_bucket(std::int64_t number, int bucket, double decode_s) {
     ++counters_.slices_decoded;
     counters_.decode_s += decode_s;
   }
-  slice_in(number, rank_);
+  slice_in(number, bucket, rank_);
 }
 
 }  // namespace codedgrad
