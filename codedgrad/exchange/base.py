@@ -145,12 +145,15 @@ class Exchange(Protocol):
             WorkerError: the job failed.
         """
 
-    def wait_all(self, step: int, help_out: Callable[[], None] | None = None) -> None:
+    def wait_all(
+        self, step: int, help_out: Callable[[int], None] | None = None
+    ) -> None:
         """Waits until `step` is decoded, and logs for whom it waits.
 
         The step calls it when it has nothing more to compute. Where deputies decode,
-        rows may be needed again that had arrived here: then `help_out`, which helps
-        with what is missing by now, is called from time to time.
+        rows may be needed again that had arrived here, or rows that no back-up has.
+        Then `help_out` is called, with the number of times so far that somebody has
+        said so in this step.
 
         Raises:
             WorkerError: the job failed, or the wait took too long.

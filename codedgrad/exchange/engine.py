@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("codedgrad")
 
 DEPUTY_S = 0.01  # the scheduler of a busy machine takes a thread off for some ms
-_LOOK_S = 0.01  # between two looks for rows that are needed again
 _ALL = -1  # all buckets
+_NEVER = 2**31 - 1  # so often no rows are needed again
 _COUNTERS = (
     "rows_useful",
     "rows_redundant",
@@ -40,6 +40,9 @@ _COUNTERS = (
     "rows_refused",
     "slices_settled",
     "slices_deputised",
+    "messages_sent",
+    "notes_sent",
+    "bytes_copied",
     "choose_s",
     "learn_s",
 )
@@ -111,7 +114,7 @@ class EngineExchange:
             layout,
             summable=plain and plan.most_inputs <= _engine.MOST_DEVICE_INPUTS,
         )
-        self.looks_on = self._may_deputise()
+        self._deputised = self._may_deputise()
         try:
             self._core = _engine.Exchange(
                 self._runtime.engine,
@@ -119,7 +122,7 @@ class EngineExchange:
                     **self._session,
                     first_step=first_step,
                     memory=self._memory.kind,
-                    deputy_s=DEPUTY_S if self.looks_on else 0.0,
+                    deputy_s=DEPUTY_S if self._deputised else 0.0,
                 ),
             )
         except ValueError as error:
@@ -216,19 +219,26 @@ class EngineExchange:
 
     def wait(self, step: int, timeout_s: float) -> bool:
         """See `base.Exchange`."""
-        return bool(self._core.wait(step, timeout_s))
+        return self._wait(step, timeout_s, _NEVER)
 
-    def wait_all(self, step: int, help_out: Callable[[], None] | None = None) -> None:
+    def _wait(self, step: int, timeout_s: float, seen: int) -> bool:
+        """Waits until `step` is decoded, or rows of it are needed once more."""
+        return bool(self._core.wait(step, timeout_s, seen))
+
+    def wait_all(
+        self, step: int, help_out: Callable[[int], None] | None = None
+    ) -> None:
         """See `base.Exchange`."""
-        occasion, ticked = f"in step {step}", 0.0
+        occasion, seen = f"in step {step}", _NEVER
         waiting = Waiting(self._runtime, occasion, quiet_s=5.0)
-        looks = help_out is not None and self.looks_on
-        while not self.wait(step, _LOOK_S if looks else 1.0):
-            if looks and help_out is not None:
-                help_out()
-                if waiting.seconds() < ticked + 1.0:
-                    continue
-            ticked = waiting.seconds()
+        if help_out is not None and self._deputised:
+            seen = 0
+        while not self._wait(step, 1.0, seen):
+            if seen != _NEVER and (needs := self._core.needs(step)) > seen:
+                assert help_out is not None
+                seen = needs
+                help_out(needs)
+                continue
             self._deadlock.look(occasion, step)
             waiting.tick(self._blockers(step))
 

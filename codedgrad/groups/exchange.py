@@ -52,7 +52,9 @@ class LeadersExchange:
             self.board.raise_decoded(step)
         return done
 
-    def wait_all(self, step: int, help_out: Callable[[], None] | None = None) -> None:
+    def wait_all(
+        self, step: int, help_out: Callable[[int], None] | None = None
+    ) -> None:
         """Wait until `step` is decoded."""
         self._exchange.wait_all(step, help_out)
 
@@ -212,7 +214,9 @@ class FollowersExchange:
         del timeout_s
         return self.done(step)
 
-    def wait_all(self, step: int, help_out: Callable[[], None] | None = None) -> None:
+    def wait_all(
+        self, step: int, help_out: Callable[[int], None] | None = None
+    ) -> None:
         """Do nothing: the leader waits, and tells the members in the help's rounds."""
 
     def required_rows(self) -> list[list[int]]:

@@ -141,6 +141,9 @@ class Counters:
     rows_refused: int
     slices_settled: int
     slices_deputised: int
+    messages_sent: int
+    notes_sent: int
+    bytes_copied: int
     choose_s: float
     learn_s: float
 
@@ -207,7 +210,16 @@ class Exchange:
         """Let the device sum where it is faster, or `always`; returns why it cannot."""
     def begin(self, step: int, timeout_s: float) -> tuple[bool, list[int]]:
         """Whether there is room in the window, else the workers that lag."""
-    def wait(self, step: int, timeout_s: float) -> bool: ...
+    def wait(self, step: int, timeout_s: float, seen: int = ...) -> bool:
+        """Waits until `step` is decoded; returns whether it is.
+
+        Args:
+            step: the step.
+            timeout_s: how long at most.
+            seen: ends the wait when others have lacked rows of it more often.
+        """
+
+    def needs(self, step: int) -> int: ...
     def done(self, step: int) -> bool: ...
     def has(self, step: int, row: int) -> bool: ...
     def begun(self, step: int, row: int) -> bool: ...

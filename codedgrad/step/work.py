@@ -18,6 +18,11 @@ if TYPE_CHECKING:
     from codedgrad.step.patience import Patience
 
 
+# So often must rows of a step be lacked before workers compute what is not on their
+# lists: those who have it there come first.
+_LAST_RESORT = 3
+
+
 class Rows(Protocol):
     """Computes rows: `Passes` alone, or all processes of a local group together."""
 
@@ -74,18 +79,20 @@ class HelpWork:
         Raises:
             WorkerError: the job failed.
         """
-        work = self._work
+        exchange = context.exchange
         patience_s = self._patience.seconds(self._passes.usual_s)
-        helping = Helping(context.exchange, work.code, work.worker, context.step)
+        helping = Helping(exchange, self._work, context.step)
         # Patience before every item: others may be about to finish the next one.
         while items := helping.next_items(patience_s, self._passes.usual_s):
             self._help(context, helping, items[0])
 
-        def help_out() -> None:
-            for item in helping.next_items(0.0, 0.0)[:1]:
-                self._help(context, helping, item)
+        def help_out(times: int) -> None:
+            if times >= _LAST_RESORT:
+                helping.last_resort()
+            while items := helping.next_items(0.0, 0.0):
+                self._help(context, helping, items[0])
 
-        context.exchange.wait_all(context.step, help_out)
+        exchange.wait_all(context.step, help_out)
 
     def _help(self, context: StepContext, helping: Helping, index: int) -> None:
         """Compute and send one item, then strike it off the list.

@@ -36,8 +36,8 @@ class Exchange {
     check();
     return {ok, behind};
   }
-  bool wait(std::int64_t step, double timeout_s) {
-    const bool ok = session_->wait(step, timeout_s);
+  bool wait(std::int64_t step, double timeout_s, int seen) {
+    const bool ok = session_->wait(step, timeout_s, seen);
     if (!ok) check();
     return ok;
   }
@@ -45,6 +45,7 @@ class Exchange {
   bool done(std::int64_t step) const {
     return session_->done(step) || engine_->failed();
   }
+  int needs(std::int64_t step) const { return session_->needs(step); }
   bool has(std::int64_t step, int row) const { return session_->has(step, row); }
   bool begun(std::int64_t step, int row) const { return session_->begun(step, row); }
   std::vector<int> missing(std::int64_t step) const { return session_->missing(step); }
@@ -190,6 +191,9 @@ void define_reports(py::module_& m) {
       .def_readonly("choose_s", &Counters::choose_s)
       .def_readonly("learn_s", &Counters::learn_s)
       .def_readonly("slices_deputised", &Counters::slices_deputised)
+      .def_readonly("messages_sent", &Counters::messages_sent)
+      .def_readonly("notes_sent", &Counters::notes_sent)
+      .def_readonly("bytes_copied", &Counters::bytes_copied)
       .def_readonly("decode_s", &Counters::decode_s);
   py::class_<Arrival>(m, "Arrival")
       .def_readonly("step", &Arrival::step)
@@ -220,7 +224,9 @@ void define_exchange(py::module_& m) {
            py::call_guard<Release>())
       .def("begin", &Exchange::begin, "step"_a, "timeout_s"_a,
            py::call_guard<Release>())
-      .def("wait", &Exchange::wait, "step"_a, "timeout_s"_a, py::call_guard<Release>())
+      .def("wait", &Exchange::wait, "step"_a, "timeout_s"_a, "seen"_a = kAnyNeeds,
+           py::call_guard<Release>())
+      .def("needs", &Exchange::needs, "step"_a, py::call_guard<Release>())
       .def("done", &Exchange::done, "step"_a)
       .def("has", &Exchange::has, "step"_a, "row"_a, py::call_guard<Release>())
       .def("begun", &Exchange::begun, "step"_a, "row"_a, py::call_guard<Release>())

@@ -18,7 +18,8 @@ Engine::Engine(std::unique_ptr<Transport> transport)
       max_tag_(transport_->max_tag()),
       goodbye_(size_, false),
       controls_(size_),
-      heard_(size_, 0) {
+      heard_(size_, 0),
+      traffic_(size_) {
   goodbye_[rank_] = true;
   last_event_s_ = now_s();
   thread_ = std::thread([this] { run(); });

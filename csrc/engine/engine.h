@@ -105,7 +105,7 @@ class Engine final : private Outbox {
   };
   struct Pending {
     bool receive = false;
-    int source = 0;
+    int peer = 0;
     std::shared_ptr<Session> session;  // null for control messages
     Fields fields;
     BufferRef keep;
@@ -137,6 +137,7 @@ class Engine final : private Outbox {
   void set_failure(const std::string& text);
   bool all_have_left() const;  // every worker has said goodbye
   bool finished() const;
+  bool copies_run() const;  // something under way that is not stuck with its peer
   void back_off();
 
   std::unique_ptr<Mailbox> transport_;
@@ -175,6 +176,12 @@ class Engine final : private Outbox {
   };
   std::vector<std::deque<Control>> controls_;
   std::vector<std::int64_t> heard_;  // control rounds received, by worker
+  struct Traffic {
+    std::size_t under_way = 0;  // sends to the worker and receives from it
+    double moved_s = 0.0;       // when one was completed, or the first one begun
+  };
+  std::vector<Traffic> traffic_;  // by worker
+  std::uint64_t begin_transfer(Pending pending);
   bool stopping_ = false;
   double last_event_s_ = 0.0, stop_by_s_ = 0.0;
   std::atomic<std::int64_t> polls_{0};

@@ -16,6 +16,7 @@ constexpr int kMessagesPerTurn = 64;
 constexpr double kSpinS = 30e-6;  // after an event: yield, do not sleep
 constexpr double kShortestNapS = 10e-6;
 constexpr double kCopyNapS = 50e-6;     // when the other side or a device copies now
+constexpr double kStuckS = 50e-3;       // after that it does not
 constexpr double kAwaitedNapS = 1e-3;   // when this worker waits
 constexpr double kOpenNapS = 2e-3;      // when a step is open here
 constexpr double kIdleNapS = 2e-3;      // when none is; longer in long silence,
@@ -162,11 +163,19 @@ bool Engine::post_copied() {
 
 void Engine::send(int dest, Address address, const void* data, std::size_t bytes,
                   BufferRef keep) {
-  const std::uint64_t id = next_id_++;
-  transport_->send(dest, address, data, bytes, id);
+  transport_->send(dest, address, data, bytes, next_id_);
   Pending pending;
+  pending.peer = dest;
   pending.keep = std::move(keep);
+  begin_transfer(std::move(pending));
+}
+
+std::uint64_t Engine::begin_transfer(Pending pending) {
+  Traffic& traffic = traffic_[pending.peer];
+  if (traffic.under_way++ == 0) traffic.moved_s = now_s();
+  const std::uint64_t id = next_id_++;
   pending_.emplace(id, std::move(pending));
+  return id;
 }
 
 std::shared_ptr<Session> Engine::session_of(Address address) const {
@@ -178,7 +187,7 @@ std::shared_ptr<Session> Engine::session_of(Address address) const {
 void Engine::take_message(const Letter& letter) {
   Pending pending;
   pending.receive = true;
-  pending.source = letter.source;
+  pending.peer = letter.source;
   pending.bytes = letter.bytes;
   const Kind kind = AddressCodec::kind_of(letter.address);
   char* into = nullptr;
@@ -194,11 +203,10 @@ void Engine::take_message(const Letter& letter) {
     pending.keep = pool_->get(letter.bytes);
     into = pending.keep->data();
   }
-  const std::uint64_t id = next_id_++;
   if (kind == Kind::kControl) {
-    controls_[letter.source].push_back({id, pending.keep, letter.bytes, false});
+    controls_[letter.source].push_back({next_id_, pending.keep, letter.bytes, false});
   }
-  pending_.emplace(id, std::move(pending));
+  const std::uint64_t id = begin_transfer(std::move(pending));
   transport_->receive(into, id);
 }
 
@@ -206,13 +214,28 @@ void Engine::complete(std::uint64_t id) {
   auto found = pending_.find(id);
   Pending pending = std::move(found->second);
   pending_.erase(found);
+  Traffic& traffic = traffic_[pending.peer];
+  --traffic.under_way;
+  traffic.moved_s = now_s();
   if (!pending.receive) return;
   if (pending.session) {
-    pending.session->received(pending.fields, pending.source, pending.keep,
+    pending.session->received(pending.fields, pending.peer, pending.keep,
                               pending.bytes);
   } else if (pending.fields.kind == Kind::kControl) {
-    hear(pending.source, id);
+    hear(pending.peer, id);
   }  // else: a message of a closed or dropped session, or after a failure
+}
+
+// What a peer that stands still does not take is no reason to look often.
+bool Engine::copies_run() const {
+  std::size_t running = transport_->pending() + copying_.size();
+  if (running == 0) return false;
+  const double now = now_s();
+  for (const Traffic& traffic : traffic_) {
+    if (now - traffic.moved_s > kStuckS)
+      running -= std::min(running, traffic.under_way);
+  }
+  return running > 0;
 }
 
 // The longer nothing has happened, the longer is the nap. While something is open it is
@@ -227,7 +250,7 @@ void Engine::back_off() {
     return;
   }
   double share = 0.125, longest = kOpenNapS;
-  if (transport_->pending() > 0 || !copying_.empty()) {
+  if (copies_run()) {
     longest = kCopyNapS;
   } else {
     std::lock_guard<std::mutex> lock(mutex_);

@@ -104,14 +104,20 @@ bool Session::begin(std::int64_t step, double timeout_s, std::vector<int>* behin
   return ok;
 }
 
-bool Session::wait(std::int64_t step, double timeout_s) {
+bool Session::wait(std::int64_t step, double timeout_s, int seen) {
   if (done(step)) return true;
   std::unique_lock<std::mutex> lock(mutex_);
   ++waiting_;
-  const bool ended = changed_.wait_for(
-      lock, seconds(timeout_s), [&] { return failure_->failed() || done(step); });
+  changed_.wait_for(lock, seconds(timeout_s), [&] {
+    return failure_->failed() || done(step) || times_needed(step) > seen;
+  });
   --waiting_;
-  return ended && done(step);
+  return done(step);
+}
+
+int Session::needs(std::int64_t step) const {
+  std::lock_guard<std::mutex> lock(mutex_);
+  return times_needed(step);
 }
 
 bool Session::has(std::int64_t step, int row) const {
@@ -169,7 +175,9 @@ std::vector<Arrival> Session::drain_arrivals() {
 
 Counters Session::counters() const {
   std::lock_guard<std::mutex> lock(mutex_);
-  return counters_;
+  Counters counters = counters_;
+  counters.messages_sent = messages_.load();
+  return counters;
 }
 
 // ---- engine's thread ----
@@ -190,6 +198,12 @@ bool Session::awaited() const {
   return waiting_ > 0;
 }
 
+void Session::send(int dest, Address address, const void* data, std::size_t bytes,
+                   const BufferRef& keep) {
+  messages_.fetch_add(1, std::memory_order_relaxed);
+  outbox_->send(dest, address, data, bytes, keep);
+}
+
 // A row tells progress, too: a row of step t says that all steps below t are applied.
 void Session::tell_progress(std::int64_t step) {
   const std::int64_t slack = window_ / 8;
@@ -197,7 +211,7 @@ void Session::tell_progress(std::int64_t step) {
     const int dest = (rank_ + i) % size_;
     if (told_[dest] + 1 + slack >= step - 1) continue;
     told_[dest] = step - 1;
-    outbox_->send(dest, codec_.encode(Kind::kProgress, step), nullptr, 0, nullptr);
+    send(dest, codec_.encode(Kind::kProgress, step), nullptr, 0, nullptr);
   }
 }
 
@@ -220,8 +234,8 @@ void Session::post(std::int64_t step, int row, int which, const BufferRef& data)
       const int dest = (rank_ + i) % size_;
       const Slice slice = layout_.slice(bucket, dest);
       if (slice.count == 0) continue;
-      outbox_->send(dest, address, message->data() + (slice.offset - before) * element,
-                    slice.count * element, message);
+      send(dest, address, message->data() + (slice.offset - before) * element,
+           slice.count * element, message);
       told_[dest] = std::max(told_[dest], step - 1);
       sent += slice.count * element;
     }

@@ -77,6 +77,7 @@ struct SessionSettings {
 };
 
 constexpr int kAllBuckets = -1;
+constexpr int kAnyNeeds = std::numeric_limits<int>::max();
 
 enum class ArrivalKind : int { kUseful = 0, kRedundant = 1, kLate = 2, kRefused = 3 };
 
@@ -93,6 +94,9 @@ struct Counters {
   std::int64_t rows_refused = 0;      // NaN or Inf; approximate only
   std::int64_t slices_deputised = 0;  // decoded here in place of their owner
   std::int64_t slices_decoded = 0, slices_settled = 0, bytes_sent = 0;
+  std::int64_t messages_sent = 0;
+  std::int64_t notes_sent = 0;        // of these; of deputies, none while all is well
+  std::int64_t bytes_copied = 0;      // by deputies, within this worker's memory
   std::int64_t slices_on_device = 0;  // of those decoded
   // The time of all sums, for a device with the time in its queue.
   double decode_s = 0.0;
@@ -117,7 +121,10 @@ class Session {
   // Waits until no worker is `window` steps behind. After timeout_s it returns false
   // and the workers that are.
   bool begin(std::int64_t step, double timeout_s, std::vector<int>* behind);
-  bool wait(std::int64_t step, double timeout_s);  // returns true when decoded
+  // Returns true when decoded. It also ends when others lack rows of the step, more
+  // often than `seen` times.
+  bool wait(std::int64_t step, double timeout_s, int seen = kAnyNeeds);
+  int needs(std::int64_t step) const;  // how often others have lacked rows of it
   bool done(std::int64_t step) const { return done_through_.load() >= step; }
   // Returns true when the row has arrived here in every bucket, or is implied.
   bool has(std::int64_t step, int row) const;
@@ -183,7 +190,9 @@ class Session {
     BufferRef result;
     std::vector<int> slices_missing;  // by owner
     int missing = 0;
-    std::vector<char> in;  // by slice_index(): it is here; with deputies only
+    // With deputies, by slice_index(): the slice is here; it is being received into the
+    // result.
+    std::vector<char> in, coming;
   };
 
   // Makes the step unless it is there or closed already; without the lock.
@@ -225,19 +234,24 @@ class Session {
   void collect_settled(Estimator* estimator);
   Bucket* undecoded(std::int64_t step, int bucket);  // under mutex_
   void slice_in(std::int64_t step, int bucket, int owner);
-  // ---- deputies (session_deputies.cpp) ----
+  void send(int dest, Address address, const void* data, std::size_t bytes,
+            const BufferRef& keep);
+  // ---- deputies: when (session_deputies.cpp) ----
   std::size_t slice_index(int bucket, int owner) const {
     return static_cast<std::size_t>(bucket) * size_ + owner;
   }
-  void keep_row(std::int64_t step, int bucket, int row, const BufferRef& data);
-  void forget_kept();
-  bool needs_again(std::int64_t step, int row) const;  // under mutex_
   bool stand_in(std::int64_t step, int owner, const std::vector<int>& silent,
                 double now);
   bool ask_for_rows(std::int64_t step, double now);
-  void scan_own(std::int64_t step, double now, std::set<int>* rows);
+  void lacking(std::int64_t step, double now, std::set<int>* rows);
+  void alive(int worker, std::int64_t step);
+  void suspect(int worker, std::int64_t step);
+  void learn_usual(double took_s);
+  // ---- what is sent and heard (session_notes.cpp) ----
+  void keep_row(std::int64_t step, int bucket, int row, const BufferRef& data);
+  void forget_kept();
   void ask(std::int64_t step, int owner);
-  void move_row(std::int64_t step, int owner, int deputy, const KeptRow& kept);
+  void move_row(std::int64_t step, int owner, int deputy, const KeptRows::Part& kept);
   void arrive_moved(const SliceKey& key, int row, const void* data,
                     const BufferRef& keep);
   void send_note(int dest, std::int64_t step, const NoteHeader& header,
@@ -245,11 +259,16 @@ class Session {
   void hear_note(std::int64_t step, int source, const BufferRef& keep,
                  std::size_t bytes);
   void check_note(const NoteHeader& header, int source, std::size_t bytes) const;
-  void need(std::int64_t step, const std::vector<int>& rows);
-  // Uses another's slice (behind a note's header), unless it is here already.
-  void adopt(const SliceKey& key, const BufferRef& sum, bool from_owner);
-  void send_sum(const SliceKey& key, const BufferRef& sum, int dest);
-  void alive(int worker, std::int64_t step);
+  void need(std::int64_t step, const std::vector<std::int32_t>& rows);
+  int times_needed(std::int64_t step) const;           // under mutex_
+  bool needs_again(std::int64_t step, int row) const;  // under mutex_
+  void sent_again(std::int64_t step, int row);         // under mutex_
+  // ---- slices that come twice (session_adopt.cpp) ----
+  char* place_result(const Fields& f, int source, std::size_t bytes, BufferRef* keep);
+  void result_came(const SliceKey& key, const BufferRef& keep);
+  // Uses a slice that lies elsewhere, unless it is here already. Returns whether.
+  bool adopt(const SliceKey& key, const char* data);
+  void set_aside(Step* step);
   void applied(int worker, std::int64_t step);
   void note(std::int64_t step, int bucket, int source, int row, ArrivalKind kind);
 
@@ -285,6 +304,7 @@ class Session {
   double done_s_;  // when the last step was decoded; engine's thread
   int last_own_;   // the last bucket with a slice of mine: with it a row is noted
   std::unique_ptr<Deputies> deputies_;  // null: there are none
+  std::atomic<std::int64_t> messages_{0};
 };
 
 }  // namespace codedgrad

@@ -49,11 +49,8 @@ char* Session::place(const Fields& f, int source, std::size_t bytes, BufferRef* 
     *keep = pool_->get(bytes);
     return (*keep)->data();
   }
-  if (f.kind == Kind::kResult && deputies_) {
-    *keep = pool_->get(kNoteBytes + bytes);  // others may ask for it, see adopt()
-    return (*keep)->data() + kNoteBytes;
-  }
   open(f.step);
+  if (f.kind == Kind::kResult && deputies_) return place_result(f, source, bytes, keep);
   if (f.kind == Kind::kRow || wire(f.bucket) != Wire::kAsIs) {
     const bool device = memory_ != Memory::kHost && bytes >= device_sums_from_;
     *keep = device ? slice_memory(bytes) : pool_->get(bytes);
@@ -66,11 +63,13 @@ char* Session::place(const Fields& f, int source, std::size_t bytes, BufferRef* 
 
 void Session::received(const Fields& f, int source, const BufferRef& keep,
                        std::size_t bytes) {
-  if (deputies_ && (f.kind != Kind::kProgress || bytes == 0)) alive(source, f.step);
-  if (f.kind == Kind::kProgress && bytes > 0) {
+  const bool is_note = f.kind == Kind::kProgress && bytes > 0;
+  if (deputies_ && !is_note) alive(source, f.step);
+  if (deputies_ && f.kind == Kind::kRow) deputies_->row_s = now_s();
+  if (is_note) {
     hear_note(f.step, source, keep, bytes);
   } else if (f.kind == Kind::kResult && deputies_) {
-    adopt({f.step, f.bucket, source}, keep, true);
+    result_came({f.step, f.bucket, source}, keep);
   } else if (f.kind == Kind::kProgress) {
     applied(source, f.step - 1);
   } else if (f.kind == Kind::kRow) {
@@ -119,6 +118,7 @@ Session::Step Session::make_step() const {
   step.slices_missing.assign(size_, 0);
   if (deputies_) {
     step.in.assign(slice_index(layout_.buckets(), 0), 0);
+    step.coming = step.in;
   }
   for (int bucket = 0; bucket < layout_.buckets(); ++bucket) {
     for (int owner = 0; owner < size_; ++owner) {
@@ -166,6 +166,7 @@ void Session::arrive(std::int64_t number, int bucket, int row, int source,
   Bucket* b = nullptr;
   {
     std::lock_guard<std::mutex> lock(mutex_);
+    if (deputies_ && bucket == last_own_) sent_again(number, row);
     b = undecoded(number, bucket);
     if (b == nullptr) {
       note(number, bucket, source, row, ArrivalKind::kLate);
@@ -223,14 +224,7 @@ void Session::slice_in(std::int64_t number, int bucket, int owner) {
   }
   done_through_.store(through);
   const double now = now_s();
-  if (deputies_) {
-    double& usual = deputies_->usual_s;
-    const double took = now - done_s_;
-    // Quickly down, slowly up: the first step waits for the start of all.
-    usual = usual == 0.0 ? took
-                         : usual + (took < usual ? 0.5 : 0.1) *
-                                       (std::min(took, 2.0 * usual) - usual);
-  }
+  if (deputies_) learn_usual(now - done_s_);
   done_s_ = now;
   changed_.notify_all();
 }
