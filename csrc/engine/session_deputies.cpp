@@ -109,6 +109,7 @@ void Session::lacking(std::int64_t number, double now, std::set<int>* rows) {
   const Step* step = find(number);
   if (step == nullptr || step->slices_missing[rank_] == 0) return;
   const bool long_ago = now - d.first_s > 0.1 + 2.0 * d.usual_s;
+  const double patience = std::max(2.0 * d.patience_s(), 0.5 * d.usual_s);
   for (int bucket = 0; bucket < layout_.buckets(); ++bucket) {
     const Bucket& b = step->buckets[bucket];
     if (!b.cover || b.decoded) continue;
@@ -118,7 +119,7 @@ void Session::lacking(std::int64_t number, double now, std::set<int>* rows) {
     double& since = d.behind_s[bucket];
     if (since == 0.0 && std::count(in, in + size_, 1) > 0) since = now;
     const double quiet = now - std::max(since, d.row_s);
-    if (since > 0.0 ? quiet > 2.0 * d.patience_s() : long_ago) add(*b.cover);
+    if (since > 0.0 ? quiet > patience : long_ago) add(*b.cover);
   }
 }
 
