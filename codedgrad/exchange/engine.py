@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("codedgrad")
 
 DEPUTY_S = 0.01  # the scheduler of a busy machine takes a thread off for some ms
+_said: set[str] = set()  # why there are no deputies, each reason once
 _ALL = -1  # all buckets
 _NEVER = 2**31 - 1  # so often no rows are needed again
 _COUNTERS = (
@@ -130,19 +131,25 @@ class EngineExchange:
         self._memory.opened(self._core)
 
     def _may_deputise(self) -> bool:
-        """Returns whether slices may be decoded by others than their owners."""
-        if not self._deputies or self._runtime.size == 1:
+        """Returns whether slices may be decoded by others than their owners.
+
+        Never where a bit could depend on who decodes: the workers would drift apart.
+        """
+        if self._runtime.size == 1:
             return False
         reason = ""
         if self._session["approximate"] is not None:
             reason = "estimates"
         elif self._code.linear:
             reason = f"the code {self._code.name}, which adds up to rounding"
+        elif not self._deputies:
+            reason = "same_bits=False, local groups and DistributedOptimizer"
         elif self._layout.narrow_buckets > 0:
             reason = f"wire={self._layout.wire!r}"
         elif self._memory.kind != "host":
             reason = "rows that a device sums"
-        if reason:
+        if reason and reason not in _said:
+            _said.add(reason)
             log.info(
                 "a worker whose process stands still makes the others wait: with %s "
                 "nobody decodes in its place (docs/faults.md)",

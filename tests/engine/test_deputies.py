@@ -149,7 +149,7 @@ class Job:
             return list(pool.map(body, workers, timeout=4 * LIMIT_S))
 
     def stop(self) -> None:
-        wait_s = 0.2 if self.ghosts else 10.0
+        wait_s = 0.05 if self.ghosts else 10.0
         with ThreadPoolExecutor(len(self.engines)) as pool:
             clean = list(pool.map(lambda e: e.stop(wait_s), self.engines))
         assert self.ghosts or all(clean)
@@ -223,7 +223,7 @@ def all_twice(ghosts: list[Ghost]) -> None:
         all_twice,
     ],
 )
-@pytest.mark.parametrize(("workers", "ghosts"), [(3, 1), (4, 1), (5, 2)])
+@pytest.mark.parametrize(("workers", "ghosts"), [(2, 1), (3, 1), (4, 1), (5, 2)])
 def test_the_others_go_on_whatever_was_sent(
     job: Callable[..., Job],
     workers: int,
