@@ -245,7 +245,6 @@ class EngineExchange:
                 assert help_out is not None
                 seen = needs
                 help_out(needs)
-                continue
             self._deadlock.look(occasion, step)
             waiting.tick(self._blockers(step))
 

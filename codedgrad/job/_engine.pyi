@@ -56,6 +56,7 @@ class EngineStats:
     polls: int  # rounds of the engine's loop
     pool_bytes: int  # memory held
     in_flight: int  # sends and receives not completed
+    held: int  # sends to workers that stand still, not begun
     unpinned_bytes: int  # memory that a device would rather have pinned
     sessions: int  # neither closed nor dropped by all workers
 

@@ -152,8 +152,8 @@ EngineStats Engine::stats() const {
   const auto sessions =
       std::count_if(sessions_.begin(), sessions_.end(),
                     [](const Place& place) { return place.session != nullptr; });
-  return {polls_.load(), pool_->bytes(), in_flight_.load(), pool_->unpinned(),
-          static_cast<std::size_t>(sessions)};
+  return {polls_.load(), pool_->bytes(),    in_flight_.load(),
+          held_.load(),  pool_->unpinned(), static_cast<std::size_t>(sessions)};
 }
 
 void Engine::submit(Command command) {

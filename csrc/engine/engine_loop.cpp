@@ -16,7 +16,6 @@ constexpr int kMessagesPerTurn = 64;
 constexpr double kSpinS = 30e-6;  // after an event: yield, do not sleep
 constexpr double kShortestNapS = 10e-6;
 constexpr double kCopyNapS = 50e-6;     // when the other side or a device copies now
-constexpr double kStuckS = 50e-3;       // after that it does not
 constexpr double kAwaitedNapS = 1e-3;   // when this worker waits
 constexpr double kOpenNapS = 2e-3;      // when a step is open here
 constexpr double kIdleNapS = 2e-3;      // when none is; longer in long silence,
@@ -70,6 +69,7 @@ bool Engine::turn() {
     take_message(letter);
     busy = true;
   }
+  if (held_.load(std::memory_order_relaxed) > 0) release_held();
   done_.clear();
   transport_->poll(&done_);
   in_flight_.store(transport_->pending());
@@ -161,23 +161,6 @@ bool Engine::post_copied() {
   return busy;
 }
 
-void Engine::send(int dest, Address address, const void* data, std::size_t bytes,
-                  BufferRef keep) {
-  transport_->send(dest, address, data, bytes, next_id_);
-  Pending pending;
-  pending.peer = dest;
-  pending.keep = std::move(keep);
-  begin_transfer(std::move(pending));
-}
-
-std::uint64_t Engine::begin_transfer(Pending pending) {
-  Traffic& traffic = traffic_[pending.peer];
-  if (traffic.under_way++ == 0) traffic.moved_s = now_s();
-  const std::uint64_t id = next_id_++;
-  pending_.emplace(id, std::move(pending));
-  return id;
-}
-
 std::shared_ptr<Session> Engine::session_of(Address address) const {
   const auto number = static_cast<std::size_t>(AddressCodec::session_of(address));
   std::lock_guard<std::mutex> lock(mutex_);
@@ -188,6 +171,7 @@ void Engine::take_message(const Letter& letter) {
   Pending pending;
   pending.receive = true;
   pending.peer = letter.source;
+  heard_from(letter.source);
   pending.bytes = letter.bytes;
   const Kind kind = AddressCodec::kind_of(letter.address);
   char* into = nullptr;
@@ -224,18 +208,6 @@ void Engine::complete(std::uint64_t id) {
   } else if (pending.fields.kind == Kind::kControl) {
     hear(pending.peer, id);
   }  // else: a message of a closed or dropped session, or after a failure
-}
-
-// What a peer that stands still does not take is no reason to look often.
-bool Engine::copies_run() const {
-  std::size_t running = transport_->pending() + copying_.size();
-  if (running == 0) return false;
-  const double now = now_s();
-  for (const Traffic& traffic : traffic_) {
-    if (now - traffic.moved_s > kStuckS)
-      running -= std::min(running, traffic.under_way);
-  }
-  return running > 0;
 }
 
 // The longer nothing has happened, the longer is the nap. While something is open it is

@@ -42,6 +42,9 @@ class Outbox {
   virtual ~Outbox() = default;
   virtual void send(int dest, Address address, const void* data, std::size_t bytes,
                     BufferRef keep) = 0;
+  // Says that the worker seems to stand still: until something comes from it, few
+  // messages to it should be under way.
+  virtual void suspected(int worker) = 0;
 };
 
 // The first error of the job, seen by every wait.

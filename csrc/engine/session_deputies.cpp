@@ -133,6 +133,7 @@ void Session::suspect(int worker, std::int64_t step) {
   Deputies& d = *deputies_;
   if (worker == rank_) return;
   d.suspect[worker] = std::max(d.suspect[worker], step + 1);
+  outbox_->suspected(worker);
 }
 
 // Quickly down, slowly up: the first step waits for the start of all.

@@ -92,14 +92,16 @@ class Ghost:
 class Worker:
     """What a step does with its engine, in numpy."""
 
-    def __init__(self, engine: Any, code: codes.Code, deputy_s: float) -> None:
-        self.code, self.rank = code, engine.rank
+    def __init__(
+        self, engine: Any, code: codes.Code, deputy_s: float, window: int
+    ) -> None:
+        self.code, self.rank, self.engine = code, engine.rank, engine
         tree = code.tree
         plan = _engine.tree_plan(tree.left, tree.right, tree.parent, tree.root)
         self.exchange = _engine.Exchange(
             engine,
             _engine.SessionSettings(
-                plan=plan, bucket_starts=STARTS, window=WINDOW, deputy_s=deputy_s
+                plan=plan, bucket_starts=STARTS, window=window, deputy_s=deputy_s
             ),
         )
 
@@ -142,9 +144,13 @@ class Job:
         self.code = code
 
     def run(
-        self, body: Callable[[Worker], Any], *, deputy_s: float = 0.005
+        self,
+        body: Callable[[Worker], Any],
+        *,
+        deputy_s: float = 0.005,
+        window: int = WINDOW,
     ) -> list[Any]:
-        workers = [Worker(e, self.code, deputy_s) for e in self.engines]
+        workers = [Worker(e, self.code, deputy_s, window) for e in self.engines]
         with ThreadPoolExecutor(len(workers)) as pool:
             return list(pool.map(body, workers, timeout=4 * LIMIT_S))
 
@@ -273,6 +279,25 @@ def test_a_calm_step_sends_and_copies_what_it_does_without_deputies(
     want = (steps * 2 * buckets * others, steps * 2 * row, 0, 0)
     assert counts(0.0) == [want] * code.workers
     assert counts(LIMIT_S) == [want] * code.workers
+
+
+def test_few_messages_are_under_way_to_a_worker_that_stands_still(
+    job: Callable[..., Job],
+) -> None:
+    """A transport may have memory for few that nobody takes; the window has an end."""
+    made, window = job(codes.spread(4, micro=2), 1), 40
+
+    def body(worker: Worker) -> tuple[int, int]:
+        for step in range(window):
+            worker.step(step)
+        assert not worker.exchange.begin(window, 0.05)[0]
+        stats = worker.engine.stats()
+        return stats.in_flight, stats.held
+
+    step = 2 * 2 * (len(STARTS) - 1)  # messages of one step, with those of deputies
+    for in_flight, held in made.run(body, window=window):
+        assert in_flight <= 32 + 2 * step
+        assert window < held + in_flight < 2 * window * step
 
 
 def test_owners_and_deputies_at_a_time_with_every_message_late(
