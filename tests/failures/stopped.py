@@ -4,8 +4,9 @@
 
 Each case is trained twice, from the same start: in calm, and once more with signals.
 For the second time every worker writes its process number to FOLDER/CASE.pid.<worker>
-when it has made some steps. At the end of the case it writes the digests of both
-trainings and the times at which its steps began to FOLDER/CASE.end.<worker>.
+when it has made some steps, and from then on a byte to FOLDER/CASE.steps.<worker> at
+the begin of each step. At the end of the case it writes the digests of both trainings
+to FOLDER/CASE.end.<worker>.
 """
 
 from __future__ import annotations
@@ -59,8 +60,8 @@ def code_of(name: str) -> codes.Code:
     return codes.uncoded(n, micro=4) if name == "uncoded" else codes.spread(n)
 
 
-def train(case: Case, pass_s: float, ready: Path | None) -> tuple[str, list[float]]:
-    """Returns a digest of the parameters, and when each step began."""
+def train(case: Case, pass_s: float, ready: Path | None) -> str:
+    """Returns a digest of the parameters."""
     n = codedgrad.size()
     torch.manual_seed(0)
     data = TensorDataset(torch.randn(SAMPLES * n, 4), torch.randint(0, 3, (8 * n,)))
@@ -74,23 +75,23 @@ def train(case: Case, pass_s: float, ready: Path | None) -> tuple[str, list[floa
         time.sleep(pass_s * len(x) / SAMPLES)
         return nn.functional.cross_entropy(model(x), y)
 
-    begins = []
     while coded.step < case.steps:
         sampler.set_epoch(coded.step)
         for shards in coded.steps(sampler):  # one step an epoch
             if coded.step == FIRST and ready is not None:
                 ready.write_text(str(os.getpid()))
-            begins.append(time.monotonic())
+            if coded.step >= FIRST and ready is not None:
+                with Path(str(ready).replace(".pid.", ".steps.")).open("ab") as file:
+                    file.write(b".")
             coded.backward(loss_fn, shards)
             nn.utils.clip_grad_norm_(model.parameters(), 0.5)  # in place
             optimizer.step()
             optimizer.zero_grad()
-    begins.append(time.monotonic())
     digest = hashlib.sha256()
     for parameter in model.parameters():
         digest.update(parameter.detach().numpy().tobytes())
     coded.close()
-    return digest.hexdigest(), begins
+    return digest.hexdigest()
 
 
 def main(folder: Path, names: list[str]) -> None:
@@ -98,9 +99,9 @@ def main(folder: Path, names: list[str]) -> None:
     codedgrad.init()
     rank = codedgrad.rank()
     for name in names:
-        calm, _ = train(CASES[name], 0.001, None)
-        bits, begins = train(CASES[name], PASS_S, folder / f"{name}.pid.{rank}")
-        text = json.dumps({"calm": calm, "bits": bits, "begins": begins})
+        calm = train(CASES[name], 0.001, None)
+        bits = train(CASES[name], PASS_S, folder / f"{name}.pid.{rank}")
+        text = json.dumps({"calm": calm, "bits": bits})
         part = folder / f"{name}.part.{rank}"
         part.write_text(text)
         part.rename(folder / f"{name}.end.{rank}")

@@ -20,11 +20,14 @@ import pytest
 
 ROOT = Path(__file__).parent.parent.parent
 LIMIT_S = 100.0
-STOP_S = 0.8  # 20 steps and more
+STOP_S = 0.5  # after the least steps: 10 passes and more
 
 
 class Stop(NamedTuple):
-    """Who is stopped in which case, and how many steps the others make meanwhile."""
+    """Who is stopped in which case, and how many steps the others make meanwhile.
+
+    They are waited for, however slow the machine is now.
+    """
 
     case: str
     workers: tuple[int, ...]
@@ -41,9 +44,9 @@ JOBS = {
         Stop("buckets", (2, 4)),
         # Nobody goes on for ever: after the window, or without back-ups, or where bits
         # could depend on who decodes, the others wait.
-        Stop("window", (3,), least=2, most=6),
-        Stop("uncoded", (3,), least=0, most=2),
-        Stop("other_bits", (3,), least=0, most=2),
+        Stop("window", (3,), least=1, most=6),
+        Stop("uncoded", (3,), least=-2, most=2),
+        Stop("other_bits", (3,), least=-2, most=2),
     ],
 }
 
@@ -62,22 +65,29 @@ def stop(folder: Path, wanted: Stop, n: int, job: Any) -> list[dict[str, Any]]:
     def files(kind: str) -> list[Path]:
         return [folder / f"{wanted.case}.{kind}.{w}" for w in range(n)]
 
-    until(lambda: all(f.exists() and f.read_text() for f in files("pid")), job)
+    begun = files("pid") + files("steps")
+    until(lambda: all(f.exists() and f.stat().st_size for f in begun), job)
     held = [int(files("pid")[w].read_text()) for w in wanted.workers]
-    begin = time.monotonic()
+    live = [f for w, f in enumerate(files("steps")) if w not in wanted.workers]
     try:
         for pid in held:
             os.kill(pid, signal.SIGSTOP)
-        time.sleep(STOP_S)
+        # Two steps may be under way that need the stopped ones no more.
+        before = [f.stat().st_size + 2 for f in live]
+
+        def steps() -> list[int]:
+            now = (f.stat().st_size for f in live)
+            return [a - b for a, b in zip(now, before, strict=True)]
+
+        until(lambda: min(steps()) >= wanted.least, job)
+        if wanted.most < 1000:
+            time.sleep(STOP_S)
+            assert max(steps()) <= wanted.most, (wanted, steps())
     finally:
         for pid in held:
             os.kill(pid, signal.SIGCONT)
-    end = time.monotonic()
     until(lambda: all(f.exists() for f in files("end")), job)
-    found = [json.loads(f.read_text()) for f in files("end")]
-    for each in found:
-        each["steps"] = sum(begin < t < end for t in each["begins"])
-    return found
+    return [json.loads(f.read_text()) for f in files("end")]
 
 
 @pytest.mark.parametrize("n", JOBS)
@@ -98,10 +108,6 @@ def test_the_others_go_on_with_the_same_bits(tmp_path: Path, n: int) -> None:
             assert len({each["bits"] for each in found}) == 1, wanted
             if wanted.case != "other_bits":
                 assert {each["calm"] for each in found} == {found[0]["bits"]}, wanted
-            for worker in set(range(n)) - set(wanted.workers):
-                steps = found[worker]["steps"]
-                print(wanted, worker, steps)
-                assert wanted.least <= steps <= wanted.most, (wanted, worker)
         output = job.communicate(timeout=LIMIT_S)[0]
     finally:
         if job.poll() is None:
