@@ -61,7 +61,7 @@ class EngineExchange:
         *,
         first_step: int = 0,
         approximate: Approximate | None = None,
-        deputies: bool = False,
+        deputies: bool | None = None,
     ) -> None:
         """Open a session of the engine. All workers do so in the same order.
 
@@ -73,7 +73,8 @@ class EngineExchange:
             first_step: the number of the first step.
             approximate: when an owner may settle for an estimate; None: never.
             deputies: whether another worker may decode the slice of an owner that is
-                silent, where no bit can depend on it (see docs/faults.md).
+                silent, where no bit can depend on it (see docs/faults.md). Where it
+                may not, the log says so once, but for None.
 
         Raises:
             ConfigError: the engine refuses the settings (window, buckets, rows), or
@@ -135,7 +136,7 @@ class EngineExchange:
 
         Never where a bit could depend on who decodes: the workers would drift apart.
         """
-        if self._runtime.size == 1:
+        if self._runtime.size == 1 or self._deputies is None:
             return False
         reason = ""
         if self._session["approximate"] is not None:
