@@ -199,6 +199,7 @@ class Engine final : private Outbox {
   std::uint64_t begin_transfer(Pending pending);
   void start_send(int dest, const Held& message);
   void heard_from(int worker);
+  void release(int worker, std::size_t most);
   void release_held();
   bool stopping_ = false;
   double last_event_s_ = 0.0, stop_by_s_ = 0.0;

@@ -16,6 +16,8 @@ constexpr int kMostUnheard = 32;
 // One of those that are held goes out all the same: a worker that has nothing to say
 // may wait for it.
 constexpr double kFirstReleaseS = 0.1, kLastReleaseS = 2.0;
+// Many of them go out once it was heard, until it is suspected again.
+constexpr double kAliveReleaseS = 1e-3;
 
 }  // namespace
 
@@ -45,12 +47,19 @@ void Engine::start_send(int dest, const Held& message) {
   begin_transfer(std::move(pending));
 }
 
-// Whoever sends takes, too.
+// Whoever sends takes, too. What was held goes out bit by bit: all of it at once would
+// fill the transport's memory for a moment.
 void Engine::heard_from(int worker) {
   Traffic& traffic = traffic_[worker];
   traffic.unheard = 0;
   traffic.suspected = false;
-  while (!traffic.held.empty()) {
+  traffic.gap_s = kFirstReleaseS;
+  if (!traffic.held.empty()) traffic.release_s = 0.0;
+}
+
+void Engine::release(int worker, std::size_t most) {
+  Traffic& traffic = traffic_[worker];
+  for (; most > 0 && !traffic.held.empty(); --most) {
     start_send(worker, traffic.held.front());
     traffic.held.pop_front();
     held_.fetch_sub(1);
@@ -63,11 +72,12 @@ void Engine::release_held() {
     Traffic& traffic = traffic_[worker];
     if (traffic.held.empty()) continue;
     if (failure_->failed()) {  // errors are heard as soon as they can be
-      heard_from(worker);
+      release(worker, traffic.held.size());
+    } else if (now >= traffic.release_s && !traffic.suspected) {
+      release(worker, kMostUnheard);
+      traffic.release_s = now + kAliveReleaseS;
     } else if (now >= traffic.release_s) {
-      start_send(worker, traffic.held.front());
-      traffic.held.pop_front();
-      held_.fetch_sub(1);
+      release(worker, 1);
       traffic.gap_s = std::min(2.0 * traffic.gap_s, kLastReleaseS);
       traffic.release_s = now + traffic.gap_s;
     }
