@@ -6,12 +6,12 @@ import random
 import time
 from typing import TYPE_CHECKING, Any
 
-from codedgrad.faults import Injector
 from harness import COMM, synchronize
 from torch import Tensor, nn
 
 import codedgrad
 from codedgrad import Faults
+from codedgrad.job.faults import Injector
 from codedgrad.step.boundaries import Boundaries
 
 if TYPE_CHECKING:

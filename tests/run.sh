@@ -160,6 +160,8 @@ bench() {
     --out "$out/data.json"
   check "bench_stall" mpi 4 "$CG_PYTHON" benchmarks/bench_stall.py --toy \
     --out "$out/stall.json"
+  check "bench_faults" mpi 4 "$CG_PYTHON" benchmarks/bench_faults.py --toy \
+    --out "$out/faults.json"
   check "validate_simulator" mpi 4 "$CG_PYTHON" benchmarks/validate_simulator.py --toy \
     --out "$out/simulator.json"
   check "bench_kernels" mpi 1 "$CG_PYTHON" benchmarks/bench_kernels.py --toy \

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import time
 from typing import TYPE_CHECKING
 
@@ -13,6 +16,22 @@ from codedgrad import ConfigError, Faults
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+
+def test_a_process_is_stopped_and_woken() -> None:
+    plan = Faults.parse("stop:worker=1,step=4,seconds=0.3", 2)
+    assert [plan.stop_s(1, s) for s in (3, 4, 5)] == [0.0, 0.3, 0.0]
+    assert plan.stop_s(0, 4) == plan.stall_s(1, 4, 0.1) == 0.0
+    script = (
+        "from codedgrad.faults import *\n"
+        "Injector(Faults.parse('stop:worker=0,step=2,seconds=0.5', 1), 0).begin(2, 1.0)"
+    )
+    job = subprocess.Popen([sys.executable, "-c", script])
+    _, status = os.waitpid(job.pid, os.WUNTRACED)
+    assert os.WIFSTOPPED(status)
+    begin = time.monotonic()
+    assert job.wait(60.0) == 0
+    assert time.monotonic() - begin > 0.3
 
 
 def test_slow_and_stall_by_worker_and_step() -> None:

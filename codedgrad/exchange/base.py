@@ -17,7 +17,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from torch import Tensor
 
@@ -146,10 +146,15 @@ class Exchange(Protocol):
             WorkerError: the job failed.
         """
 
-    def wait_all(self, step: int) -> None:
+    def wait_all(
+        self, step: int, help_out: Callable[[int], None] | None = None
+    ) -> None:
         """Waits until `step` is decoded, and logs for whom it waits.
 
-        The step calls it when it has nothing more to compute.
+        The step calls it when it has nothing more to compute. Where deputies decode,
+        rows may be needed again that had arrived here, or rows that no back-up has.
+        Then `help_out` is called, with the number of times so far that somebody has
+        said so in this step.
 
         Raises:
             WorkerError: the job failed, or the wait took too long.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from codedgrad.job.progress import Deadlock, uneven
 from codedgrad.job.waiting import Waiting, give_up
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from torch import Tensor
 
@@ -24,12 +25,17 @@ if TYPE_CHECKING:
     from codedgrad.row.layout import Layout
     from codedgrad.settings import Approximate, ExchangeSettings
 
+log = logging.getLogger("codedgrad")
+
+DEPUTY_S = 0.01  # the scheduler of a busy machine takes a thread off for some ms
+_said: set[str] = set()  # why there are no deputies, each reason once
 _ALL = -1  # all buckets
 _FAILED = -1  # in place of the steps made: the last one has ended with an error
 _EQUALLY = (
     "Run the same number of steps on every worker: with samplers of the same length, "
     "and without leaving the loop on some of them only"
 )
+_NEVER = 2**31 - 1  # so often no rows are needed again
 _COUNTERS = (
     "rows_useful",
     "rows_redundant",
@@ -40,6 +46,10 @@ _COUNTERS = (
     "decode_s",
     "rows_refused",
     "slices_settled",
+    "slices_deputised",
+    "messages_sent",
+    "notes_sent",
+    "bytes_copied",
     "choose_s",
     "learn_s",
 )
@@ -57,6 +67,7 @@ class EngineExchange:
         *,
         first_step: int = 0,
         approximate: Approximate | None = None,
+        deputies: bool | None = None,
     ) -> None:
         """Open a session of the engine. All workers do so in the same order.
 
@@ -67,6 +78,9 @@ class EngineExchange:
             settings: of them the window, in steps.
             first_step: the number of the first step.
             approximate: when an owner may settle for an estimate; None: never.
+            deputies: whether another worker may decode the slice of an owner that is
+                silent, where no bit can depend on it (see docs/faults.md). Where it
+                may not, the log says so once, but for None.
 
         Raises:
             ConfigError: the engine refuses the settings (window, buckets, rows), or
@@ -91,6 +105,7 @@ class EngineExchange:
             "approximate": estimates,
         }
         self._layout = layout
+        self._deputies = deputies
         self._begun = first_step - 1  # the last step that was begun
         self._open(first_step)
         self._made = runtime.track(first_step)
@@ -107,16 +122,47 @@ class EngineExchange:
             layout,
             summable=plain and plan.most_inputs <= _engine.MOST_DEVICE_INPUTS,
         )
+        self._deputised = self._may_deputise()
         try:
             self._core = _engine.Exchange(
                 self._runtime.engine,
                 _engine.SessionSettings(
-                    **self._session, first_step=first_step, memory=self._memory.kind
+                    **self._session,
+                    first_step=first_step,
+                    memory=self._memory.kind,
+                    deputy_s=DEPUTY_S if self._deputised else 0.0,
                 ),
             )
         except ValueError as error:
             raise ConfigError(str(error)) from None
         self._memory.opened(self._core)
+
+    def _may_deputise(self) -> bool:
+        """Returns whether slices may be decoded by others than their owners.
+
+        Never where a bit could depend on who decodes: the workers would drift apart.
+        """
+        if self._runtime.size == 1 or self._deputies is None:
+            return False
+        reason = ""
+        if self._session["approximate"] is not None:
+            reason = "estimates"
+        elif self._code.linear:
+            reason = f"the code {self._code.name}, which adds up to rounding"
+        elif not self._deputies:
+            reason = "same_bits=False, local groups and DistributedOptimizer"
+        elif self._layout.narrow_buckets > 0:
+            reason = f"wire={self._layout.wire!r}"
+        elif self._memory.kind != "host":
+            reason = "rows that a device sums"
+        if reason and reason not in _said:
+            _said.add(reason)
+            log.info(
+                "a worker whose process stands still makes the others wait: with %s "
+                "nobody decodes in its place (docs/faults.md)",
+                reason,
+            )
+        return not reason
 
     # ---- a step, in order ----
 
@@ -187,13 +233,25 @@ class EngineExchange:
 
     def wait(self, step: int, timeout_s: float) -> bool:
         """See `base.Exchange`."""
-        return bool(self._core.wait(step, timeout_s))
+        return self._wait(step, timeout_s, _NEVER)
 
-    def wait_all(self, step: int) -> None:
+    def _wait(self, step: int, timeout_s: float, seen: int) -> bool:
+        """Waits until `step` is decoded, or rows of it are needed once more."""
+        return bool(self._core.wait(step, timeout_s, seen))
+
+    def wait_all(
+        self, step: int, help_out: Callable[[int], None] | None = None
+    ) -> None:
         """See `base.Exchange`."""
-        occasion = f"in step {step}"
+        occasion, seen = f"in step {step}", _NEVER
         waiting = Waiting(self._runtime, occasion, quiet_s=5.0)
-        while not self.wait(step, 1.0):
+        if help_out is not None and self._deputised:
+            seen = 0
+        while not self._wait(step, 1.0, seen):
+            if seen != _NEVER and (needs := self._core.needs(step)) > seen:
+                assert help_out is not None
+                seen = needs
+                help_out(needs)
             self._deadlock.look(occasion, step)
             waiting.tick(self._blockers(step))
 

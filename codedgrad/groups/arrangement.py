@@ -169,7 +169,8 @@ class Arrangement:
     def open(self, first_step: int) -> Exchange:
         """Returns a new exchange. Collective; the one before is closed by then."""
         plan, layout = self._plan, self.payload.layout
-        opening = Opening(first_step, plan.policy)
+        same_bits = plan.settings.run.same_bits
+        opening = Opening(first_step, plan.policy, same_bits)
         settings = plan.settings.exchange
         return plan.seat.open_exchange(self.code, layout, settings, opening)
 

@@ -17,7 +17,7 @@ from codedgrad.exchange.base import CLOSING, RowBuffer
 from codedgrad.groups.board import Board
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from torch import Tensor
 
@@ -52,9 +52,11 @@ class LeadersExchange:
             self.board.raise_decoded(step)
         return done
 
-    def wait_all(self, step: int) -> None:
+    def wait_all(
+        self, step: int, help_out: Callable[[int], None] | None = None
+    ) -> None:
         """Wait until `step` is decoded."""
-        self._exchange.wait_all(step)
+        self._exchange.wait_all(step, help_out)
 
     def take(self, step: int) -> tuple[Tensor, Tensor]:
         """Returns the decoded sum and its tail; the members get the sum, too."""
@@ -212,7 +214,9 @@ class FollowersExchange:
         del timeout_s
         return self.done(step)
 
-    def wait_all(self, step: int) -> None:
+    def wait_all(
+        self, step: int, help_out: Callable[[int], None] | None = None
+    ) -> None:
         """Do nothing: the leader waits, and tells the members in the help's rounds."""
 
     def required_rows(self) -> list[list[int]]:

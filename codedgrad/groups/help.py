@@ -88,13 +88,8 @@ class GroupHelpWork:
         """
         work, state = self._work, context.state
         patience_s = self._patience.seconds(self._passes.usual_s)
-        helping = Helping(
-            context.exchange,
-            work.code,
-            work.worker,
-            context.step,
-            possible=context.shards.sampler.helpable,
-        )
+        helpable = context.shards.sampler.helpable
+        helping = Helping(context.exchange, work, context.step, possible=helpable)
         while items := self._next_round(context, helping, patience_s):
             nodes = [work.nodes[i] for i in items]
             state.helped += nodes

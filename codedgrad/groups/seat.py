@@ -40,10 +40,12 @@ class Opening(NamedTuple):
     Attributes:
         first_step: number of the first step.
         approximate: when a step may end with an estimate; None: every step is exact.
+        same_bits: whether no bit of a step may depend on who computes what.
     """
 
     first_step: int = 0
     approximate: Approximate | None = None
+    same_bits: bool = False
 
 
 class Pacing(NamedTuple):
@@ -113,6 +115,7 @@ class Seat:
             settings,
             first_step=opening.first_step,
             approximate=opening.approximate,
+            deputies=opening.same_bits and group is None,
         )
         return exchange if group is None else LeadersExchange(group, exchange)
 

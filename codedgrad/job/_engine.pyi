@@ -56,6 +56,7 @@ class EngineStats:
     polls: int  # rounds of the engine's loop
     pool_bytes: int  # memory held
     in_flight: int  # sends and receives not completed
+    held: int  # sends to workers that stand still, not begun
     unpinned_bytes: int  # memory that a device would rather have pinned
     sessions: int  # neither closed nor dropped by all workers
 
@@ -140,6 +141,10 @@ class Counters:
     decode_s: float
     rows_refused: int
     slices_settled: int
+    slices_deputised: int
+    messages_sent: int
+    notes_sent: int
+    bytes_copied: int
     choose_s: float
     learn_s: float
 
@@ -173,6 +178,7 @@ class SessionSettings:
         narrow_buckets: int = 0,
         approximate: Approximate | None = None,
         memory: str = "host",
+        deputy_s: float = 0.0,
     ) -> None:
         """Check the names.
 
@@ -186,6 +192,8 @@ class SessionSettings:
             narrow_buckets: how many buckets, the first ones, travel as `wire`.
             approximate: how a step may end without a cover; None: never.
             memory: where rows and sums lie: "host", "pinned" or "device".
+            deputy_s: the least seconds after which another worker decodes the slice of
+                an owner that is silent; 0: never.
         """
 
 class Exchange:
@@ -203,7 +211,16 @@ class Exchange:
         """Let the device sum where it is faster, or `always`; returns why it cannot."""
     def begin(self, step: int, timeout_s: float) -> tuple[bool, list[int]]:
         """Whether there is room in the window, else the workers that lag."""
-    def wait(self, step: int, timeout_s: float) -> bool: ...
+    def wait(self, step: int, timeout_s: float, seen: int = ...) -> bool:
+        """Waits until `step` is decoded; returns whether it is.
+
+        Args:
+            step: the step.
+            timeout_s: how long at most.
+            seen: ends the wait when others have lacked rows of it more often.
+        """
+
+    def needs(self, step: int) -> int: ...
     def done(self, step: int) -> bool: ...
     def has(self, step: int, row: int) -> bool: ...
     def begun(self, step: int, row: int) -> bool: ...

@@ -1,13 +1,15 @@
 """Slowness on purpose, for experiments and tests. No fault is ever active by default.
 
-There are two kinds of slowness. *slow*: a worker takes `factor` times as long, spread
+There are three kinds of slowness. *slow*: a worker takes `factor` times as long, spread
 over the pass, so that the pass can be abandoned at module boundaries as on a slow
-device. *stall*: one wait of `seconds` that nothing can interrupt. A plan is text whose
+device. *stall*: one wait of `seconds` that nothing can interrupt. *stop*: the whole
+process stands still for `seconds`, by SIGSTOP, its engine too. A plan is text whose
 items are separated by ";":
 
     slow:worker=3,factor=8                     every step
     slow:worker=3,factor=8,steps=10-50         steps 10 .. 49
     stall:worker=1,step=40,seconds=2           once
+    stop:worker=1,step=40,seconds=2            once
     random:probability=0.1,factor=8,seed=1     each (worker, step) drawn on its own
     random:probability=0.01,seconds=2,seed=1
     replay:file=LOG.npz,model=rate             a log: time / the step's median
@@ -22,8 +24,12 @@ A new kind is one entry of KINDS, at the end of this file.
 from __future__ import annotations
 
 import math
+import os
+import signal
+import subprocess
+import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -51,6 +57,9 @@ class Fault(Protocol):
 
         `pass_s` is how long a pass usually takes, in seconds.
         """
+
+    def stop_s(self, worker: int, step: int) -> float:
+        """Return the seconds that the worker's process is stopped before its pass."""
 
 
 class Faults:
@@ -85,6 +94,10 @@ class Faults:
         stalls = (fault.stall_s(worker, step, pass_s) for fault in self._faults)
         return sum(stalls, 0.0)
 
+    def stop_s(self, worker: int, step: int) -> float:
+        """Return the seconds that the worker's process is stopped before its pass."""
+        return sum((fault.stop_s(worker, step) for fault in self._faults), 0.0)
+
     def describe(self) -> str:
         """Return the plan as text, for reports."""
         return "; ".join(self._texts) or "none"
@@ -107,7 +120,10 @@ class Injector:
         stall_s = self._faults.stall_s(self._worker, step, pass_s)
         if stall_s > 0.0:
             time.sleep(stall_s)
-            self.slowed_s += stall_s
+        stop_s = self._faults.stop_s(self._worker, step)
+        if stop_s > 0.0:
+            stop_process(stop_s)
+        self.slowed_s += stall_s + stop_s
         self.resume()
 
     def resume(self) -> None:
@@ -132,9 +148,25 @@ class Injector:
         self._last = time.monotonic()
 
 
+def stop_process(seconds: float) -> None:
+    """Stop this process, with all its threads; another process wakes it in time.
+
+    Args:
+        seconds: how long, at least 0.05.
+    """
+    # Woken twice: the first signal could come before the stop on a busy machine.
+    text = 'sleep "$1"; kill -CONT "$2"; sleep 1; kill -CONT "$2"'
+    command = ["sh", "-c", text, "sh", f"{max(0.05, seconds):.3f}", str(os.getpid())]
+    waker = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    os.kill(os.getpid(), signal.SIGSTOP)
+    threading.Thread(target=waker.wait, daemon=True).start()
+
+
 @dataclass(frozen=True)
 class _Timed:
-    """The kinds slow, stall and random: who is struck, when, and by how much."""
+    """The kinds slow, stall, stop and random: who is struck, when, by how much."""
 
     worker: int | None = None
     first: int = 0
@@ -144,12 +176,17 @@ class _Timed:
     seconds: float = 0.0
     probability: float = 1.0
     seed: int = 0
+    stops: bool = False  # the process, and not only the pass
 
     def factor(self, worker: int, step: int) -> float:
         return self.slowdown if self._strikes(worker, step) else 1.0
 
     def stall_s(self, worker: int, step: int, pass_s: float) -> float:  # noqa: ARG002
-        return self.seconds if self._strikes(worker, step) else 0.0
+        strikes = not self.stops and self._strikes(worker, step)
+        return self.seconds if strikes else 0.0
+
+    def stop_s(self, worker: int, step: int) -> float:
+        return self.seconds if self.stops and self._strikes(worker, step) else 0.0
 
     def _strikes(self, worker: int, step: int) -> bool:
         if self.worker is not None and worker != self.worker:
@@ -182,6 +219,9 @@ class _Replay:
             return 0.0
         return max(0.0, self._ratio(worker, step) - 1.0) * pass_s
 
+    def stop_s(self, worker: int, step: int) -> float:  # noqa: ARG002
+        return 0.0
+
     def _ratio(self, worker: int, step: int) -> float:
         return float(self.ratios[step % len(self.ratios), worker])
 
@@ -203,7 +243,7 @@ def _read(text: str, workers: int) -> Fault:
     return kind_of(name).read(text, values, workers)
 
 
-def _read_timed(text: str, values: dict[str, str], workers: int) -> Fault:
+def _read_timed(text: str, values: dict[str, str], workers: int) -> _Timed:
     first, stop = _steps(text, values)
     worker = None
     if "worker" in values:
@@ -218,6 +258,10 @@ def _read_timed(text: str, values: dict[str, str], workers: int) -> Fault:
         probability=_number(text, values.get("probability", "1"), 0, 1),
         seed=int(_number(text, values.get("seed", "0"), 0)),
     )
+
+
+def _read_stop(text: str, values: dict[str, str], workers: int) -> Fault:
+    return replace(_read_timed(text, values, workers), stops=True)
 
 
 def _read_random(text: str, values: dict[str, str], workers: int) -> Fault:
@@ -299,6 +343,7 @@ _WHEN = frozenset({"step", "steps", "every"})
 KINDS: dict[str, Kind] = {
     "slow": Kind(frozenset({"worker", "factor"}), _WHEN, _read_timed),
     "stall": Kind(frozenset({"worker", "seconds"}), _WHEN, _read_timed),
+    "stop": Kind(frozenset({"worker", "step", "seconds"}), frozenset(), _read_stop),
     "random": Kind(
         frozenset({"probability"}),
         frozenset({"factor", "seconds", "seed"}),

@@ -12,8 +12,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from codedgrad.codes import Code
     from codedgrad.exchange.base import Exchange
+    from codedgrad.step.items import WorkList
 
 
 class Helping:
@@ -22,19 +22,24 @@ class Helping:
     def __init__(
         self,
         exchange: Exchange,
-        code: Code,
-        worker: int,
+        work: WorkList,
         step: int,
         *,
         possible: bool = True,
     ) -> None:
-        """Begin with the whole list; `exchange` sees what has arrived.
+        """Begin with all that the code lists; `exchange` sees what has arrived.
 
         `possible` says whether this worker has the data of others; else it waits.
         """
-        self._exchange, self._step, self._tree = exchange, step, code.tree
-        self._work, self._required = code.work[worker], code.required[worker]
-        self._left = list(range(self._required, len(self._work))) if possible else []
+        self._exchange, self._step, self._tree = exchange, step, work.code.tree
+        self._work, self._required = work.nodes, work.required
+        self._left = list(range(work.required, work.listed)) if possible else []
+        self._beyond = list(range(work.listed, len(work.nodes))) if possible else []
+
+    def last_resort(self) -> None:
+        """Put all other micro-batches at the end of the list."""
+        self._left += self._beyond
+        self._beyond = []
 
     def next_items(self, patience_s: float, usual_s: float) -> list[int]:
         """Wait, then return the items that are missing, in the order to take them.

@@ -13,6 +13,7 @@ item's methods, so a reader finds here whatever happens beside the computing:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from bisect import bisect
 from typing import TYPE_CHECKING
 
 import torch
@@ -35,6 +36,9 @@ class WorkList:
     Attributes:
         nodes: the tree node of each item, in the order in which to take them.
         required: number of items that are the worker's own; they come first.
+        listed: number of items that the code gives this worker. Behind them are all
+            micro-batches that are not among these, for the last resort; none where
+            the code has no back-ups or does not send them as rows.
         rows: by item, the engine's number and the code's description of each row that
             the item completes.
         early: whether rows of own items are sent bucket by bucket during the backward.
@@ -46,12 +50,19 @@ class WorkList:
         """List the items of `worker`; with `overlap` own rows go out early."""
         self.code = code
         self.worker = worker
-        self.nodes = code.work[worker]
+        self.nodes = list(code.work[worker])
         self.required = code.required[worker]
         self.early = overlap and not code.linear
-        self.rows: list[list[tuple[int, Row]]] = [[] for _ in self.nodes]
+        self.rows: list[list[tuple[int, Row | None]]] = [[] for _ in self.nodes]
         for i, row in enumerate(code.rows[worker]):
             self.rows[row.after].append((exchange.row_of(worker, i), row))
+        self.listed = len(self.nodes)
+        if self.listed > self.required and not code.linear:
+            beyond = [leaf for leaf in range(code.parts) if leaf not in self.nodes]
+            # Workers begin at different places, so that few compute the same.
+            first = bisect(beyond, worker * code.parts // code.workers)
+            self.nodes += beyond[first:] + beyond[:first]
+            self.rows += [[(leaf, None)] for leaf in self.nodes[self.listed :]]
 
 
 class Item(ABC):
@@ -102,7 +113,9 @@ class Item(ABC):
             context.state.finished[self.index] = self.out
         clock = Stopwatch()
         for row_id, row in self._rows:
-            message = self._combined(row) if self._linear else self.buffer
+            message = self.buffer
+            if self._linear and row is not None:
+                message = self._combined(row)
             context.exchange.post(context.step, row_id, message)
         context.state.send_s += clock.total()
 
@@ -147,10 +160,12 @@ class HelpItem(Item):
         """`trials` says whether the item may fail."""
         super().__init__(work, context, index)
         self._trials = trials
+        self.given_up = False  # its pass failed
 
     def failed(self, error: Exception) -> bool:
         """Returns whether the late worker is to be waited for instead."""
-        return self._trials.failed(self.node, error)
+        self.given_up = self._trials.failed(self.node, error)
+        return self.given_up
 
     def needless(self) -> bool:
         """Returns whether the step is decoded or the late worker's row has come."""

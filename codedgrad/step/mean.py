@@ -154,7 +154,9 @@ class GradientMean:
         self._named = trained.named
         self._values = ValueCheck(job, self.payload, self._before_the_forward)
         self._sampler = trained.sampler
-        self._exchange = EngineExchange(job, code, self.payload.layout, settings)
+        self._exchange = EngineExchange(
+            job, code, self.payload.layout, settings, deputies=False
+        )
         self._sends = self._exchange.row_of(job.rank, 0)
         shares = [_share(code, worker) for worker in range(code.workers)]
         self._weight, self._least = shares[job.rank], min(shares)

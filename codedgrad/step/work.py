@@ -18,6 +18,11 @@ if TYPE_CHECKING:
     from codedgrad.step.patience import Patience
 
 
+# So often must rows of a step be lacked before workers compute what is not on their
+# lists: those who have it there come first.
+_LAST_RESORT = 3
+
+
 class Rows(Protocol):
     """Computes rows: `Passes` alone, or all processes of a local group together."""
 
@@ -75,31 +80,44 @@ class HelpWork:
         Raises:
             WorkerError: the job failed.
         """
-        work, state = self._work, context.state
+        exchange = context.exchange
         patience_s = self._patience.seconds(self._passes.usual_s)
-        helping = Helping(
-            context.exchange,
-            work.code,
-            work.worker,
-            context.step,
-            possible=context.shards.sampler.helpable,
-        )
+        possible = context.shards.sampler.helpable
+        helping = Helping(exchange, self._work, context.step, possible=possible)
         # Patience before every item: others may be about to finish the next one.
         while items := helping.next_items(patience_s, self._passes.usual_s):
-            helping.take(items[:1])
-            item = HelpItem(work, context, items[0], self._trials)
-            state.helped.append(item.node)
-            clock = Stopwatch()
-            try:
-                compute_and_post(self._passes, item)
-            except Abandoned:
-                state.abandoned = True
-            else:
-                if self._passes.whole:
-                    share = helping.share(items[0])
-                    self._cost.add(clock.total(), share, self._passes.usual_s)
-            state.help_s += clock.total()
-        context.exchange.wait_all(context.step)
+            self._help(context, helping, items[0])
+
+        def help_out(times: int) -> None:
+            if times >= _LAST_RESORT:
+                helping.last_resort()
+            while items := helping.next_items(0.0, 0.0):
+                self._help(context, helping, items[0])
+
+        exchange.wait_all(context.step, help_out)
+
+    def _help(self, context: StepContext, helping: Helping, index: int) -> None:
+        """Compute and send one item, then strike it off the list.
+
+        One that became needless stays on it: its row may be needed again. One whose
+        pass failed does not.
+        """
+        item = HelpItem(self._work, context, index, self._trials)
+        state = context.state
+        state.helped.append(item.node)
+        clock = Stopwatch()
+        try:
+            compute_and_post(self._passes, item)
+        except Abandoned:
+            state.abandoned = True
+            if item.given_up:
+                helping.take([index])
+        else:
+            helping.take([index])
+            if self._passes.whole:
+                share = helping.share(index)
+                self._cost.add(clock.total(), share, self._passes.usual_s)
+        state.help_s += clock.total()
 
 
 def compute_and_post(rows: Rows, item: Item) -> None:

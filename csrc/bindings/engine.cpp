@@ -89,6 +89,7 @@ EngineClass define_engine(py::module_& m) {
       .def_readonly("polls", &EngineStats::polls)
       .def_readonly("pool_bytes", &EngineStats::pool_bytes)
       .def_readonly("in_flight", &EngineStats::in_flight)
+      .def_readonly("held", &EngineStats::held)
       .def_readonly("unpinned_bytes", &EngineStats::unpinned_bytes)
       .def_readonly("sessions", &EngineStats::sessions);
   py::class_<DeviceCalls>(m, "DeviceCalls")

@@ -36,8 +36,8 @@ class Exchange {
     check();
     return {ok, behind};
   }
-  bool wait(std::int64_t step, double timeout_s) {
-    const bool ok = session_->wait(step, timeout_s);
+  bool wait(std::int64_t step, double timeout_s, int seen) {
+    const bool ok = session_->wait(step, timeout_s, seen);
     if (!ok) check();
     return ok;
   }
@@ -45,6 +45,7 @@ class Exchange {
   bool done(std::int64_t step) const {
     return session_->done(step) || engine_->failed();
   }
+  int needs(std::int64_t step) const { return session_->needs(step); }
   bool has(std::int64_t step, int row) const { return session_->has(step, row); }
   bool begun(std::int64_t step, int row) const { return session_->begun(step, row); }
   std::vector<int> missing(std::int64_t step) const { return session_->missing(step); }
@@ -125,7 +126,7 @@ SessionSettings make_settings(std::shared_ptr<Plan> plan,
                               std::int64_t first_step, const std::string& wire,
                               int narrow_buckets,
                               std::shared_ptr<ApproximateSettings> approximate,
-                              const std::string& memory) {
+                              const std::string& memory, double deputy_s) {
   SessionSettings settings;
   settings.plan = std::move(plan);
   settings.bucket_starts = std::move(bucket_starts);
@@ -136,6 +137,7 @@ SessionSettings make_settings(std::shared_ptr<Plan> plan,
   settings.narrow_buckets = narrow_buckets;
   settings.approximate = std::move(approximate);
   settings.memory = memory_of(memory);
+  settings.deputy_s = deputy_s;
   return settings;
 }
 
@@ -188,6 +190,10 @@ void define_reports(py::module_& m) {
       .def_readonly("slices_settled", &Counters::slices_settled)
       .def_readonly("choose_s", &Counters::choose_s)
       .def_readonly("learn_s", &Counters::learn_s)
+      .def_readonly("slices_deputised", &Counters::slices_deputised)
+      .def_readonly("messages_sent", &Counters::messages_sent)
+      .def_readonly("notes_sent", &Counters::notes_sent)
+      .def_readonly("bytes_copied", &Counters::bytes_copied)
       .def_readonly("decode_s", &Counters::decode_s);
   py::class_<Arrival>(m, "Arrival")
       .def_readonly("step", &Arrival::step)
@@ -208,7 +214,7 @@ void define_exchange(py::module_& m) {
       .def(py::init(&make_settings), py::kw_only(), "plan"_a, "bucket_starts"_a,
            "dtype"_a = "float32", "window"_a = 16, "first_step"_a = 0,
            "wire"_a = "float32", "narrow_buckets"_a = 0, "approximate"_a = py::none(),
-           "memory"_a = "host");
+           "memory"_a = "host", "deputy_s"_a = 0.0);
   py::class_<Exchange, std::shared_ptr<Exchange>>(m, "Exchange")
       .def(py::init<std::shared_ptr<Engine>, SessionSettings>(), "engine"_a,
            "settings"_a)
@@ -218,7 +224,9 @@ void define_exchange(py::module_& m) {
            py::call_guard<Release>())
       .def("begin", &Exchange::begin, "step"_a, "timeout_s"_a,
            py::call_guard<Release>())
-      .def("wait", &Exchange::wait, "step"_a, "timeout_s"_a, py::call_guard<Release>())
+      .def("wait", &Exchange::wait, "step"_a, "timeout_s"_a, "seen"_a = kAnyNeeds,
+           py::call_guard<Release>())
+      .def("needs", &Exchange::needs, "step"_a, py::call_guard<Release>())
       .def("done", &Exchange::done, "step"_a)
       .def("has", &Exchange::has, "step"_a, "row"_a, py::call_guard<Release>())
       .def("begun", &Exchange::begun, "step"_a, "row"_a, py::call_guard<Release>())

@@ -18,7 +18,8 @@ Engine::Engine(std::unique_ptr<Transport> transport)
       max_tag_(transport_->max_tag()),
       goodbye_(size_, false),
       controls_(size_),
-      heard_(size_, 0) {
+      heard_(size_, 0),
+      traffic_(size_) {
   goodbye_[rank_] = true;
   last_event_s_ = now_s();
   thread_ = std::thread([this] { run(); });
@@ -151,8 +152,8 @@ EngineStats Engine::stats() const {
   const auto sessions =
       std::count_if(sessions_.begin(), sessions_.end(),
                     [](const Place& place) { return place.session != nullptr; });
-  return {polls_.load(), pool_->bytes(), in_flight_.load(), pool_->unpinned(),
-          static_cast<std::size_t>(sessions)};
+  return {polls_.load(), pool_->bytes(),    in_flight_.load(),
+          held_.load(),  pool_->unpinned(), static_cast<std::size_t>(sessions)};
 }
 
 void Engine::submit(Command command) {

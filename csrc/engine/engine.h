@@ -32,6 +32,7 @@ struct EngineStats {
   std::int64_t polls = 0;          // rounds of the loop
   std::size_t pool_bytes = 0;      // memory held
   std::size_t in_flight = 0;       // sends and receives not completed
+  std::size_t held = 0;            // sends to workers that stand still, not begun
   std::size_t unpinned_bytes = 0;  // memory that could not be pinned for a device
   std::size_t sessions = 0;        // neither closed nor dropped by all workers
 };
@@ -105,7 +106,7 @@ class Engine final : private Outbox {
   };
   struct Pending {
     bool receive = false;
-    int source = 0;
+    int peer = 0;
     std::shared_ptr<Session> session;  // null for control messages
     Fields fields;
     BufferRef keep;
@@ -114,6 +115,7 @@ class Engine final : private Outbox {
 
   void send(int dest, Address address, const void* data, std::size_t bytes,
             BufferRef keep) override;
+  void suspected(int worker) override { traffic_[worker].suspected = true; }
   void tell_blob(std::string bytes);
   void say_goodbye();
   void give_up(const std::string& text);
@@ -137,6 +139,7 @@ class Engine final : private Outbox {
   void set_failure(const std::string& text);
   bool all_have_left() const;  // every worker has said goodbye
   bool finished() const;
+  bool copies_run() const;  // something under way that is not stuck with its peer
   void back_off();
 
   std::unique_ptr<Mailbox> transport_;
@@ -175,10 +178,33 @@ class Engine final : private Outbox {
   };
   std::vector<std::deque<Control>> controls_;
   std::vector<std::int64_t> heard_;  // control rounds received, by worker
+  struct Held {
+    Address address = 0;
+    const void* data = nullptr;
+    std::size_t bytes = 0;
+    BufferRef keep;
+  };
+  struct Traffic {
+    std::size_t under_way = 0;  // sends to the worker and receives from it
+    double moved_s = 0.0;       // when one was completed, or the first one begun
+    // Messages to a worker that stands still wait here: a transport has memory for so
+    // many that nobody takes, and then none for those of the others.
+    std::deque<Held> held;
+    bool suspected = false;  // it seems to stand still
+    int unheard = 0;         // messages to it since the last one from it
+    double release_s = 0.0;  // when the next of the held ones is sent all the same
+    double gap_s = 0.0;
+  };
+  std::vector<Traffic> traffic_;  // by worker
+  std::uint64_t begin_transfer(Pending pending);
+  void start_send(int dest, const Held& message);
+  void heard_from(int worker);
+  void release(int worker, std::size_t most);
+  void release_held();
   bool stopping_ = false;
   double last_event_s_ = 0.0, stop_by_s_ = 0.0;
   std::atomic<std::int64_t> polls_{0};
-  std::atomic<std::size_t> in_flight_{0};
+  std::atomic<std::size_t> in_flight_{0}, held_{0};
 
   std::atomic<double> stop_timeout_s_{0.0};
   bool ended_together_ = false;  // what `stop` returned

@@ -200,7 +200,10 @@ bool Engine::all_have_left() const {
 
 bool Engine::finished() const {
   if (!stopping_) return false;
-  if (all_have_left() && transport_->pending() == 0 && copying_.empty()) return true;
+  if (all_have_left() && transport_->pending() == 0 && copying_.empty() &&
+      held_.load() == 0) {
+    return true;
+  }
   const double grace = stop_timeout_s_.load();
   const double limit = failure_->failed()
                            ? stop_by_s_ - grace + std::min(grace, kFailureGraceS)

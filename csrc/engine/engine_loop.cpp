@@ -69,6 +69,7 @@ bool Engine::turn() {
     take_message(letter);
     busy = true;
   }
+  if (held_.load(std::memory_order_relaxed) > 0) release_held();
   done_.clear();
   transport_->poll(&done_);
   in_flight_.store(transport_->pending());
@@ -84,7 +85,8 @@ bool Engine::attend() {
   {
     std::lock_guard<std::mutex> lock(mutex_);
     for (const auto& [used, session, dropped] : sessions_) {
-      if (session && (session->approximate() || session->summing())) {
+      if (session &&
+          (session->approximate() || session->summing() || session->deputises())) {
         restless_.push_back(session);
       }
     }
@@ -99,6 +101,7 @@ bool Engine::attend() {
       continue;
     }
     if (session->approximate()) busy = session->tick() || busy;
+    if (session->deputises()) busy = session->deputise() || busy;
   }
   restless_.clear();
   return busy;
@@ -158,15 +161,6 @@ bool Engine::post_copied() {
   return busy;
 }
 
-void Engine::send(int dest, Address address, const void* data, std::size_t bytes,
-                  BufferRef keep) {
-  const std::uint64_t id = next_id_++;
-  transport_->send(dest, address, data, bytes, id);
-  Pending pending;
-  pending.keep = std::move(keep);
-  pending_.emplace(id, std::move(pending));
-}
-
 std::shared_ptr<Session> Engine::session_of(Address address) const {
   const auto number = static_cast<std::size_t>(AddressCodec::session_of(address));
   std::lock_guard<std::mutex> lock(mutex_);
@@ -176,7 +170,8 @@ std::shared_ptr<Session> Engine::session_of(Address address) const {
 void Engine::take_message(const Letter& letter) {
   Pending pending;
   pending.receive = true;
-  pending.source = letter.source;
+  pending.peer = letter.source;
+  heard_from(letter.source);
   pending.bytes = letter.bytes;
   const Kind kind = AddressCodec::kind_of(letter.address);
   char* into = nullptr;
@@ -192,11 +187,10 @@ void Engine::take_message(const Letter& letter) {
     pending.keep = pool_->get(letter.bytes);
     into = pending.keep->data();
   }
-  const std::uint64_t id = next_id_++;
   if (kind == Kind::kControl) {
-    controls_[letter.source].push_back({id, pending.keep, letter.bytes, false});
+    controls_[letter.source].push_back({next_id_, pending.keep, letter.bytes, false});
   }
-  pending_.emplace(id, std::move(pending));
+  const std::uint64_t id = begin_transfer(std::move(pending));
   transport_->receive(into, id);
 }
 
@@ -204,11 +198,15 @@ void Engine::complete(std::uint64_t id) {
   auto found = pending_.find(id);
   Pending pending = std::move(found->second);
   pending_.erase(found);
+  Traffic& traffic = traffic_[pending.peer];
+  --traffic.under_way;
+  traffic.moved_s = now_s();
   if (!pending.receive) return;
   if (pending.session) {
-    pending.session->received(pending.fields, pending.source, pending.keep);
+    pending.session->received(pending.fields, pending.peer, pending.keep,
+                              pending.bytes);
   } else if (pending.fields.kind == Kind::kControl) {
-    hear(pending.source, id);
+    hear(pending.peer, id);
   }  // else: a message of a closed or dropped session, or after a failure
 }
 
@@ -224,7 +222,7 @@ void Engine::back_off() {
     return;
   }
   double share = 0.125, longest = kOpenNapS;
-  if (transport_->pending() > 0 || !copying_.empty()) {
+  if (copies_run()) {
     longest = kCopyNapS;
   } else {
     std::lock_guard<std::mutex> lock(mutex_);

@@ -72,6 +72,15 @@ Session::Session(const SessionSettings& settings, const SessionHost& host)
     }
     device_sums_from_ = 0;
   }
+  if (settings.deputy_s > 0.0 && size_ > 1) {
+    if (approximate_ || narrow_buckets_ > 0 || memory_ != Memory::kHost ||
+        plan_->most_inputs() == std::numeric_limits<int>::max()) {
+      throw std::invalid_argument(
+          "deputies need exact sums of a tree, in full precision and in the "
+          "processor's memory");
+    }
+    deputies_ = std::make_unique<Deputies>(settings.deputy_s, size_);
+  }
   if (window_ < 2) throw std::invalid_argument("the window must be at least 2 steps");
 }
 
@@ -95,19 +104,26 @@ bool Session::begin(std::int64_t step, double timeout_s, std::vector<int>* behin
   return ok;
 }
 
-bool Session::wait(std::int64_t step, double timeout_s) {
+bool Session::wait(std::int64_t step, double timeout_s, int seen) {
   if (done(step)) return true;
   std::unique_lock<std::mutex> lock(mutex_);
   ++waiting_;
-  const bool ended = changed_.wait_for(
-      lock, seconds(timeout_s), [&] { return failure_->failed() || done(step); });
+  changed_.wait_for(lock, seconds(timeout_s), [&] {
+    return failure_->failed() || done(step) || times_needed(step) > seen;
+  });
   --waiting_;
-  return ended && done(step);
+  return done(step);
+}
+
+int Session::needs(std::int64_t step) const {
+  std::lock_guard<std::mutex> lock(mutex_);
+  return times_needed(step);
 }
 
 bool Session::has(std::int64_t step, int row) const {
   std::lock_guard<std::mutex> lock(mutex_);
   if (step < floor_) return true;
+  if (needs_again(step, row)) return false;
   const auto found = steps_.find(step);
   if (found == steps_.end()) return false;
   const auto& buckets = found->second.buckets;
@@ -119,6 +135,7 @@ bool Session::has(std::int64_t step, int row) const {
 
 bool Session::begun(std::int64_t step, int row) const {
   std::lock_guard<std::mutex> lock(mutex_);
+  if (needs_again(step, row)) return false;
   const auto found = steps_.find(step);
   if (found == steps_.end()) return step < floor_;
   const auto& buckets = found->second.buckets;
@@ -158,7 +175,9 @@ std::vector<Arrival> Session::drain_arrivals() {
 
 Counters Session::counters() const {
   std::lock_guard<std::mutex> lock(mutex_);
-  return counters_;
+  Counters counters = counters_;
+  counters.messages_sent = messages_.load();
+  return counters;
 }
 
 // ---- engine's thread ----
@@ -179,6 +198,12 @@ bool Session::awaited() const {
   return waiting_ > 0;
 }
 
+void Session::send(int dest, Address address, const void* data, std::size_t bytes,
+                   const BufferRef& keep) {
+  messages_.fetch_add(1, std::memory_order_relaxed);
+  outbox_->send(dest, address, data, bytes, keep);
+}
+
 // A row tells progress, too: a row of step t says that all steps below t are applied.
 void Session::tell_progress(std::int64_t step) {
   const std::int64_t slack = window_ / 8;
@@ -186,16 +211,19 @@ void Session::tell_progress(std::int64_t step) {
     const int dest = (rank_ + i) % size_;
     if (told_[dest] + 1 + slack >= step - 1) continue;
     told_[dest] = step - 1;
-    outbox_->send(dest, codec_.encode(Kind::kProgress, step), nullptr, 0, nullptr);
+    send(dest, codec_.encode(Kind::kProgress, step), nullptr, 0, nullptr);
   }
 }
 
 void Session::post(std::int64_t step, int row, int which, const BufferRef& data) {
+  const int first = which == kAllBuckets ? 0 : which;
+  const int last = which == kAllBuckets ? layout_.buckets() - 1 : which;
+  for (int bucket = first; deputies_ && bucket <= last; ++bucket) {
+    keep_row(step, bucket, row, data);
+  }
   // Every owner has decoded it. Where there are decoders, a late row still teaches.
   if (done(step) && !approximate_) return;
   std::int64_t sent = 0;
-  const int first = which == kAllBuckets ? 0 : which;
-  const int last = which == kAllBuckets ? layout_.buckets() - 1 : which;
   for (int bucket = first; bucket <= last; ++bucket) {
     const Address address = codec_.encode(Kind::kRow, step, bucket, row);
     const std::size_t element = bytes_on_wire(bucket);
@@ -206,8 +234,8 @@ void Session::post(std::int64_t step, int row, int which, const BufferRef& data)
       const int dest = (rank_ + i) % size_;
       const Slice slice = layout_.slice(bucket, dest);
       if (slice.count == 0) continue;
-      outbox_->send(dest, address, message->data() + (slice.offset - before) * element,
-                    slice.count * element, message);
+      send(dest, address, message->data() + (slice.offset - before) * element,
+           slice.count * element, message);
       told_[dest] = std::max(told_[dest], step - 1);
       sent += slice.count * element;
     }

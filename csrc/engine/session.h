@@ -21,12 +21,14 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <set>
 #include <string>
 #include <vector>
 
 #include "engine/address.h"
 #include "engine/buffer_pool.h"
 #include "engine/cover.h"
+#include "engine/deputies.h"
 #include "engine/device_sums.h"
 #include "engine/estimator.h"
 #include "engine/layout.h"
@@ -40,6 +42,9 @@ class Outbox {
   virtual ~Outbox() = default;
   virtual void send(int dest, Address address, const void* data, std::size_t bytes,
                     BufferRef keep) = 0;
+  // Says that the worker seems to stand still: until something comes from it, few
+  // messages to it should be under way.
+  virtual void suspected(int worker) = 0;
 };
 
 // The first error of the job, seen by every wait.
@@ -69,9 +74,13 @@ struct SessionSettings {
   // exact and unrounded; then the payload is never in the processor's memory.
   Memory memory = Memory::kHost;
   DeviceCalls device;  // of memory other than kHost
+  // The least seconds after which another worker decodes a silent owner's slice; 0:
+  // never. Needs exact sums of a tree, as they are, in the processor's memory.
+  double deputy_s = 0.0;
 };
 
 constexpr int kAllBuckets = -1;
+constexpr int kAnyNeeds = std::numeric_limits<int>::max();
 
 enum class ArrivalKind : int { kUseful = 0, kRedundant = 1, kLate = 2, kRefused = 3 };
 
@@ -85,8 +94,12 @@ struct Arrival {
 
 struct Counters {
   std::int64_t rows_useful = 0, rows_redundant = 0, rows_late = 0;
-  std::int64_t rows_refused = 0;  // NaN or Inf; approximate only
+  std::int64_t rows_refused = 0;      // NaN or Inf; approximate only
+  std::int64_t slices_deputised = 0;  // decoded here in place of their owner
   std::int64_t slices_decoded = 0, slices_settled = 0, bytes_sent = 0;
+  std::int64_t messages_sent = 0;
+  std::int64_t notes_sent = 0;        // of these; of deputies, none while all is well
+  std::int64_t bytes_copied = 0;      // by deputies, within this worker's memory
   std::int64_t slices_on_device = 0;  // of those decoded
   // The time of all sums, for a device with the time in its queue.
   double decode_s = 0.0;
@@ -111,7 +124,10 @@ class Session {
   // Waits until no worker is `window` steps behind. After timeout_s it returns false
   // and the workers that are.
   bool begin(std::int64_t step, double timeout_s, std::vector<int>* behind);
-  bool wait(std::int64_t step, double timeout_s);  // returns true when decoded
+  // Returns true when decoded. It also ends when others lack rows of the step, more
+  // often than `seen` times.
+  bool wait(std::int64_t step, double timeout_s, int seen = kAnyNeeds);
+  int needs(std::int64_t step) const;  // how often others have lacked rows of it
   bool done(std::int64_t step) const { return done_through_.load() >= step; }
   // Returns true when the row has arrived here in every bucket, or is implied.
   bool has(std::int64_t step, int row) const;
@@ -142,7 +158,10 @@ class Session {
   // Returns where an announced message goes; `keep` owns the place. Throws where the
   // message cannot be one of this session, whatever its sender believes.
   char* place(const Fields& f, int source, std::size_t bytes, BufferRef* keep);
-  void received(const Fields& f, int source, const BufferRef& keep);
+  void received(const Fields& f, int source, const BufferRef& keep, std::size_t bytes);
+  bool deputises() const { return deputies_ != nullptr; }
+  // Stands in for owners that are silent; returns true when it did something.
+  bool deputise();
   void wake();
   bool open_work() const;  // something has arrived here and is not finished yet
   bool awaited() const;    // the training thread waits
@@ -174,6 +193,9 @@ class Session {
     BufferRef result;
     std::vector<int> slices_missing;  // by owner
     int missing = 0;
+    // With deputies, by slice_index(): the slice is here; it is being received into the
+    // result.
+    std::vector<char> in, coming;
   };
 
   // Makes the step unless it is there or closed already; without the lock.
@@ -214,7 +236,42 @@ class Session {
   bool refused(const Bucket& b, int row) const;
   void collect_settled(Estimator* estimator);
   Bucket* undecoded(std::int64_t step, int bucket);  // under mutex_
-  void slice_in(std::int64_t step, int owner);
+  void slice_in(std::int64_t step, int bucket, int owner);
+  void send(int dest, Address address, const void* data, std::size_t bytes,
+            const BufferRef& keep);
+  // ---- deputies: when (session_deputies.cpp) ----
+  std::size_t slice_index(int bucket, int owner) const {
+    return static_cast<std::size_t>(bucket) * size_ + owner;
+  }
+  bool stand_in(std::int64_t step, int owner, const std::vector<int>& silent,
+                double now);
+  bool ask_for_rows(std::int64_t step, double now);
+  void lacking(std::int64_t step, double now, std::set<int>* rows);
+  void alive(int worker, std::int64_t step);
+  void suspect(int worker, std::int64_t step);
+  void learn_usual(double took_s);
+  // ---- what is sent and heard (session_notes.cpp) ----
+  void keep_row(std::int64_t step, int bucket, int row, const BufferRef& data);
+  void forget_kept();
+  void ask(std::int64_t step, int owner);
+  void move_row(std::int64_t step, int owner, int deputy, const KeptRows::Part& kept);
+  void arrive_moved(const SliceKey& key, int row, const void* data,
+                    const BufferRef& keep);
+  void send_note(int dest, std::int64_t step, const NoteHeader& header,
+                 const void* data, std::size_t bytes);
+  void hear_note(std::int64_t step, int source, const BufferRef& keep,
+                 std::size_t bytes);
+  void check_note(const NoteHeader& header, int source, std::size_t bytes) const;
+  void need(std::int64_t step, const std::vector<std::int32_t>& rows);
+  int times_needed(std::int64_t step) const;           // under mutex_
+  bool needs_again(std::int64_t step, int row) const;  // under mutex_
+  void sent_again(std::int64_t step, int row);         // under mutex_
+  // ---- slices that come twice (session_adopt.cpp) ----
+  char* place_result(const Fields& f, int source, std::size_t bytes, BufferRef* keep);
+  void result_came(const SliceKey& key, const BufferRef& keep);
+  // Uses a slice that lies elsewhere, unless it is here already. Returns whether.
+  bool adopt(const SliceKey& key, const char* data);
+  void set_aside(Step* step);
   void applied(int worker, std::int64_t step);
   void note(std::int64_t step, int bucket, int source, int row, ArrivalKind kind);
 
@@ -249,6 +306,8 @@ class Session {
   std::vector<Settled> settled_;                        // under mutex_
   double done_s_;  // when the last step was decoded; engine's thread
   int last_own_;   // the last bucket with a slice of mine: with it a row is noted
+  std::unique_ptr<Deputies> deputies_;  // null: there are none
+  std::atomic<std::int64_t> messages_{0};
 };
 
 }  // namespace codedgrad

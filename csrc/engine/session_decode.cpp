@@ -152,7 +152,7 @@ void Session::send_result(std::int64_t number, int bucket, const BufferRef& sent
   const std::size_t bytes = layout_.slice(bucket, rank_).count * bytes_on_wire(bucket);
   const Address address = codec_.encode(Kind::kResult, number, bucket);
   for (int i = 1; i < size_; ++i) {
-    outbox_->send((rank_ + i) % size_, address, sent->data(), bytes, sent);
+    send((rank_ + i) % size_, address, sent->data(), bytes, sent);
   }
   std::lock_guard<std::mutex> lock(mutex_);
   counters_.bytes_sent += bytes * (size_ - 1);
@@ -168,7 +168,7 @@ void Session::close_bucket(std::int64_t number, int bucket, double decode_s) {
     ++counters_.slices_decoded;
     counters_.decode_s += decode_s;
   }
-  slice_in(number, rank_);
+  slice_in(number, bucket, rank_);
 }
 
 }  // namespace codedgrad

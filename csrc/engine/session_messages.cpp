@@ -27,6 +27,7 @@ void Session::check(const Fields& f, int source, std::size_t bytes) const {
            ", but this worker is at step " + std::to_string(near_.load()) +
            " and the window is " + std::to_string(window_));
   }
+  if (f.kind == Kind::kProgress && bytes >= kNoteBytes) return;  // a note
   std::size_t want = 0;
   if (f.kind != Kind::kProgress) {
     const int owner = f.kind == Kind::kRow ? rank_ : source;
@@ -43,8 +44,13 @@ void Session::check(const Fields& f, int source, std::size_t bytes) const {
 
 char* Session::place(const Fields& f, int source, std::size_t bytes, BufferRef* keep) {
   check(f, source, bytes);
-  if (f.kind == Kind::kProgress) return nullptr;
+  if (f.kind == Kind::kProgress) {
+    if (bytes == 0) return nullptr;
+    *keep = pool_->get(bytes);
+    return (*keep)->data();
+  }
   open(f.step);
+  if (f.kind == Kind::kResult && deputies_) return place_result(f, source, bytes, keep);
   if (f.kind == Kind::kRow || wire(f.bucket) != Wire::kAsIs) {
     const bool device = memory_ != Memory::kHost && bytes >= device_sums_from_;
     *keep = device ? slice_memory(bytes) : pool_->get(bytes);
@@ -55,8 +61,16 @@ char* Session::place(const Fields& f, int source, std::size_t bytes, BufferRef* 
   return result_at(*keep, layout_.slice(f.bucket, source));
 }
 
-void Session::received(const Fields& f, int source, const BufferRef& keep) {
-  if (f.kind == Kind::kProgress) {
+void Session::received(const Fields& f, int source, const BufferRef& keep,
+                       std::size_t bytes) {
+  const bool is_note = f.kind == Kind::kProgress && bytes > 0;
+  if (deputies_ && !is_note) alive(source, f.step);
+  if (deputies_ && f.kind == Kind::kRow) deputies_->row_s = now_s();
+  if (is_note) {
+    hear_note(f.step, source, keep, bytes);
+  } else if (f.kind == Kind::kResult && deputies_) {
+    result_came({f.step, f.bucket, source}, keep);
+  } else if (f.kind == Kind::kProgress) {
     applied(source, f.step - 1);
   } else if (f.kind == Kind::kRow) {
     applied(source, f.step - 1);
@@ -72,7 +86,7 @@ void Session::received(const Fields& f, int source, const BufferRef& keep) {
       if (!result) throw std::runtime_error("a result came for a closed step");
       unpack(keep->data(), result_at(result, slice), slice.count, wire(f.bucket));
     }
-    slice_in(f.step, source);
+    slice_in(f.step, f.bucket, source);
   }
 }
 
@@ -102,6 +116,10 @@ Session::Step Session::make_step() const {
   Step step;
   step.buckets.resize(layout_.buckets());
   step.slices_missing.assign(size_, 0);
+  if (deputies_) {
+    step.in.assign(slice_index(layout_.buckets(), 0), 0);
+    step.coming = step.in;
+  }
   for (int bucket = 0; bucket < layout_.buckets(); ++bucket) {
     for (int owner = 0; owner < size_; ++owner) {
       if (layout_.slice(bucket, owner).count == 0) continue;
@@ -148,6 +166,7 @@ void Session::arrive(std::int64_t number, int bucket, int row, int source,
   Bucket* b = nullptr;
   {
     std::lock_guard<std::mutex> lock(mutex_);
+    if (deputies_ && bucket == last_own_) sent_again(number, row);
     b = undecoded(number, bucket);
     if (b == nullptr) {
       note(number, bucket, source, row, ArrivalKind::kLate);
@@ -182,9 +201,14 @@ Session::Bucket* Session::undecoded(std::int64_t number, int bucket) {
   return &step->buckets[bucket];
 }
 
-void Session::slice_in(std::int64_t number, int owner) {
+void Session::slice_in(std::int64_t number, int bucket, int owner) {
   std::lock_guard<std::mutex> lock(mutex_);
   Step* step = find(number);
+  if (deputies_) {
+    char* in = step == nullptr ? nullptr : &step->in[slice_index(bucket, owner)];
+    if (in == nullptr || *in) return;  // another has decoded it, too
+    *in = 1;
+  }
   if (step == nullptr || step->slices_missing[owner] == 0) {
     throw std::runtime_error("worker " + std::to_string(owner) +
                              " sent a slice of step " + std::to_string(number) +
@@ -199,7 +223,9 @@ void Session::slice_in(std::int64_t number, int owner) {
     ++through;
   }
   done_through_.store(through);
-  done_s_ = now_s();
+  const double now = now_s();
+  if (deputies_) learn_usual(now - done_s_);
+  done_s_ = now;
   changed_.notify_all();
 }
 

@@ -7,7 +7,9 @@
 // `settle` owners do not wait for the late, whose rows come after all or never, some of
 // them NaN: then all workers must have the same finite bits. With `pinned` a device
 // sums rows in pinned memory, with `device` rows in its own. With `headers` no address
-// fits a tag.
+// fits a tag. With `deputies` a worker stands still now and then, its engine too, and
+// the others decode its slices.
+#include <atomic>
 #include <chrono>
 #include <cmath>
 #include <cstdio>
@@ -30,6 +32,7 @@ using namespace codedgrad;
 
 constexpr std::size_t kCount = 157;  // no multiple of the slices' grain
 const std::vector<std::size_t> kStarts = {0, 64, kCount};
+std::atomic<std::int64_t> deputised{0};
 constexpr int kMicro = 2;  // rows: a shard's own, or its micro-batches
 
 // Leaves 0 .. kMicro * n - 1, then shard nodes, then a comb over the shards.
@@ -142,7 +145,7 @@ void post_in_pieces(Engine* engine, const std::shared_ptr<Session>& session,
 }
 
 struct Mode {
-  bool settles = false, compensates = false;
+  bool settles = false, compensates = false, deputies = false;
   Memory memory = Memory::kHost;
   Results* results = nullptr;
 };
@@ -158,13 +161,32 @@ void check(const Mode& mode, const float* got, int n, int rank, std::int64_t ste
   }
 }
 
+// Back-ups of the neighbour's rows, one in two of those that are missing.
+void help(Engine* engine, const std::shared_ptr<Session>& session, std::int64_t step,
+          std::mt19937_64* random) {
+  const int neighbour = (engine->rank() + 1) % engine->size();
+  for (int micro = 0; micro < kMicro && !session->done(step); ++micro) {
+    const int part = kMicro * neighbour + micro;
+    if ((*random)() % 2 == 0 || session->has(step, part)) continue;
+    engine->post(session, step, part, kAllBuckets,
+                 filled(engine, session, step, part, part + 1));
+  }
+}
+
+// As a process that a signal has stopped: the training thread waits for its engine.
+void stand_still(Engine* engine, std::mt19937_64* random) {
+  engine->call([random] { pause(random, 40000); });
+}
+
 void work(Engine* engine, int steps, int max_delay_us, std::uint64_t seed, Mode mode) {
   const int n = engine->size(), rank = engine->rank();
   std::mt19937_64 random(seed * 1000 + rank);
   SessionSettings config;
   config.bucket_starts = kStarts;
   config.window = 4;
-  if (mode.memory == Memory::kHost) {
+  if (mode.deputies) {
+    config.deputy_s = 0.002;
+  } else if (mode.memory == Memory::kHost) {
     config.wire = Wire::kFloat16;  // holds all sums here; the second bucket is wide
     config.narrow_buckets = 1;
   } else {
@@ -186,6 +208,7 @@ void work(Engine* engine, int steps, int max_delay_us, std::uint64_t seed, Mode 
   for (std::int64_t step = 0; step < steps; ++step) {
     if (!engine->begin(session, step, 30.0, &who)) die("no room", rank, step);
     if (random() % 8 == 0) pause(&random, 4 * max_delay_us);  // a straggler
+    if (mode.deputies && random() % 64 == 0) stand_still(engine, &random);
     if (!session->done(step) || (mode.settles && random() % 2 == 0)) {
       const int row = kMicro * n + rank;
       const BufferRef data =
@@ -200,12 +223,9 @@ void work(Engine* engine, int steps, int max_delay_us, std::uint64_t seed, Mode 
         post_in_pieces(engine, session, step, row, data, &random, 2 * max_delay_us);
       }
     }
-    const int neighbour = (rank + 1) % n;
-    for (int micro = 0; micro < kMicro && !session->done(step); ++micro) {
-      const int part = kMicro * neighbour + micro;
-      if (random() % 2 == 0 || session->has(step, part)) continue;
-      engine->post(session, step, part, kAllBuckets,  // a back-up
-                   filled(engine, session, step, part, part + 1));
+    help(engine, session, step, &random);
+    for (int i = 0; mode.deputies && i < 15000 && !session->wait(step, 0.002); ++i) {
+      help(engine, session, step, &random);  // rows may be needed again
     }
     if (!session->wait(step, 30.0)) die("not decoded", rank, step);
     const BufferRef result = session->take(step);
@@ -224,6 +244,7 @@ void work(Engine* engine, int steps, int max_delay_us, std::uint64_t seed, Mode 
       counters.slices_on_device != counters.slices_decoded) {
     die("the processor has summed", rank, steps);
   }
+  deputised += counters.slices_deputised;
   if (!engine->stop(30.0)) die("did not end", rank, steps);
 }
 
@@ -245,6 +266,7 @@ int main(int argc, char** argv) {
   Results results;
   Mode mode;
   mode.settles = how == "settle" || how == "compensate";
+  mode.deputies = how == "deputies";
   mode.compensates = how == "compensate";
   if (how == "pinned") mode.memory = Memory::kPinned;
   if (how == "device") mode.memory = Memory::kDevice;
@@ -252,5 +274,6 @@ int main(int argc, char** argv) {
   for (auto& engine : engines)
     threads.emplace_back(work, engine.get(), steps, delay, seed, mode);
   for (auto& thread : threads) thread.join();
+  if (mode.deputies && deputised == 0) die("no deputy has acted", 0, steps);
   std::printf("ok\n");
 }

@@ -33,6 +33,7 @@ MODES: list[tuple[list[str], int]] = [
     (["pinned"], 8),
     (["device"], 8),
     (["headers"], 4),
+    (["deputies"], 8),
 ]
 BUILDS = [
     ("thread", ["-fsanitize=thread"], (3, 2000, 60)),

@@ -6,6 +6,7 @@ import pytest
 
 from codedgrad import codes
 from codedgrad.step.helping import Helping
+from codedgrad.step.items import WorkList
 
 
 class Arrivals:
@@ -24,6 +25,9 @@ class Arrivals:
     def has(self, _step: int, node: int) -> bool:
         return node in self.here
 
+    def row_of(self, _worker: int, row: int) -> int:
+        return row
+
     def begun(self, _step: int, node: int) -> bool:
         return node in self.here | self.coming
 
@@ -41,7 +45,7 @@ def arrivals() -> Arrivals:
 
 @pytest.fixture
 def helping(arrivals: Arrivals) -> Helping:
-    return Helping(arrivals, CODE, 0, 7)  # type: ignore[arg-type]
+    return Helping(arrivals, WorkList(CODE, 0, arrivals, overlap=True), 7)  # type: ignore[arg-type]
 
 
 def test_nothing_once_decoded(arrivals: Arrivals, helping: Helping) -> None:
@@ -78,3 +82,17 @@ def test_where_all_is_on_its_way_it_waits_for_a_micro_batch(
 def test_the_end_of_the_list(arrivals: Arrivals, helping: Helping) -> None:
     helping.take(LIST)
     assert helping.next_items(0.1, 1.0) == []
+
+
+def test_the_last_resort_is_all_that_the_code_does_not_list(
+    arrivals: Arrivals, helping: Helping
+) -> None:
+    helping.take(LIST)
+    assert helping.next_items(0.0, 1.0) == []
+    helping.last_resort()
+    helping.last_resort()
+    work = WorkList(CODE, 0, arrivals, overlap=True)  # type: ignore[arg-type]
+    beyond = [work.nodes[i] for i in helping.next_items(0.0, 1.0)]
+    own = range(CODE.micro)  # of worker 0; its whole row stands for them
+    assert sorted([*beyond, *(NODES[i] for i in LIST)]) == list(range(CODE.parts))
+    assert set(own) <= set(beyond)
