@@ -76,6 +76,28 @@ chromium() {
   echo "Chromium was not installed: $(tail -n 1 "$log")"
 }
 
+# What compiles for minutes runs beside the unit tests, which take one core.
+compile_beside() {
+  mpich_log=$(mktemp)
+  nice -n 19 bash launch/build_horovod.sh >/dev/null 2>&1 &
+  building=$!
+  "$CG_PYTHON" -m pytest -q --color=no -p no:cacheprovider tests/mpich >"$mpich_log" 2>&1 &
+  mpich=$!
+}
+
+mpich_tests() { # those of `compile_beside`, or now
+  if [ -z "${mpich:-}" ]; then
+    "$CG_PYTHON" -m pytest -q --color=no -p no:cacheprovider tests/mpich
+    return
+  fi
+  local status
+  wait "$mpich"
+  status=$?
+  cat "$mpich_log"
+  rm -f "$mpich_log"
+  return "$status"
+}
+
 unit() {
   chromium
   check "ruff check" "$CG_PYTHON" -m ruff check .
@@ -97,7 +119,7 @@ slow() { # unit tests that build or start something first
   # Not two at a time: some of them are about who gives up after how many seconds.
   pytests "failures" "$CG_PYTHON" -m pytest -q --color=no -p no:cacheprovider tests/failures
   pytests "examples" "$CG_PYTHON" -m pytest -q --color=no -p no:cacheprovider tests/examples
-  pytests "MPICH" "$CG_PYTHON" -m pytest -q --color=no -p no:cacheprovider tests/mpich
+  pytests "MPICH" mpich_tests
 }
 
 parallel() {
@@ -128,12 +150,6 @@ integrations() {
     -p no:cacheprovider tests/integrations/test_refusals.py
 }
 
-# Compiling Horovod takes minutes where no wheel is kept, and the unit tests one core.
-build_horovod_beside() {
-  nice -n 19 bash launch/build_horovod.sh >/dev/null 2>&1 &
-  building=$!
-}
-
 horovod() {
   # The second run finds Horovod installed, or says why it cannot be.
   [ -z "${building:-}" ] || wait "$building"
@@ -141,9 +157,26 @@ horovod() {
   pytests "Horovod" "$CG_PYTHON" -m pytest -q --color=no -p no:cacheprovider tests/horovod
 }
 
+offline_bench() { # OUT: benchmarks of one process that need no launcher
+  local out=$1
+  log=$(mktemp)
+  check "bench_scaling pass" "$CG_PYTHON" benchmarks/bench_scaling.py pass --toy \
+    --out "$out/pass.json"
+  check "bench_traces" "$CG_PYTHON" benchmarks/bench_traces.py --scaling-only --out "$out"
+  check "bench_decoder" "$CG_PYTHON" benchmarks/bench_decoder.py --toy \
+    --out "$out/decoder.json" --page "$out/decoder.md"
+  check "fit_decoder" "$CG_PYTHON" benchmarks/fit_decoder.py --toy --out "$out/net.npz"
+  check "bench_anytime" "$CG_PYTHON" benchmarks/bench_anytime.py --toy --out "$out"
+  check "bench_time_to_loss" "$CG_PYTHON" benchmarks/bench_time_to_loss.py --toy \
+    --out "$out"
+  rm -f "$log"
+}
+
 bench() {
-  local out
+  local out offline
   out=$(mktemp -d)
+  offline_bench "$out" >"$out/offline.txt" &
+  offline=$!
   check "bench_exchange" mpi 2 "$CG_PYTHON" benchmarks/bench_exchange.py --toy \
     --out "$out/exchange.json"
   check "bench_step sleep" mpi 4 "$CG_PYTHON" benchmarks/bench_step.py --toy \
@@ -164,6 +197,8 @@ bench() {
     --out "$out/faults.json"
   check "validate_simulator" mpi 4 "$CG_PYTHON" benchmarks/validate_simulator.py --toy \
     --out "$out/simulator.json"
+  check "bench_gpu" mpi 2 "$CG_PYTHON" benchmarks/bench_gpu.py --device cpu --toy \
+    --out "$out/gpu.json"
   check "bench_kernels" mpi 1 "$CG_PYTHON" benchmarks/bench_kernels.py --toy \
     --out "$out/kernels.json"
   check "bench_estimates choose" mpi 4 "$CG_PYTHON" benchmarks/bench_estimates.py --toy \
@@ -174,25 +209,20 @@ bench() {
     --part steps --out "$out/estimates.json"
   check "bench_scaling live" mpi 2 "$CG_PYTHON" benchmarks/bench_scaling.py live --toy \
     --out "$out/scaling-2.json"
-  check "bench_scaling pass" "$CG_PYTHON" benchmarks/bench_scaling.py pass --toy \
-    --out "$out/pass.json"
+  wait "$offline"
+  cat "$out/offline.txt"
+  passed=$((passed + $(grep -c '^ok ' "$out/offline.txt")))
+  failed=$((failed + $(grep -c '^FAILED ' "$out/offline.txt")))
   check "bench_scaling predict" "$CG_PYTHON" benchmarks/bench_scaling.py predict --toy \
     --live "$out" --pass-file "$out/pass.json" --out "$out/scaling_model.json" \
     --page "$out/scaling.md" --plot "$out/scaling_model.png"
   check "cluster scripts" env TOY=1 NODES=1 PER_NODE=2 DEVICE=cpu TASKS=digits \
     RESULTS="$out/cluster" bash launch/cluster/mpirun.sh toy grid
   check "summary" "$CG_PYTHON" benchmarks/summary.py "$out/cluster" --workers 2
-  check "bench_traces" "$CG_PYTHON" benchmarks/bench_traces.py --scaling-only --out "$out"
-  check "bench_decoder" "$CG_PYTHON" benchmarks/bench_decoder.py --toy \
-    --out "$out/decoder.json" --page "$out/decoder.md"
-  check "fit_decoder" "$CG_PYTHON" benchmarks/fit_decoder.py --toy --out "$out/net.npz"
-  check "bench_anytime" "$CG_PYTHON" benchmarks/bench_anytime.py --toy --out "$out"
-  check "bench_time_to_loss" "$CG_PYTHON" benchmarks/bench_time_to_loss.py --toy \
-    --out "$out"
   check "benchmarks wrote JSON" "$CG_PYTHON" -c \
     'import json, sys; [json.load(open(f))["results"] for f in sys.argv[1:]]' \
     "$out/exchange.json" "$out/sleep.json" "$out/digits.json" "$out/overlap.json" \
-    "$out/stall.json" "$out/overhead.json" \
+    "$out/stall.json" "$out/overhead.json" "$out/faults.json" "$out/gpu.json" \
     "$out/scaling-2.json" "$out/pass.json" "$out/scaling_model.json" \
     "$out/cluster/step-digits-2.json" \
     "$out/simulator.json" "$out/kernels.json" "$out/decoder.json" \
@@ -203,7 +233,7 @@ bench() {
 case ${1:-all} in
   unit | slow | parallel | integrations | horovod | bench) "$1" ;;
   all)
-    build_horovod_beside
+    compile_beside
     unit
     slow
     parallel
