@@ -17,6 +17,8 @@ from collections import OrderedDict
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
+from torch._subclasses.fake_tensor import FakeTensor
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
@@ -71,6 +73,12 @@ def before_forward(module: nn.Module, hook: Callable[..., None]) -> RemovableHan
     handle = module.register_forward_pre_hook(hook)
     hooks.own.add(handle.id)
     return handle
+
+
+def is_exported(module: nn.Module) -> bool:
+    """Returns whether torch.export runs the module, with tensors without values."""
+    first = next(module.parameters(), None)
+    return isinstance(first, FakeTensor)
 
 
 class Weakly:

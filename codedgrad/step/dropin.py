@@ -31,7 +31,7 @@ from codedgrad.job import collectives
 from codedgrad.job.broadcast import broadcast_optimizer_state, broadcast_parameters
 from codedgrad.step import closures, live, start
 from codedgrad.step.ahead import BatchesAhead
-from codedgrad.step.attach import Weakly, before_forward
+from codedgrad.step.attach import Weakly, before_forward, is_exported
 from codedgrad.step.backwards import Backwards, inside_backward
 from codedgrad.step.counts import Counts
 from codedgrad.step.mean import (
@@ -146,6 +146,8 @@ class DropIn:
 
     def _before_forward(self, module: torch.nn.Module, inputs: Any) -> None:
         """The hook of the whole model."""
+        if is_exported(module):
+            return
         if not module.training:  # changes nothing, but the user may have loaded values
             if torch.is_grad_enabled() and not (self._remembered or inside_backward()):
                 self._mean.payload.buffers.remember()

@@ -52,6 +52,20 @@ def test_copies_of_the_model_are_not_exchanged() -> None:
     detach(optimizer)
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_an_export_is_no_forward(training: bool) -> None:
+    model = net()
+    optimizer = wrapped(model)
+    for exported in (True, False):
+        if exported:
+            torch.export.export(model.train(training), (own(),))
+        model.train()(own()).mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    same_everywhere(model)
+    detach(optimizer)
+
+
 def test_an_optimizer_that_is_dropped_leaves_nothing_behind() -> None:
     model = net()
     optimizer = wrapped(model)
