@@ -90,6 +90,11 @@ def test_bad_datasets(data: object, batch: int, message: str) -> None:
         ShardSampler(data, batch)
 
 
+def test_a_sampler_is_no_loader() -> None:
+    with pytest.raises(TypeError, match=r"coded\.steps\(sampler\)"):
+        iter(ShardSampler(DATA, 8))
+
+
 def test_fewer_samples_than_parts() -> None:
     with pytest.raises(ConfigError, match="cannot be cut into 16 micro-batches"):
         next(ShardSampler(DATA, 8).steps(16))

@@ -7,7 +7,7 @@ part, and the parts are the same whatever number of workers they are divided amo
 from __future__ import annotations
 
 import zlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
@@ -132,6 +132,13 @@ class ShardSampler(Source):
     def dataset(self) -> Any:
         """The dataset that is sampled."""
         return self._dataset
+
+    def __iter__(self) -> NoReturn:
+        """Refuse `for ... in sampler`: a step is cut for the code of a training."""
+        raise TypeError(
+            "a ShardSampler is read by `for shards in coded.steps(sampler)`, with coded "
+            "= codedgrad.CodedGradient(model)"
+        )
 
     def __len__(self) -> int:
         """Return the number of steps of the epoch, from its begin."""

@@ -42,6 +42,7 @@ from codedgrad.step.mean import (
     check_outside,
 )
 from codedgrad.step.rng import Seeds
+from codedgrad.step.slowly import SlowLoop
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -61,6 +62,7 @@ class DropIn:
         self._seeds = Seeds(plan.settings.run.seed)
         self._outer = OuterNumbers()
         self._counts = Counts()
+        self._slow = SlowLoop(start.faults_of(None, job.size), job.rank)
         self._passed = 0  # passes that have ended since the last exchange
         self._passes_made = 0
         self._failed = False  # a pass since the last exchange has ended by an error
@@ -163,6 +165,7 @@ class DropIn:
         if self._ahead is not None:
             self._small |= self._ahead.is_small(inputs)
         counts = self._counts
+        self._slow.pass_begins(self._mean.number)
         self._outer.keep()
         self._seeds.next(counts.steps, self._mean.part + (counts.forwards << 32))
         counts.forwards += 1
@@ -175,12 +178,14 @@ class DropIn:
 
     def backward_begins(self, first: Tensor) -> None:
         """The first gradient of a pass has come."""
+        self._slow.boundary()
         if self._passed == self._passes - 1:
             with self._failing_together():
                 self._mean.begin(own=not self._small, first=first)
 
     def backward_ended(self) -> None:
         """All gradients of a pass have come."""
+        self._slow.pass_ends()
         self._passed += 1
         self._passes_made += 1
         if self._passed == self._passes:
@@ -336,6 +341,7 @@ class DropIn:
         self._counts.steps += 1
         self._counts.forwards = 0
         self._exchanged = False
+        self._slow.pass_begins(self._mean.number)  # where there is no forward to see
 
     # ---- see `PassCounter` ----
 

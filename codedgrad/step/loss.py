@@ -61,8 +61,9 @@ def loss_of(returned: Any, place: str) -> Loss:
         got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise ConfigError(
             f"the loss function must return one number as a tensor, or that and a "
-            f"weight or a dict of metrics or both, got {got} in {place}; reduce it, "
-            f"e.g. with .mean()"
+            f"weight or a dict of metrics or both: loss, (loss, weight), (loss, "
+            f"metrics) or (loss, weight, metrics). It returned {got} in {place}; "
+            f"reduce a loss that has several numbers, e.g. with .mean()"
         )
     if not value.requires_grad and weight != 0.0:
         raise ConfigError(
