@@ -136,8 +136,8 @@ class ShardSampler(Source):
     def __iter__(self) -> NoReturn:
         """Refuse `for ... in sampler`: a step is cut for the code of a training."""
         raise TypeError(
-            "a ShardSampler is read by `for shards in coded.steps(sampler)`, with coded "
-            "= codedgrad.CodedGradient(model)"
+            "a ShardSampler is read by `for shards in coded.steps(sampler)`, where "
+            "coded = codedgrad.CodedGradient(model)"
         )
 
     def __len__(self) -> int:
