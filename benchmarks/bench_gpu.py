@@ -19,8 +19,8 @@ import statistics
 import time
 from typing import TYPE_CHECKING, Any
 
+import bench_overhead
 import torch
-from bench_overhead import over
 from harness import COMM, arguments, device_of, say, start_torch, synchronize, write
 from shapes import Gpt, resnet
 from step_methods import MICRO, Alone, Coded, Ddp, in_turns
@@ -31,17 +31,15 @@ import codedgrad
 from codedgrad import codes, ops
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 INPUTS = 4  # rows of a weighted sum
 SIZES_MB = (1, 40, 400)
 FACTORS = (1, 8)
 
 
-class Job:
-    """One model with its data on the device; see `jobs.Job`."""
-
-    pass_s = 0.0
+class Job(bench_overhead.Job):
+    """One model with its data on the device."""
 
     def __init__(self, task: str, device: torch.device, *, toy: bool) -> None:
         """Make `resnet50`, `gpt124m` or `mlp`; small ones if `toy`."""
@@ -76,14 +74,6 @@ class Job:
             if out.dim() == 3:
                 out, y = out.flatten(0, 1), y.flatten()
             return nn.functional.cross_entropy(out, y)
-
-    def endless(self, parts: int) -> Iterator[Any]:
-        """Yield steps, epoch after epoch."""
-        epoch = 0
-        while True:
-            self.sampler.set_epoch(epoch)
-            yield from self.sampler.steps(parts)
-            epoch += 1
 
 
 def seconds_of(
@@ -177,7 +167,7 @@ def steps(task: str, device: torch.device, factor: int, *, toy: bool) -> dict[st
             method.straggle(f"slow:worker={COMM.size - 1},factor={factor}")
     seconds = in_turns(compared, 2 if toy else 7, 2 if toy else 5)
     baselines = [m for m in seconds if not m.startswith("codedgrad")]
-    rows = over(seconds, baselines)
+    rows = bench_overhead.over(seconds, baselines)
     shown = "  ".join(f"{m} {r['median_ms']:.2f} ms" for m, r in rows.items())
     say(f"{task}, {COMM.size} worker(s), {factor} x: {shown}")
     return rows
