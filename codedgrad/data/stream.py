@@ -14,7 +14,7 @@ from codedgrad.data.cursors import (
     first_number,
 )
 from codedgrad.data.loader import LoaderSettings
-from codedgrad.data.order import even
+from codedgrad.data.order import check_enough, even
 from codedgrad.data.position import Position
 from codedgrad.data.shards import StepShards
 from codedgrad.data.source import Epoch, Source
@@ -127,15 +127,17 @@ class ShardStream(Source):
         return {"seed": self.seed, "steps": self._steps}
 
     def _begin(
-        self, start: Position, parts: int, shards: int | None, _whole: bool
+        self, start: Position, parts: int, shards: int | None, whole: bool
     ) -> Epoch:
         shards = shards or parts
         each, rest = divmod(self.batch_size, shards)
-        if rest or parts % shards or self.batch_size < parts:
+        if rest or parts % shards:
             raise ConfigError(
                 f"streams need a batch_size ({self.batch_size}) that is a multiple of "
-                f"the {shards} shards, and at least the {parts} micro-batches of a step"
+                f"the {shards} shards"
             )
+        size, step = self.batch_size, f"batch_size={self.batch_size}"
+        check_enough(size, parts, shards, whole=whole, step=step)
         if other := [k for _, k, _ in start.parts if k != shards]:
             raise ConfigError(
                 f"the checkpoint has read from {other[0]} streams, and there are "

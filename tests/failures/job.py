@@ -256,7 +256,7 @@ def dataset_too_small() -> None:
 
 
 def batch_too_small() -> None:
-    train(nn.Linear(4, 3), batch=4 * codedgrad.size() - 1)
+    train(nn.Linear(4, 3), batch=codedgrad.size() - 1)
 
 
 def bad_faults() -> None:

@@ -71,7 +71,7 @@ CASES = {
     "sparse_gradient": ["'embedding.weight' has a sparse gradient", "sparse=False"],
     "several_devices": ["several devices (cpu, meta)", "one device"],
     "dataset_too_small": ["64 samples, fewer than the 65 of one step"],
-    "batch_too_small": ["a step of 11 samples cannot be cut into 12"],
+    "batch_too_small": ["batch_size=2 cannot be cut into 3 shards: raise it"],
     "bad_faults": ["'99' in 'slow:worker=99,factor=2'", "[0, 2]"],
     "different_checkpoint": ["worker 2 has step = 7, worker 0 has 5"],
     "overflow_on_the_wire": ["step 0, shard", "in float16, in which it is sent"],

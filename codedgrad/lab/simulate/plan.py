@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from codedgrad import codes
 from codedgrad.errors import ConfigError
 from codedgrad.lab.simulate import policies, simple
 from codedgrad.lab.simulate.outcome import Comm
@@ -86,7 +87,7 @@ def candidates(workers: int) -> list[str]:
     """Return the exact policies that codedgrad can run, with the settings to try."""
     out = [
         f"spread:micro={m},copies={c},patience={p:g}"
-        for m in (4, 8, 16)
+        for m in sorted({codes.usual_pieces(workers), min(8, workers - 1), 4, 8, 16})
         for c in (1, 2, 4, 16)
         for p in (0.02, 0.1, 0.3)
         if c < workers
