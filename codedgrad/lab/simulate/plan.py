@@ -45,8 +45,12 @@ class Plan:
         reason: a sentence that says why, and what limits the speed-up.
         table: the figures of the best candidates on the steps they were chosen on.
         choices: for a spread code, what whole passes, `same_bits=True` and
-            `same_bits=True` with `pieces=False` give, on the same steps: `calm`, the
-            time of a step with nobody late, in whole passes, and `speedup`.
+            `same_bits=True` with `pieces=False` give, on the steps of `table`: `calm`,
+            the time of a step with nobody late, in whole passes, and `speedup`.
+        steps: the numbers of steps that the choice was made on, and judged by. The
+            figures of `table` and `choices` are of the first ones and `speedup` is of
+            the others, so the same code has two speed-ups; of the few steps of a short
+            log they are the same.
         notes: what makes the recommendation less certain.
     """
 
@@ -59,6 +63,7 @@ class Plan:
     reason: str
     table: tuple[dict[str, Any], ...]
     choices: tuple[dict[str, Any], ...] = ()
+    steps: tuple[int, int] = (0, 0)
     notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
@@ -149,7 +154,8 @@ def plan(
     frugal = [row for row in near if row["redundant"] <= least + _MORE_WORK]
     chosen = max(frugal, key=lambda row: _helpers(row["policy"]))["policy"]
     found = _verdict(times.rows(judge), chosen, table, job)
-    return replace(found, choices=_choices(chosen, some, sync, job))
+    choices = _choices(chosen, some, sync, job)
+    return replace(found, choices=choices, steps=(len(search), len(judge)))
 
 
 def _choices(
