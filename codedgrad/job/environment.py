@@ -37,6 +37,7 @@ _LAUNCHERS = ("OMPI_", "PMIX_", "PMI_", "HYDRA_", "PRTE_", "HOROVOD_")
 _USERS = ("OMPI_ALLOW", "PRTE_ALLOW", "OMPI_MCA")
 # What the standard of MPI promises at least, and what an int holds.
 _LEAST_TAG_BITS, _MOST_TAG_BITS = 15, 31
+_before_export: dict[str, str | None] = {}
 
 
 def faults_text() -> str:
@@ -211,8 +212,31 @@ def keep_others_alone() -> None:
     Accelerate, and with it transformers' Trainer, takes a size above 1 in Open MPI's
     variables for a wish to train with DistributedDataParallel, on CPUs. Gradients would
     be averaged twice then, and all workers would wait for the slowest. It looks at
-    MPICH's variable first, which Open MPI does not use. For the same reason nothing
-    here sets RANK, LOCAL_RANK or WORLD_SIZE.
+    MPICH's variable first, which Open MPI does not use. For the same reason RANK,
+    LOCAL_RANK and WORLD_SIZE are set only where the user asks for it.
     """
     if "OMPI_COMM_WORLD_SIZE" in os.environ:
         os.environ.setdefault("PMI_SIZE", "1")
+
+
+def master() -> tuple[str, str] | None:
+    """Return MASTER_ADDR and MASTER_PORT; None unless both are set."""
+    host, port = (os.environ.get(f"MASTER_{name}", "") for name in ("ADDR", "PORT"))
+    return (host, port) if host and port else None
+
+
+def export(values: dict[str, str]) -> None:
+    """Set variables until `withdraw`."""
+    withdraw()
+    _before_export.update({name: os.environ.get(name) for name in values})
+    os.environ.update(values)
+
+
+def withdraw() -> None:
+    """Give the variables of `export` the values that they had before it."""
+    for name, value in _before_export.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+    _before_export.clear()

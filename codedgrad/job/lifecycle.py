@@ -22,7 +22,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from codedgrad.errors import CodedGradError, MismatchError
-from codedgrad.job import environment, runtime, startup
+from codedgrad.job import environment, exported, runtime, startup
 from codedgrad.job.channel import Channel
 from codedgrad.job.exit_status import ScriptEnd
 from codedgrad.job.place import find_place
@@ -45,13 +45,19 @@ _deserted: Runtime | None = None  # was left while others had not left it
 _before_leaving: list[Callable[[], None]] = []
 
 
-def init(comm: Any = None, *, timeout_s: float = 600.0) -> None:
+def init(
+    comm: Any = None, *, timeout_s: float = 600.0, export_env: bool = False
+) -> None:
     """Join the job. Collective; a second call does nothing.
 
     Args:
         comm: mpi4py communicator of the workers; `MPI.COMM_WORLD` if None. It is
             duplicated, so other libraries (Horovod, mpi4py) may go on using it.
         timeout_s: seconds without news after which a wait for others is an error.
+        export_env: True to set RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE,
+            MASTER_ADDR and MASTER_PORT until `shutdown`, for libraries that start by
+            them, such as `torch.distributed`. Some (Accelerate, transformers) then
+            train with DistributedDataParallel, so nothing is set unless you ask.
 
     Raises:
         EnvironmentSetupError: there is no MPI, it runs below MPI_THREAD_MULTIPLE, the
@@ -78,6 +84,8 @@ def init(comm: Any = None, *, timeout_s: float = 600.0) -> None:
         )
     )
     environment.keep_others_alone()
+    if export_env:
+        exported.export(runtime.current())
     if _script is None:  # the first `init` of this process
         _script = ScriptEnd()
         _tell_others_of_exceptions()
@@ -115,6 +123,7 @@ def _leave() -> None:
     if leaver is None:
         return
     runtime.set_current(None)
+    environment.withdraw()
     clean, problem = False, None
     try:
         if _crashed or leaver.engine.failed:
