@@ -29,7 +29,7 @@ from codedgrad.row import devices
 from codedgrad.row.writer import Leaf, RowWriter
 from codedgrad.step.boundaries import Boundaries
 from codedgrad.step.hooks import PassHooks
-from codedgrad.step.loss import Loss, loss_of
+from codedgrad.step.loss import Batches, Loss, loss_of
 from codedgrad.step.metrics import Metrics
 from codedgrad.step.pieces import own_is_whole
 
@@ -162,6 +162,7 @@ class Passes:
         self._watch = watch
         self.metrics = Metrics(payload, finite=settings.finite)
         self._boundaries = Boundaries(subject.modules)
+        self._batches = Batches()
         self._writer = RowWriter(payload, overlap=settings.overlap)
         device = devices.runtime_of(payload.layout.device)
         self._pace = devices.Pace(device) if device is not None else None
@@ -321,7 +322,7 @@ class Passes:
         place = self._place(context.step, node)
         # Samples may take long: a helper must not read what nobody needs any more.
         batch = context.shards.fetch(*self._span(node), between=hooks.leave_if_needless)
-        loss = loss_of(context.loss_fn(*batch), place)
+        loss = loss_of(self._batches.call(context.loss_fn, batch), place)
         more = loss.weight is not None or loss.metrics is not None
         if more and not self._settings.exact:
             beside = "metrics" if loss.weight is None else "weight"

@@ -47,7 +47,11 @@ CASES = {
         "data of step 0",
         "worker 2 has order of samples from WeightedRandomSampler =",
     ],
-    "collate_that_differs": ["TypeError", "missing 1 required positional argument"],
+    "collate_that_differs": [
+        "TypeError",
+        "missing 1 required positional argument",
+        "called with (dict of x, y), and with (Tensor, Tensor) in the passes before",
+    ],
     "a_stream_that_ends": ["shard 2 ended after 16 samples", 'at_end="repeat"'],
     "different_position": ["worker 2 has step of the epoch = 1, worker 0 has 0"],
     "different_model": ["worker 2 has parameter 0 'weight' = (4, 4)", "(3, 4)"],
