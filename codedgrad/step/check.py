@@ -27,6 +27,7 @@ from codedgrad.job import agreement
 from codedgrad.job.runtime import DISAGREE
 from codedgrad.row import checks
 from codedgrad.step.content import content_digest, in_memory, sample_digests
+from codedgrad.step.strangers import WRAPPERS
 from codedgrad.step.values import ValuesOfAll
 
 if TYPE_CHECKING:
@@ -372,7 +373,7 @@ def refuse_wrapped(model: Module) -> None:
     Raises:
         ConfigError: that library exchanges its gradients already.
     """
-    if type(model).__name__ in ("DistributedDataParallel", "FullyShardedDataParallel"):
+    if type(model).__name__ in WRAPPERS:
         raise ConfigError(
             f"the model is a {type(model).__name__}, which exchanges gradients by "
             f"itself; give the model inside it (model.module), or leave the wrapper out"

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn.modules.module import register_module_forward_pre_hook
 
+from codedgrad.errors import ConfigError
 from codedgrad.row import tensors
 from codedgrad.row.tensors import Place
 from codedgrad.step.witness import FOREIGN, Entry, mark_of
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from collections.abc import Container
 
     from torch import nn
+
+# They exchange gradients by themselves.
+WRAPPERS = ("DistributedDataParallel", "FullyShardedDataParallel")
 
 
 class Strangers:
@@ -53,6 +57,12 @@ class Strangers:
     def _before_forward(self, module: nn.Module, _inputs: Any) -> None:
         if torch.compiler.is_compiling() or id(module) in self._known:
             return
+        if type(module).__name__ in WRAPPERS:
+            raise ConfigError(
+                f"the loss function calls a {type(module).__name__}, which exchanges "
+                f"gradients by itself, once in every pass of this worker alone: call "
+                f"the model inside it (.module), or leave the wrapper out"
+            )
         met = self._met.get(id(module))
         if met is not None and met() is module:
             return

@@ -75,6 +75,7 @@ CASES = {
     "sparse_gradient": ["'embedding.weight' has a sparse gradient", "sparse=False"],
     "several_devices": ["several devices (cpu, meta)", "one device"],
     "dataset_too_small": ["64 samples, fewer than the 65 of one step"],
+    "calls_a_wrapped_model": ["calls a DistributedDataParallel", "(.module)"],
     "batch_too_small": ["batch_size=2 cannot be cut into 3 shards: raise it"],
     "bad_faults": ["'99' in 'slow:worker=99,factor=2'", "[0, 2]"],
     "different_checkpoint": ["worker 2 has step = 7, worker 0 has 5"],
