@@ -7,6 +7,7 @@ argument, and the others belong to launchers and to torch.
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,6 +38,7 @@ _LAUNCHERS = ("OMPI_", "PMIX_", "PMI_", "HYDRA_", "PRTE_", "HOROVOD_")
 _USERS = ("OMPI_ALLOW", "PRTE_ALLOW", "OMPI_MCA")
 # What the standard of MPI promises at least, and what an int holds.
 _LEAST_TAG_BITS, _MOST_TAG_BITS = 15, 31
+_JOINED = "CODEDGRAD_JOINED"  # the process that has joined the job
 _before_export: dict[str, str | None] = {}
 
 
@@ -223,6 +225,22 @@ def master() -> tuple[str, str] | None:
     """Return MASTER_ADDR and MASTER_PORT; None unless both are set."""
     host, port = (os.environ.get(f"MASTER_{name}", "") for name in ("ADDR", "PORT"))
     return (host, port) if host and port else None
+
+
+def note_joined() -> None:
+    """Let processes that this one starts know that it has joined the job."""
+    os.environ[_JOINED] = str(os.getpid())
+
+
+def forget_joined() -> None:
+    """Let processes that this one starts join a job."""
+    os.environ.pop(_JOINED, None)
+
+
+def parent_has_joined() -> bool:
+    """Return whether multiprocessing started this process, in one that has joined."""
+    parent = multiprocessing.parent_process()
+    return parent is not None and os.environ.get(_JOINED) == str(parent.pid)
 
 
 def export(values: dict[str, str]) -> None:

@@ -21,7 +21,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from codedgrad.errors import CodedGradError, MismatchError
+from codedgrad.errors import CodedGradError, EnvironmentSetupError, MismatchError
 from codedgrad.job import environment, exported, runtime, startup
 from codedgrad.job.channel import Channel
 from codedgrad.job.exit_status import ScriptEnd
@@ -66,6 +66,12 @@ def init(
     global _script
     if is_initialized():
         return
+    if environment.parent_has_joined():
+        raise EnvironmentSetupError(
+            "this process was started by a worker of the job (a loader process with "
+            "multiprocessing_context='spawn', say) and runs the script once more. Put "
+            "all but definitions under `if __name__ == '__main__':`"
+        )
     mpi = startup.load_mpi()
     engine = startup.load_engine(mpi).Engine
     world = Channel.of_job(comm)
@@ -84,6 +90,7 @@ def init(
         )
     )
     environment.keep_others_alone()
+    environment.note_joined()
     if export_env:
         exported.export(runtime.current())
     if _script is None:  # the first `init` of this process
@@ -124,6 +131,7 @@ def _leave() -> None:
         return
     runtime.set_current(None)
     environment.withdraw()
+    environment.forget_joined()
     clean, problem = False, None
     try:
         if _crashed or leaver.engine.failed:
