@@ -238,7 +238,13 @@ def forget_joined() -> None:
 
 
 def parent_has_joined() -> bool:
-    """Return whether multiprocessing started this process, in one that has joined."""
+    """Return whether multiprocessing started this process, in one that has joined.
+
+    One that is not forked runs the script first, and knows no parent until then; Python
+    looks at the same attribute to see that.
+    """
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        return os.environ.get(_JOINED, str(os.getpid())) != str(os.getpid())
     parent = multiprocessing.parent_process()
     return parent is not None and os.environ.get(_JOINED) == str(parent.pid)
 

@@ -47,6 +47,7 @@ def agree(
     agreement.check_agreement(
         "code, model or settings",
         [
+            *(pair for pair in others if pair[0] == "same_bits"),  # the code follows
             ("code", f"{code.describe()} [{code.fingerprint()[:12]}]"),
             *others,
             *likeness.settings(),

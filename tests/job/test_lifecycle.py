@@ -65,6 +65,9 @@ def test_a_process_of_a_worker_joins_no_job(monkeypatch: pytest.MonkeyPatch) -> 
         codedgrad.init()
     monkeypatch.setenv("CODEDGRAD_JOINED", "18")  # that of somebody farther up
     assert not environment.parent_has_joined()
+    running = SimpleNamespace(_inheriting=True)  # the script, for the second time
+    monkeypatch.setattr(multiprocessing, "current_process", lambda: running)
+    assert environment.parent_has_joined()
 
 
 def test_after_a_failure_nobody_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
