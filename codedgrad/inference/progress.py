@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from codedgrad.errors import ConfigError
+from codedgrad.errors import missing_extra
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -30,7 +30,7 @@ class Bar:
             total: number of batches.
 
         Raises:
-            ConfigError: one is wanted, and there is no tqdm.
+            EnvironmentSetupError: one is wanted, and there is no tqdm.
         """
         self._next_s = 0.0
         self._bar: Any = None
@@ -40,9 +40,7 @@ class Bar:
             from tqdm.auto import tqdm
         except ImportError as error:
             if show:
-                raise ConfigError(
-                    "progress=True needs tqdm: pip install 'codedgrad[progress]'"
-                ) from error
+                raise missing_extra("progress", error) from error
             return
         disable = None if show is None else False
         self._bar = tqdm(
