@@ -6,7 +6,7 @@ weights and data -> own parts -> rows -> parts of the late -> decoded sums
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from codedgrad.inference import sums
 from codedgrad.inference.compare import Own
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from codedgrad.codes import Code
+    from codedgrad.inference.samples import Whole
+    from codedgrad.inference.session import Session
     from codedgrad.inference.sums import Schema, Values
 
 
@@ -48,71 +50,82 @@ def evaluate(
         totals = codedgrad.evaluate(model, validation, fn, batch_size=64)
         accuracy = totals["right"] / totals["count"]
 
-    Each sample is evaluated once. The data set is cut into batches in its own order,
-    the batches are divided among the workers, and those that are done compute what a
-    late one has not begun. Sums have the same bits on every worker, whoever was late,
-    and with any number of workers: integers are exact, floats are added in float64 in
-    an order that depends on the number of batches alone.
-
-    While it runs the model is in eval mode, without gradients. Modes, random numbers
-    and buffers are afterwards as before, also after an error. It may be called between
-    any two steps of a training, and is no barrier, but for the first call in a job and
-    where results are gathered.
+    Each sample is evaluated once. The workers divide the batches, and those that are
+    done compute what a late one has not begun. Sums have the same bits on every worker,
+    whoever was late, and with any number of workers: integers are exact, floats are
+    added in float64 in an order that depends on the number of batches alone. While it
+    runs the model is in eval mode, without gradients; modes, random numbers and buffers
+    are afterwards as before. docs/evaluation.md tells the whole.
 
     Args:
-        model: the module whose parameters and saved buffers must be the same on all
-            workers, or a list of modules.
-        data: a map-style data set, a tuple of tensors, a `ShardSampler` (of which the
-            data set and the loader processes are taken) or a DataLoader.
-        fn: called with each batch as a loss function is; returns a dictionary of what
-            is to be summed: numbers, and tensors of any shape, the same ones for every
-            batch. What is wrapped in `Each` is gathered in the order of the data set.
-            It is called on whichever worker has time, so it may keep nothing.
-        batch_size: samples of a batch, on one worker; the last one may be smaller.
-            None: a DataLoader's own, else 64.
-        code: who may help whom; None: all help all. `codes.uncoded(size())` waits.
-        patience: how long an idle worker waits, beyond the usual time, before it
-            computes what a late one has begun; a fraction of that time.
-        progress: whether worker 0 shows a bar; None: if tqdm is installed and errors
-            go to a terminal.
+        model: the module, or a list of modules, whose parameters and saved buffers must
+            be the same on all workers.
+        data: a map-style data set, a tuple of tensors, a `ShardSampler` (its data set
+            and loader processes are taken) or a DataLoader.
+        fn: called with each batch as a loss function is, on whichever worker has time.
+            It returns a dictionary of what is to be summed: numbers, and tensors of any
+            shape, the same for every batch. What is wrapped in `Each` is gathered in
+            the order of the data set.
+        batch_size: samples of a batch; the last one may be smaller. None: a
+            DataLoader's own, else 64.
+        code: who may help whom; None: all help all.
+        patience: how much longer than usual an idle worker waits, as a share, before
+            it computes once more what a late one has begun.
+        progress: whether worker 0 shows a bar; None: if there are tqdm and a terminal.
         **reading: for a data set: `collate_fn`, `seed` (of random augmentation) and
             how batches are read ahead, see `LoaderSettings`.
 
     Returns:
-        The sums by name: int and float, or tensors of int64 and float64 on the CPU;
-        and what was gathered, as one tensor or list for each name.
+        The sums by name: int and float, or tensors of int64 and float64 on the CPU; and
+        what was gathered, one tensor or list for each name.
 
     Raises:
-        ConfigError: the data set is empty, the function returns something else, or
-            other metrics for some batch, or it changes the model.
-        MismatchError: weights, data or metrics differ between the workers; it names
-            the worker.
+        ConfigError: the data set is empty, the function returns something else, other
+            metrics for some batch, or changes the model.
+        MismatchError: weights, data or metrics differ; it names the worker.
         WorkerError: another worker failed; the message says which and why.
     """
     job = runtime.current()
     job.check()
     session = session_of(job)
     with start.failing_together(job, f"failed in evaluation {session.number}"):
-        models = models_of(model)
         check_code(code, job.size)
         whole = whole_of(data, batch_size, reading)
-        shares = Shares(cut(session.tree, whole.batches), job.rank, job.size, code)
-        helping = "all" if code is None else code.fingerprint()
+        wanted = Wanted(models_of(model), whole, code, patience, progress)
+        return wanted.totals(session, fn)
+
+
+class Wanted(NamedTuple):
+    """What is evaluated, and how; see `evaluate`."""
+
+    models: Sequence[nn.Module]
+    whole: Whole
+    code: Code | None
+    patience: float
+    progress: bool | None
+
+    def totals(self, session: Session, fn: Callable[..., Any]) -> dict[str, Any]:
+        """Returns what `evaluate` does. Collective."""
+        job, whole, models = session.job, self.whole, self.models
+        parts = cut(session.tree, whole.batches)
+        shares = Shares(parts, job.rank, job.size, self.code)
+        helping = "all" if self.code is None else self.code.fingerprint()
         own = Own(models, [*whole.describe(0), ("code", helping)])
-        batches = [b for i in shares.own for b in range(*shares.parts[i][1:])]
+        ahead = [b for i in shares.own for b in range(parts[i].first, parts[i].stop)]
+        shown = self.progress if job.rank == 0 else False
         with (
             undisturbed(models) as guard,
-            Bar(show=progress, leads=job.rank == 0, total=whole.batches) as bar,
+            Bar(show=shown, total=whole.batches) as bar,
             boundaries_of(models) as boundaries,
-            whole.open(batches) as read,
+            whole.open(ahead) as batches,
         ):
-            work = Work(session, shares, fn, Aids(read, boundaries, guard, bar, own))
-            while (decoded := work.attempt(patience)).need:
+            work = Work(session, shares, fn, Aids(batches, boundaries, guard, bar, own))
+            while (decoded := work.attempt(self.patience)).need:
                 session.enlarge(decoded.need)
         schema = own.check(job, decoded, work.schema)
-        totals = sums.unflatten(schema, decoded.sums(schema))
-        totals |= gathered(job.rank, schema, decoded.makers(schema), work.each)
-        return {entry.name: totals[entry.name] for entry in schema}
+        found = sums.unflatten(schema, decoded.sums(schema))
+        found |= gathered(job.rank, schema, decoded.makers(schema), work.each)
+        return {entry.name: found[entry.name] for entry in schema}
 
 
 def gathered(

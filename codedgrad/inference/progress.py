@@ -21,12 +21,11 @@ _EVERY_S = 0.2
 class Bar:
     """Shows how many batches are done, by all workers together."""
 
-    def __init__(self, *, show: bool | None, leads: bool, total: int) -> None:
+    def __init__(self, *, show: bool | None, total: int) -> None:
         """Prepare.
 
         Args:
             show: False shows none; None shows one where the errors go to a terminal.
-            leads: whether this is worker 0; others show none.
             total: number of batches.
 
         Raises:
@@ -34,7 +33,7 @@ class Bar:
         """
         self._next_s = 0.0
         self._bar: Any = None
-        if show is False or not leads:
+        if show is False:
             return
         try:
             from tqdm.auto import tqdm

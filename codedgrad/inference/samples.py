@@ -21,7 +21,7 @@ from codedgrad.data.loader import LoaderSettings
 from codedgrad.data.position import Position
 from codedgrad.data.reading import Reader
 from codedgrad.data.sampler import ShardSampler
-from codedgrad.data.samples import dataset_size
+from codedgrad.data.samples import dataset_size, tensors_of
 from codedgrad.data.shards import StepShards
 from codedgrad.data.source import Epoch, Source
 from codedgrad.errors import ConfigError
@@ -49,13 +49,11 @@ class Whole(Source):
         """Take a data set, what reads it, and the samples of a batch.
 
         Raises:
-            ConfigError: the data set is empty or has no length.
+            ConfigError: the data set has no length, or the batch size is none.
         """
         if not isinstance(batch_size, int) or batch_size < 1:
             raise ConfigError(f"batch_size must be 1 or more, got {batch_size!r}")
-        if hasattr(dataset, "__len__") and len(dataset) == 0:
-            raise ConfigError(_EMPTY)
-        self.samples = dataset_size(dataset, 1, repeats=True)
+        self.samples = dataset_size(dataset, 1)
         super().__init__(reader, settings)
         self._dataset = dataset
         self.batch_size, self.seed = batch_size, 0
@@ -146,6 +144,9 @@ def whole_of(data: Any, batch_size: int | None, words: dict[str, Any]) -> Whole:
     Raises:
         ConfigError: it is something else, or words are given where it has its own.
     """
+    held = data if not isinstance(data, (ShardSampler, DataLoader)) else data.dataset
+    if _samples_of(held) == 0:
+        raise ConfigError(_EMPTY)
     if not isinstance(data, (ShardSampler, DataLoader)):
         return _of_dataset(data, batch_size or _BATCH, words)
     if words:
@@ -173,18 +174,19 @@ def _of_dataset(data: Any, batch_size: int, words: dict[str, Any]) -> Whole:
     given = dict(words)
     collate, seed = given.pop("collate_fn", None), given.pop("seed", 0)
     settings = LoaderSettings(**given)
-    reader = Reader(data, collate, seed, max(1, dataset_size_of(data)))
+    reader = Reader(data, collate, seed, dataset_size(data, 1))
     return Whole(data, reader, batch_size, settings)
 
 
-def dataset_size_of(data: Any) -> int:
-    """Returns the number of samples of a data set, which may be 0.
-
-    Raises:
-        ConfigError: it has no length, or is no data set.
-    """
-    empty = hasattr(data, "__len__") and len(data) == 0
-    return 0 if empty else dataset_size(data, 1, repeats=True)
+def _samples_of(data: Any) -> int | None:
+    """Returns the number of samples of a data set, or None if it has no length."""
+    tensors = tensors_of(data)
+    if tensors:
+        data = tensors[0]
+    try:
+        return len(data)
+    except TypeError:
+        return None
 
 
 def _of_loader(loader: DataLoader[Any], batch_size: int | None) -> Whole:
@@ -216,5 +218,5 @@ def _of_loader(loader: DataLoader[Any], batch_size: int | None) -> Whole:
             multiprocessing_context=loader.multiprocessing_context,
         )
     data = loader.dataset
-    reader = Reader(data, collate, 0, max(1, dataset_size_of(data)))
+    reader = Reader(data, collate, 0, dataset_size(data, 1))
     return Whole(data, reader, size, settings)

@@ -6,6 +6,7 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import torch
 
 from codedgrad.data.seeding import seed_pass
@@ -285,7 +286,8 @@ class Outbox:
             if other is None:
                 break
             one, two = (payload, other[0]) if node == left else (other[0], payload)
-            node, payload = parent, one + two
+            with np.errstate(invalid="ignore", over="ignore"):  # inf - inf is a NaN
+                node, payload = parent, one + two
         self._rows[node] = payload, marks
         if time.monotonic() - self._sent_s >= self._least_s:
             self.flush()

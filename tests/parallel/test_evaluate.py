@@ -277,12 +277,17 @@ def test_bad_input(data: Any, fn: Any, message: str) -> None:
     assert good == {"n": 2}
 
 
+class Stream(IterableDataset):  # type: ignore[type-arg]
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(3))
+
+
 def test_more_bad_input() -> None:
     if codedgrad.size() > 1:
         pytest.skip("it ends the job, see tests/failures")
     net = model()
     three = DataLoader(dataset(), sampler=WeightedRandomSampler([1.0] * 101, 5))
-    stream = DataLoader(type("S", (IterableDataset,), {})())
+    stream = DataLoader(Stream())
     for data, message in ((three, "WeightedRandomSampler"), (stream, "chooses its")):
         with pytest.raises(ConfigError, match=message):
             codedgrad.evaluate(net, data, metrics(net))
