@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from codedgrad.errors import ConfigError
 from codedgrad.inference import sums
 from codedgrad.inference.compare import Own
 from codedgrad.inference.guard import models_of, undisturbed
@@ -86,8 +87,13 @@ def evaluate(
         WorkerError: another worker failed; the message says which and why.
     """
     job = runtime.current()
-    job.check()
-    session = session_of(job)
+    with start.failing_together(job, "could not begin to evaluate"):
+        if job.in_pass:
+            raise ConfigError(
+                "evaluate was called in a loss function, which some workers call more "
+                "often than others; evaluate between two steps"
+            )
+        session = session_of(job)
     with start.failing_together(job, f"failed in evaluation {session.number}"):
         check_code(code, job.size)
         whole = whole_of(data, batch_size, reading)
@@ -110,7 +116,6 @@ class Wanted(NamedTuple):
         parts = cut(session.tree, whole.batches)
         shares = Shares(parts, job.rank, job.size, self.code)
         helping = "all" if self.code is None else self.code.fingerprint()
-        own = Own(models, [*whole.describe(0), ("code", helping)])
         ahead = [b for i in shares.own for b in range(parts[i].first, parts[i].stop)]
         shown = self.progress if job.rank == 0 else False
         with (
@@ -119,6 +124,8 @@ class Wanted(NamedTuple):
             boundaries_of(models) as boundaries,
             whole.open(ahead) as batches,
         ):
+            # Loader processes have started before this process reads a sample.
+            own = Own(models, [*whole.describe(0), ("code", helping)])
             work = Work(session, shares, fn, Aids(batches, boundaries, guard, bar, own))
             while (decoded := work.attempt(self.patience)).need:
                 session.enlarge(decoded.need)

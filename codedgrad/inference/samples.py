@@ -25,7 +25,7 @@ from codedgrad.data.samples import dataset_size, tensors_of
 from codedgrad.data.shards import StepShards
 from codedgrad.data.source import Epoch, Source
 from codedgrad.errors import ConfigError
-from codedgrad.step.content import content_digest
+from codedgrad.step.content import content_digest, in_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -56,6 +56,7 @@ class Whole(Source):
         self.samples = dataset_size(dataset, 1)
         super().__init__(reader, settings)
         self._dataset = dataset
+        self._content: str | None = None  # a digest
         self.batch_size, self.seed = batch_size, 0
         self.batches = -(-self.samples // batch_size)
 
@@ -66,11 +67,13 @@ class Whole(Source):
 
     def describe(self, epoch: int) -> list[tuple[str, str]]:
         """Return (name, value) pairs that must be the same on all workers."""
-        content = content_digest(self._dataset, 0, epoch)
+        if self._content is None or in_memory(self._dataset):
+            found = content_digest(self._dataset, 0, epoch)
+            self._content = "random" if found is None else f"{found:08x}"
         return [
             ("samples", str(self.samples)),
             ("batch_size", str(self.batch_size)),
-            ("data", "random" if content is None else f"{content:08x}"),
+            ("data", self._content),
         ]
 
     def _same(self, epoch: int) -> dict[str, Any]:

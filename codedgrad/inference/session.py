@@ -83,6 +83,7 @@ class Session:
         self.injector = Injector(faults, job.rank) if faults else None
         self._patience = Patience(0.0)
         self._batch_s: deque[float] = deque(maxlen=32)
+        self._usual_s = 0.0
         self.exchange = self._open()
 
     def _open(self) -> SumExchange:
@@ -148,8 +149,15 @@ class Session:
 
     @property
     def batch_s(self) -> float:
-        """The median seconds of a batch of late; 0: not known yet."""
-        return median(self._batch_s) if self._batch_s else 0.0
+        """The median seconds of a batch; 0: not known yet."""
+        if self._batch_s:
+            self._usual_s = median(self._batch_s)
+        return self._usual_s
+
+    def forget_times(self) -> None:
+        """Begin anew to measure, with what is known until there is something new."""
+        self._usual_s = self.batch_s
+        self._batch_s.clear()
 
     def note_part(self, seconds: float, batches: int) -> None:
         """Hear how long a part took."""

@@ -119,6 +119,7 @@ class Work:
         if session.injector is not None:
             own = sum(self._count(i) for i in self._shares.own)
             session.injector.begin(session.number, session.batch_s * own)
+        session.forget_times()
         for i in self._shares.own:
             if not self._has(self._shares.parts[i].node):
                 self._one(i, outbox)
