@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from codedgrad.errors import ConfigError
 from codedgrad.inference import sums
 from codedgrad.inference.compare import Own
 from codedgrad.inference.guard import models_of, undisturbed
@@ -54,19 +53,16 @@ def evaluate(
     Each sample is evaluated once. The workers divide the batches, and those that are
     done compute what a late one has not begun. Sums have the same bits on every worker,
     whoever was late, and with any number of workers: integers are exact, floats are
-    added in float64 in an order that depends on the number of batches alone. While it
-    runs the model is in eval mode, without gradients; modes, random numbers and buffers
-    are afterwards as before. docs/evaluation.md tells the whole.
+    added in float64 in an order that depends on the number of batches alone. Meanwhile
+    the model is in eval mode, without gradients, and afterwards as before.
 
     Args:
-        model: the module, or a list of modules, whose parameters and saved buffers must
-            be the same on all workers.
+        model: a module, the same on all workers, or a list of them.
         data: a map-style data set, a tuple of tensors, a `ShardSampler` (its data set
             and loader processes are taken) or a DataLoader.
         fn: called with each batch as a loss function is, on whichever worker has time.
-            It returns a dictionary of what is to be summed: numbers, and tensors of any
-            shape, the same for every batch. What is wrapped in `Each` is gathered in
-            the order of the data set.
+            It returns a dictionary of what is summed: numbers, and tensors of the same
+            shapes for every batch. What is in `Each` is gathered, in the data's order.
         batch_size: samples of a batch; the last one may be smaller. None: a
             DataLoader's own, else 64.
         code: who may help whom; None: all help all.
@@ -78,7 +74,7 @@ def evaluate(
 
     Returns:
         The sums by name: int and float, or tensors of int64 and float64 on the CPU; and
-        what was gathered, one tensor or list for each name.
+        what was gathered.
 
     Raises:
         ConfigError: the data set is empty, the function returns something else, other
@@ -88,11 +84,6 @@ def evaluate(
     """
     job = runtime.current()
     with start.failing_together(job, "could not begin to evaluate"):
-        if job.in_pass:
-            raise ConfigError(
-                "evaluate was called in a loss function, which some workers call more "
-                "often than others; evaluate between two steps"
-            )
         session = session_of(job)
     with start.failing_together(job, f"failed in evaluation {session.number}"):
         check_code(code, job.size)

@@ -18,6 +18,7 @@ import torch
 from codedgrad.codes.code import Code
 from codedgrad.codes.rows import own_rows
 from codedgrad.codes.tree import SumTree
+from codedgrad.errors import ConfigError
 from codedgrad.exchange.engine import EngineExchange
 from codedgrad.inference.parts import leaves_for
 from codedgrad.inference.row import LINE
@@ -170,7 +171,16 @@ class Session:
 
 
 def session_of(job: Runtime) -> Session:
-    """Returns the job's session. Collective at the first call."""
+    """Returns the job's session. Collective at the first call.
+
+    Raises:
+        ConfigError: a pass is computed, or the plan of faults is none.
+    """
+    if job.in_pass:
+        raise ConfigError(
+            "evaluate was called in a loss function, which some workers call more "
+            "often than others; evaluate between two steps"
+        )
     parts: dict[str, Any] = job.parts
     if _PART not in parts:
         parts[_PART] = Session(job)
