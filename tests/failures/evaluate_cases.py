@@ -64,11 +64,3 @@ def evaluation_that_reduces() -> None:
 
 def evaluation_of_nothing() -> None:
     evaluate(nn.Linear(4, 3), (torch.zeros(0, 4), torch.zeros(0)))
-
-
-def evaluation_of_some_workers() -> None:
-    model = nn.Linear(4, 3)
-    evaluate(model)
-    if not last():
-        evaluate(model)
-    codedgrad.shutdown()

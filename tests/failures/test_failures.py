@@ -104,7 +104,6 @@ CASES = {
     "evaluation_that_raises": ["KeyError", "xyzzy"],
     "evaluation_that_reduces": ["wants to wait for all workers (in an allreduce)"],
     "evaluation_of_nothing": ["the data set is empty"],
-    "evaluation_of_some_workers": ["in evaluation 1 for worker 2", *REMEDY],
     "dropin_different_seed": ["worker 2 has seed = 1, worker 0 has 0"],
     "dropin_unequal_passes": ["do not take the same steps", "in exchange 0"],
     "dropin_unequal_steps": ["the values of parameters and buffers before step 2"],
