@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from codedgrad.codes import Code
     from codedgrad.gradient import CodedGradient
-    from codedgrad.settings import RunSettings
+    from codedgrad.job.settings import RunSettings
 
 _ANY_ORDER = (
     "any worker must be able to compute any shard: give the DataLoader batch_size and "
