@@ -30,9 +30,9 @@ from codedgrad.job import channel
 mpi = channel.load()
 reads_cuda = False
 try:
-    from codedgrad.job import _engine
-    if _engine.mpi_build_vendor() == mpi.vendor:
-        reads_cuda = _engine.mpi_reads_cuda_memory()
+    from codedgrad.job import _mpi
+    if _mpi.mpi_build_vendor() == mpi.vendor:
+        reads_cuda = _mpi.mpi_reads_cuda_memory()
 except ImportError:  # it is not built, or for another MPI: `_engine` reports that
     pass
 print("codedgrad-doctor" + json.dumps({
@@ -160,7 +160,7 @@ def _mpi(mpi: dict[str, Any]) -> list[Finding]:
 
 def _engine(mpi: dict[str, Any]) -> Finding:
     probe = (
-        "from codedgrad.job import _engine as e;"
+        "from codedgrad.job import _mpi as e;"
         "print('built', e.mpi_build_vendor(), e.mpi_build_version(), sep='|')"
     )
     done = subprocess.run(

@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, Any
 
 from codedgrad.errors import CodedGradError, MismatchError
 from codedgrad.job import environment, runtime, startup
-from codedgrad.job.channel import Channel
 from codedgrad.job.exit_status import ScriptEnd
 from codedgrad.job.place import find_place
 from codedgrad.job.progress import AT_THE_END, decode_steps, uneven
@@ -54,26 +53,20 @@ def init(comm: Any = None, *, timeout_s: float = 600.0) -> None:
         timeout_s: seconds without news after which a wait for others is an error.
 
     Raises:
-        EnvironmentSetupError: there is no MPI, it runs below MPI_THREAD_MULTIPLE, the
-            engine was built for another one, or the launcher belongs to another one.
+        EnvironmentSetupError: by MPI, there is none, it runs below MPI_THREAD_MULTIPLE,
+            the engine was built for another one, or the launcher belongs to another
+            one; over sockets, the workers cannot reach one another.
     """
     global _script
     if is_initialized():
         return
-    mpi = startup.load_mpi()
-    engine = startup.load_engine(mpi).Engine
-    world = Channel.of_job(comm)
-    startup.check_launcher(world.size)
-    channel = world.duplicate()
+    channel = startup.open_world(comm).duplicate()
     place = find_place(channel)
-    engine_channel = channel.duplicate()
     runtime.set_current(
         Runtime(
             place=place,
             channel=channel,
-            engine=engine.over_mpi(
-                engine_channel.fortran_handle, environment.max_tag()
-            ),
+            engine=channel.duplicate().start_engine(environment.max_tag()),
             timeout_s=timeout_s,
         )
     )
