@@ -98,7 +98,9 @@ class Door:
         return dict(self._refusals)
 
     def close(self) -> None:
-        """Answer nobody any more."""
+        """Answer nobody any more; a second call does nothing."""
+        if self._closed:
+            return
         self._closed = True
         with contextlib.suppress(OSError):
             self._ring.send(b"x")

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from types import FrameType
 
-_PASSED_ON = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2")
-_ENDING = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT}
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+_PASSED_ON = (*_ENDING, signal.SIGUSR1, signal.SIGUSR2)
 _OWN_END_S = 5.0  # workers know that another one has failed, and end by themselves
 _SIGTERM_S = 5.0  # from SIGTERM to SIGKILL
 _LOOK_S = 0.02
@@ -49,17 +49,30 @@ class Supervisor:
         self._workers: dict[int, subprocess.Popen[bytes]] = {}  # those that run
         self._status = 0
         self._ends: list[tuple[float, signal.Signals]] = []  # what is sent when
-        for name in _PASSED_ON:
-            signal.signal(getattr(signal, name), self._pass_on)
-        try:
-            for job in jobs:
-                self._workers[job.rank] = _start(command, job, defaults)
-        except OSError as error:
-            self._send(signal.SIGKILL)
-            raise ConfigError(f"{command[0]} cannot be started: {error}") from None
+        self._command, self._jobs, self._defaults = command, jobs, defaults
 
-    def wait(self) -> int:
-        """Wait for all workers; return the status of the one that failed first."""
+    def run(self) -> int:
+        """Run all workers; return the status of the one that failed first."""
+        before = {number: signal.signal(number, self._pass_on) for number in _PASSED_ON}
+        try:
+            self._start()
+            self._wait()
+        finally:
+            self._send(signal.SIGKILL)
+            for number, handler in before.items():
+                signal.signal(number, handler)
+        return self._status
+
+    def _start(self) -> None:
+        try:
+            for job in self._jobs:
+                self._workers[job.rank] = _start(self._command, job, self._defaults)
+        except OSError as error:
+            raise ConfigError(
+                f"{self._command[0]} cannot be started: {error}"
+            ) from None
+
+    def _wait(self) -> None:
         while self._workers:
             for rank, worker in list(self._workers.items()):
                 status = worker.poll()
@@ -70,7 +83,6 @@ class Supervisor:
             while self._ends and time.monotonic() > self._ends[0][0]:
                 self._send(self._ends.pop(0)[1])
             time.sleep(_LOOK_S)
-        return self._status
 
     def _ended(self, rank: int, status: int) -> None:
         if status == 0 or self._status != 0:
@@ -114,7 +126,7 @@ def run(command: Sequence[str], workers: int, defaults: dict[str, str]) -> int:
     ) as folder:
         job = SocketJob(0, workers, token=proof.new_token(), folder=folder)
         jobs = [replace(job, rank=rank) for rank in range(workers)]
-        return Supervisor(command, jobs, defaults).wait()
+        return Supervisor(command, jobs, defaults).run()
 
 
 def _start(
