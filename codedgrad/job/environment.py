@@ -36,7 +36,9 @@ _WITHOUT_MPI = (
 # By these a process knows that a launcher has started it; the second line is what a
 # user may have set by hand.
 _LAUNCHERS = ("OMPI_", "PMIX_", "PMI_", "HYDRA_", "PRTE_", "HOROVOD_")
-_SUPERVISORS = ("CODEDGRAD_RANK", "CODEDGRAD_SIZE", "CODEDGRAD_FOLDER")
+_SUPERVISORS = tuple(
+    f"CODEDGRAD_{name}" for name in ("RANK", "SIZE", "FOLDER", "RENDEZVOUS")
+)
 _USERS = ("OMPI_ALLOW", "PRTE_ALLOW", "OMPI_MCA")
 # What the standard of MPI promises at least, and what an int holds.
 _LEAST_TAG_BITS, _MOST_TAG_BITS = 15, 31
@@ -110,7 +112,8 @@ class SocketJob:
         size: how many there are.
         token: the job's secret; b"" if worker 0 is to draw one.
         folder: where the workers of one machine meet; "" if they do not.
-        store: host, port and prefix of the store in which they meet otherwise.
+        store: host, port and prefix of torchrun's store, if they meet there.
+        rendezvous: host and port of the first machine's supervisor, if they meet there.
         one_machine: whether all run on one machine.
         by: "unix", "tcp", or "" for what fits.
     """
@@ -119,7 +122,8 @@ class SocketJob:
     size: int
     token: bytes = b""
     folder: str = ""
-    store: tuple[str, int, str] = ("", 0, "")
+    store: tuple[str, int, str] | None = None
+    rendezvous: tuple[str, int] | None = None
     one_machine: bool = True
     by: str = ""
 
@@ -150,7 +154,7 @@ def socket_job() -> SocketJob | None:
     return SocketJob(
         rank=rank,
         size=size,
-        token=_token(),
+        token=given_token(),
         store=(os.environ.get("MASTER_ADDR", ""), port, f"codedgrad/{run}/{attempt}"),
         one_machine=os.environ.get("LOCAL_WORLD_SIZE", "") == str(size),
         by=_sockets(),
@@ -164,14 +168,43 @@ def _of_the_supervisor() -> SocketJob:
         if not value.isdigit():
             raise ConfigError(f"{name} must be a number, got {value!r}")
         numbers.append(int(value))
-    folder = os.environ.get("CODEDGRAD_FOLDER", "")
-    if not folder and numbers[1] > 1:
-        raise ConfigError("CODEDGRAD_RANK is set, and CODEDGRAD_FOLDER is not")
     rank, size = numbers
-    return SocketJob(rank, size, token=_token(), folder=folder, by=_sockets())
+    folder = os.environ.get("CODEDGRAD_FOLDER", "")
+    place = os.environ.get("CODEDGRAD_RENDEZVOUS", "")
+    if not folder and not place and size > 1:
+        raise ConfigError(
+            "CODEDGRAD_RANK is set, and neither CODEDGRAD_FOLDER nor "
+            "CODEDGRAD_RENDEZVOUS is"
+        )
+    return SocketJob(
+        rank=rank,
+        size=size,
+        token=given_token(),
+        folder=folder,
+        rendezvous=host_and_port(place) if place else None,
+        one_machine=not place,
+        by=_sockets(),
+    )
 
 
-def _token() -> bytes:
+def host_and_port(place: str) -> tuple[str, int]:
+    """Return the two parts of "HOST:PORT".
+
+    Raises:
+        ConfigError: they are not that.
+    """
+    host, _, port = place.rpartition(":")
+    if not host or not port.isdigit() or not 0 < int(port) < 1 << 16:
+        raise ConfigError(f"a meeting place is HOST:PORT, got {place!r}")
+    return host.strip("[]"), int(port)
+
+
+def given_token() -> bytes:
+    """Return CODEDGRAD_TOKEN, the job's secret; b"" if it is unset.
+
+    Raises:
+        ConfigError: it is none.
+    """
     value = os.environ.get("CODEDGRAD_TOKEN", "")
     try:
         token = bytes.fromhex(value)
@@ -201,6 +234,7 @@ def of_a_worker(job: SocketJob) -> dict[str, str]:
         "CODEDGRAD_RANK": str(job.rank),
         "CODEDGRAD_SIZE": str(job.size),
         "CODEDGRAD_FOLDER": job.folder,
+        "CODEDGRAD_RENDEZVOUS": "{}:{}".format(*job.rendezvous or ("", "")).strip(":"),
         "CODEDGRAD_TOKEN": job.token.hex(),
     }
 

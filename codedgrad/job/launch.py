@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple, NoReturn
 from codedgrad.errors import ConfigError, EnvironmentSetupError
 from codedgrad.job import environment
 from codedgrad.job.sockets import supervisor
+from codedgrad.job.sockets.supervisor import Machines
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -166,8 +167,10 @@ def main(args: argparse.Namespace) -> int:
     if not hosts:
         for text in warnings_of(job.workers, len(os.sched_getaffinity(0))):
             print(f"codedgrad run: {text}", file=sys.stderr)
-    if transport_of(args.transport, hosts=bool(hosts)) == "socket":
-        return _over_sockets(job, dry_run=args.dry_run)
+    asked = "socket" if args.rendezvous else args.transport
+    if transport_of(asked, hosts=bool(hosts)) == "socket":
+        machines = machines_of(args.rendezvous, args.machine)
+        return _over_sockets(job, machines, dry_run=args.dry_run)
     program = mpirun()
     shown = subprocess.run(
         [program, "--version"], capture_output=True, text=True, timeout=_VERSION_S
@@ -181,17 +184,38 @@ def main(args: argparse.Namespace) -> int:
     return 0
 
 
-def _over_sockets(job: Job, *, dry_run: bool) -> int:
+def machines_of(rendezvous: str | None, machine: str | None) -> Machines | None:
+    """Return the machines of a job over sockets; None for this one alone.
+
+    Raises:
+        ConfigError: only one of the two is given, or one is wrong.
+    """
+    if rendezvous is None and machine is None:
+        return None
+    number, _, count = (machine or "").partition("/")
+    if rendezvous is None or not number.isdigit() or not count.isdigit():
+        raise ConfigError(
+            "several machines need --rendezvous HOST:PORT, an address of the first, "
+            "and --machine 0/2, which is the first of two, on each of them"
+        )
+    host, port = environment.host_and_port(rendezvous)
+    return Machines(host, port, int(number), int(count))
+
+
+def _over_sockets(job: Job, machines: Machines | None, *, dry_run: bool) -> int:
     if job.hosts:
         raise ConfigError(
-            "--host and --hostfile start workers by mpirun; leave out --transport "
-            "socket, or start the workers of each machine by torchrun"
+            "--host and --hostfile start workers by mpirun; over sockets, run this "
+            "command on each machine with --rendezvous HOST:PORT --machine 0/2"
         )
     command = worker_of(job)
     if dry_run:
         print(*command)
         return 0
-    return supervisor.run(command, job.workers, {"OMP_NUM_THREADS": "1"})
+    defaults = {"OMP_NUM_THREADS": "1"}
+    if machines is None:
+        return supervisor.run(command, job.workers, defaults)
+    return supervisor.run_on_machines(command, job.workers, defaults, machines)
 
 
 def _become(command: list[str], variables: dict[str, str]) -> NoReturn:
@@ -219,6 +243,12 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         choices=("mpi", "socket"),
         help="how the workers talk; by MPI where there is one, unless you say so",
     )
+    command.add_argument(
+        "--rendezvous",
+        metavar="HOST:PORT",
+        help="where the workers of several machines meet, over sockets",
+    )
+    command.add_argument("--machine", metavar="I/M", help="which of them this one is")
     command.add_argument("--host", help="machines, as mpirun takes them")
     command.add_argument("--hostfile", help="a file of machines")
     command.add_argument("--dry-run", action="store_true", help="print the command")

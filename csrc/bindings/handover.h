@@ -29,8 +29,8 @@ inline py::capsule hand_over(std::unique_ptr<Transport> transport) {
 }
 
 inline std::unique_ptr<Transport> take_over(py::capsule capsule) {
-  auto* handed = static_cast<HandedOver*>(
-      PyCapsule_GetPointer(capsule.ptr(), kTransportCapsule));
+  auto* handed =
+      static_cast<HandedOver*>(PyCapsule_GetPointer(capsule.ptr(), kTransportCapsule));
   if (handed == nullptr) throw py::error_already_set();
   if (!handed->transport) throw std::runtime_error("this transport was taken already");
   return std::move(handed->transport);

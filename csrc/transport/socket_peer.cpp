@@ -24,16 +24,24 @@ constexpr int kEndMs = 1000;
 // TCP: a machine that is silent for so long is gone; a stopped process is not silent,
 // because its kernel answers.
 constexpr int kIdleS = 5, kBetweenS = 3, kProbes = 4;
+constexpr unsigned kSilentMs = 15000;
 
 void set(int fd, int level, int option, int value) {
   // Each is of use, none is needed; a UNIX socket refuses those of TCP.
   ::setsockopt(fd, level, option, &value, sizeof value);
 }
 
+bool is_tcp(int fd) {
+  int domain = AF_UNIX;
+  socklen_t size = sizeof domain;
+  ::getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &size);
+  return domain != AF_UNIX;
+}
+
 }  // namespace
 
 SocketPeer::SocketPeer(int rank, int fd)
-    : rank_(rank), fd_(fd), buffer_(kBufferBytes) {
+    : rank_(rank), fd_(fd), tcp_(is_tcp(fd)), buffer_(kBufferBytes) {
   close_in_children(fd_);
   ::fcntl(fd_, F_SETFL, ::fcntl(fd_, F_GETFL) | O_NONBLOCK);
   set(fd_, SOL_SOCKET, SO_SNDBUF, kKernelBytes);
@@ -105,6 +113,23 @@ void SocketPeer::drop_queue(Ids* done) {
   deaf_ = true;
   for (const Outgoing& frame : out_) done->push_back(frame.id);
   out_.clear();
+}
+
+// The kernel itself gives up an unanswered send only after a quarter of an hour, and
+// with TCP_USER_TIMEOUT it would give up stopped processes, too, whose kernels answer.
+void SocketPeer::check_machine(Ids* done) {
+  if (!tcp_ || at_end_) return;
+  tcp_info info{};
+  socklen_t size = sizeof info;
+  if (::getsockopt(fd_, IPPROTO_TCP, TCP_INFO, &info, &size) != 0) return;
+  const bool unanswered = info.tcpi_unacked > 0 && info.tcpi_retransmits > 1;
+  if (!unanswered && info.tcpi_probes <= 2) return;
+  if (info.tcpi_last_ack_recv < kSilentMs) return;
+  problem_ = "its machine has not answered for " +
+             std::to_string(info.tcpi_last_ack_recv / 1000) + " s";
+  readable_ = false;
+  at_end_ = true;
+  drop_queue(done);
 }
 
 void SocketPeer::end() {

@@ -46,6 +46,9 @@ class SocketPeer {
   bool gone() const { return at_end_ && !ended_ && !has_head_; }
   const std::string& problem() const { return problem_; }
 
+  // Over TCP: looks whether its machine answers still; to be called now and then.
+  void check_machine(Ids* done);
+
   // Says that nothing more will be sent; waits, not for long, for the kernel's room.
   void end();
 
@@ -65,6 +68,7 @@ class SocketPeer {
   void advance(std::size_t count, Ids* done);  // so much was sent
 
   const int rank_, fd_;
+  const bool tcp_;
   std::string problem_ = "it ended without a goodbye";
 
   std::deque<Outgoing> out_;

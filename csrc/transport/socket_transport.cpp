@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <chrono>
 #include <cstring>
 #include <deque>
 #include <stdexcept>
@@ -18,6 +19,7 @@ namespace codedgrad {
 namespace {
 
 constexpr int kEventsPerLook = 64;
+constexpr std::chrono::seconds kBetweenChecks{2};
 
 // Messages of a rank to itself: they are copied when they are received.
 struct OwnMessage {
@@ -141,10 +143,20 @@ class SocketTransport final : public Transport {
     return false;
   }
 
+  void check_machines() {
+    const auto now = std::chrono::steady_clock::now();
+    if (now < next_check_) return;
+    next_check_ = now + kBetweenChecks;
+    for (const auto& peer : peers_) {
+      if (peer) peer->check_machine(&done_);
+    }
+  }
+
   // Moves everything on that the kernel is ready for.
   void look() {
     looked_ = true;
     if (size_ == 1) return;
+    check_machines();
     epoll_event events[kEventsPerLook];
     const int count = ::epoll_wait(epoll_, events, kEventsPerLook, 0);
     for (int i = 0; i < count; ++i) {
@@ -187,7 +199,8 @@ class SocketTransport final : public Transport {
   std::deque<OwnMessage> own_;
   int next_ = 0, taken_ = 0;
   bool looked_ = false;  // since the last poll()
-  Ids done_;             // to be reported
+  std::chrono::steady_clock::time_point next_check_;
+  Ids done_;  // to be reported
   std::size_t pending_ = 0;
 };
 

@@ -61,12 +61,18 @@ class Door:
         rank: of this worker in the job.
         token: the job's secret.
         listening: the sockets at which callers come; the door closes them.
+        name: who it is, for the log; "worker 3" by default.
     """
 
     def __init__(
-        self, rank: int, token: bytes, listening: Sequence[socket.socket]
+        self,
+        rank: int,
+        token: bytes,
+        listening: Sequence[socket.socket],
+        name: str = "",
     ) -> None:
         self._rank, self._token = rank, token
+        self._name = name or f"worker {rank}"
         self._listening = list(listening)
         self._callers: dict[int, _Caller] = {}
         self._waiting: dict[tuple[bytes, int], socket.socket] = {}
@@ -192,9 +198,9 @@ class Door:
         self._refusals[reason] = count
         if count == 1:
             log.warning(
-                "worker %d refused a connection: %s. The job goes on; further ones of "
-                "this kind are not reported",
-                *(self._rank, reason),
+                "%s refused a connection: %s. The job goes on; further ones of this "
+                "kind are not reported",
+                *(self._name, reason),
             )
 
 

@@ -13,6 +13,10 @@ import secrets
 import struct
 from typing import NamedTuple
 
+REMEDY = (
+    "give all workers one token: export CODEDGRAD_TOKEN=$(python -c 'import secrets; "
+    "print(secrets.token_hex(16))') once, and the same on every machine"
+)
 TOKEN_BYTES = 16
 RANDOM_BYTES = 32
 PROOF_BYTES = 32

@@ -15,12 +15,13 @@ import sys
 import tempfile
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from codedgrad.errors import ConfigError
 from codedgrad.job import environment
 from codedgrad.job.environment import SocketJob
 from codedgrad.job.sockets import proof
+from codedgrad.job.sockets.reception import Reception
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -108,6 +109,57 @@ class Supervisor:
     def _send(self, number: signal.Signals) -> None:
         for worker in self._workers.values():
             _signal_group(worker.pid, number)
+
+
+class Machines(NamedTuple):
+    """Several machines of one job; each runs its supervisor.
+
+    Attributes:
+        host: an address of the first machine, which all others reach.
+        port: the port there at which the workers meet.
+        number: of this machine, 0 for the first.
+        total: how many machines there are.
+    """
+
+    host: str
+    port: int
+    number: int
+    total: int
+
+
+def run_on_machines(
+    command: Sequence[str], workers: int, defaults: dict[str, str], machines: Machines
+) -> int:
+    """Run this machine's part of a job; return its exit status.
+
+    Args:
+        command: what each worker runs.
+        workers: how many there are on all machines together.
+        defaults: environment variables, where the user has not set them.
+        machines: the machines.
+
+    Raises:
+        ConfigError: the numbers do not fit, there is no token, or nobody can listen.
+    """
+    each, rest = divmod(workers, machines.total)
+    if rest or not 0 <= machines.number < machines.total:
+        raise ConfigError(
+            f"-n counts the workers of all machines and must be a multiple of their "
+            f"number; got -n {workers} --machine {machines.number}/{machines.total}"
+        )
+    token = environment.given_token()
+    if not token:
+        raise ConfigError(f"--rendezvous needs a token; {proof.REMEDY}")
+    place = machines.host, machines.port
+    job = SocketJob(0, workers, token=token, rendezvous=place, one_machine=False)
+    first = machines.number * each
+    jobs = [replace(job, rank=first + local) for local in range(each)]
+    desk = Reception(*place, workers, token) if machines.number == 0 else None
+    try:
+        return Supervisor(command, jobs, defaults).run()
+    finally:
+        if desk is not None:
+            desk.close()
 
 
 def run(command: Sequence[str], workers: int, defaults: dict[str, str]) -> int:

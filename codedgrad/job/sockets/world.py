@@ -22,6 +22,7 @@ from codedgrad.job import addresses
 from codedgrad.job.sockets import calling, meeting, proof
 from codedgrad.job.sockets.card import Card, machine_name
 from codedgrad.job.sockets.door import Door
+from codedgrad.job.sockets.reception import Guest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -162,12 +163,19 @@ class World:
 def _meeting_of(job: SocketJob) -> meeting.Meeting:
     if job.folder:
         return meeting.Folder(Path(job.folder))
-    return meeting.Store(*job.store)
+    if job.rendezvous is not None:
+        if not job.token:
+            raise EnvironmentSetupError(f"this worker has no token; {proof.REMEDY}")
+        return Guest(*job.rendezvous, job.size, token=job.token, wait_s=_JOIN_S)
+    if job.store is not None:
+        return meeting.Store(*job.store)
+    raise EnvironmentSetupError("the workers have no place where they could meet")
 
 
 def _address(job: SocketJob) -> str:
     """Return the address at which other machines reach this worker."""
-    found = addresses.towards(*job.store[:2])
+    place = job.rendezvous or (job.store or ("", 0))[:2]
+    found = addresses.towards(*place)
     if found is None:
         raise EnvironmentSetupError(
             "this machine has no address that others could reach; set CODEDGRAD_ADDRESS"
@@ -177,19 +185,15 @@ def _address(job: SocketJob) -> str:
 
 def _token_of(first: Card, mine: Card) -> bytes:
     """Return the token that worker 0 has drawn, if this worker may read it."""
-    remedy = (
-        "give all workers one token: export CODEDGRAD_TOKEN=$(python -c 'import "
-        "secrets; print(secrets.token_hex(16))') once, and the same on every machine"
-    )
     if first.machine != mine.machine or not first.token:
         raise EnvironmentSetupError(
-            f"the workers run on several machines, and this one has no token; {remedy}"
+            f"the workers run on several machines, and this one has no token; {proof.REMEDY}"
         )
     try:
         return _read_secret(first.token)
     except OSError as error:
         raise EnvironmentSetupError(
-            f"the token that worker 0 has drawn cannot be read ({error}); {remedy}"
+            f"the token that worker 0 has drawn cannot be read ({error}); {proof.REMEDY}"
         ) from None
 
 
