@@ -26,7 +26,12 @@ def start(command: list[str], **variables: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         ["timeout", "--kill-after=5", str(LIMIT_S), *command],
         cwd=ROOT,
-        env={**environment.without_launcher(), "OMP_NUM_THREADS": "1", **variables},
+        env={
+            **environment.without_launcher(),
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": str(ROOT),
+            **variables,
+        },
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

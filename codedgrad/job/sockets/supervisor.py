@@ -1,7 +1,8 @@
 """Starts the workers of a job over sockets, and ends them together.
 
 Each worker leads a process group of its own, so that what it has started ends with it.
-The kernel ends the workers when the supervisor dies, whatever kills it.
+The kernel ends the workers when the supervisor dies, whatever kills it, and a shell that
+waits for its end does the same with all that they have started.
 """
 
 from __future__ import annotations
@@ -33,6 +34,11 @@ _OWN_END_S = 5.0  # workers know that another one has failed, and end by themsel
 _SIGTERM_S = 5.0  # from SIGTERM to SIGKILL
 _LOOK_S = 0.02
 _PR_SET_PDEATHSIG = 1
+# It reads the numbers of process groups, until it reads "done" or the supervisor dies.
+_KEEPER = (
+    'while read -r group; do [ "$group" = done ] && exit; all="$all -$group"; done; '
+    "kill -s KILL -- $all"
+)
 
 
 class Supervisor:
@@ -55,19 +61,31 @@ class Supervisor:
     def run(self) -> int:
         """Run all workers; return the status of the one that failed first."""
         before = {number: signal.signal(number, self._pass_on) for number in _PASSED_ON}
+        keeper = subprocess.Popen(
+            ["/bin/sh", "-c", _KEEPER],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            bufsize=0,
+        )
         try:
-            self._start()
+            self._start(keeper)
             self._wait()
         finally:
             self._send(signal.SIGKILL)
+            _tell(keeper, "done")
+            keeper.communicate()
             for number, handler in before.items():
                 signal.signal(number, handler)
         return self._status
 
-    def _start(self) -> None:
+    def _start(self, keeper: subprocess.Popen[bytes]) -> None:
         try:
             for job in self._jobs:
-                self._workers[job.rank] = _start(self._command, job, self._defaults)
+                worker = _start(self._command, job, self._defaults)
+                self._workers[job.rank] = worker
+                _tell(keeper, str(worker.pid))
         except OSError as error:
             raise ConfigError(
                 f"{self._command[0]} cannot be started: {error}"
@@ -199,6 +217,12 @@ def _start(
         stdin=None if job.rank == 0 else subprocess.DEVNULL,
         preexec_fn=before,
     )
+
+
+def _tell(keeper: subprocess.Popen[bytes], word: str) -> None:
+    assert keeper.stdin is not None
+    with contextlib.suppress(BrokenPipeError):  # somebody has ended it
+        keeper.stdin.write(f"{word}\n".encode())
 
 
 def _signal_group(leader: int, number: signal.Signals) -> None:

@@ -187,13 +187,15 @@ def _token_of(first: Card, mine: Card) -> bytes:
     """Return the token that worker 0 has drawn, if this worker may read it."""
     if first.machine != mine.machine or not first.token:
         raise EnvironmentSetupError(
-            f"the workers run on several machines, and this one has no token; {proof.REMEDY}"
+            f"the workers run on several machines, and this one has no token; "
+            f"{proof.REMEDY}"
         )
     try:
         return _read_secret(first.token)
     except OSError as error:
         raise EnvironmentSetupError(
-            f"the token that worker 0 has drawn cannot be read ({error}); {proof.REMEDY}"
+            f"the token that worker 0 has drawn cannot be read ({error}); "
+            f"{proof.REMEDY}"
         ) from None
 
 
