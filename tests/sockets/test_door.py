@@ -118,14 +118,15 @@ def test_what_a_door_has_said_opens_none(place: Place) -> None:
 
 
 def test_garbage_is_refused_and_logged_once(
-    place: Place, caplog: pytest.LogCaptureFixture
+    place: Place, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(calling, "_HANG_UPS", 2)
     with caplog.at_level(logging.WARNING, logger="codedgrad"):
         for said in (b"GET / HTTP/1.1\r\n\r\n" * 10, os.urandom(500), bytes(66)):
             assert place.hears_nothing(said)
         greeting = proof.greet("m", 2, 1).encode()
         assert place.hears_nothing(greeting[:9] + b"\x09" + greeting[10:])
-        with pytest.raises(OSError, match="hung up"):
+        with pytest.raises(calling.Refused, match="worker 3 hangs up"):
             place.call(2, to=3)
         place.line().close()
         with place.call(2):  # the door is as good as ever

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 _PROVE_S = 10.0  # longer than a door gives, so that the door is who ends it
 _NAP_S = 0.05
+_HANG_UPS = 60
 
 
 class Refused(EnvironmentSetupError):
@@ -33,29 +34,41 @@ def call(
         token: the job's secret.
         greeting: who calls whom.
         until: when to give up, in the time of `time.monotonic`. A door that does not
-            answer is called again until then.
+            answer is called again until then; one that hangs up, some times.
 
     Raises:
-        Refused: the door says no, or does not have the token.
-        OSError: nobody answers.
+        Refused: the door says no, hangs up, or does not have the token.
+        OSError: nobody answers, or the door's process has ended.
     """
+    hung_up = 0
     while True:
         try:
-            connection = open_line(_PROVE_S)
-            connection.settimeout(_PROVE_S)
-            try:
-                _introduce(connection, token, greeting)
-            except BaseException:
-                connection.close()
-                raise
-        except ConnectionRefusedError:
+            return _call_once(open_line, token, greeting)
+        except (ConnectionRefusedError, FileNotFoundError):
             raise  # its process has ended
+        except (ConnectionResetError, ConnectionAbortedError, BrokenPipeError):
+            hung_up += 1  # it may have too many callers at a time
+            if hung_up > _HANG_UPS:
+                raise Refused(
+                    f"the door of worker {greeting.door} hangs up; its log says why"
+                ) from None
         except OSError:
             if time.monotonic() > until:
                 raise
-            time.sleep(_NAP_S)
-        else:
-            return connection
+        time.sleep(_NAP_S)
+
+
+def _call_once(
+    open_line: Callable[[float], socket.socket], token: bytes, greeting: proof.Greeting
+) -> socket.socket:
+    connection = open_line(_PROVE_S)
+    connection.settimeout(_PROVE_S)
+    try:
+        _introduce(connection, token, greeting)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
 
 
 def _introduce(

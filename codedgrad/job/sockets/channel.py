@@ -104,6 +104,7 @@ class SocketChannel:
 
     def abort(self, status: int) -> None:
         """End this process at once; whoever started it ends the others."""
+        self._world.clean_up()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)

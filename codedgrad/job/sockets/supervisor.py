@@ -1,8 +1,8 @@
 """Starts the workers of a job over sockets, and ends them together.
 
 Each worker leads a process group of its own, so that what it has started ends with it.
-The kernel ends the workers when the supervisor dies, whatever kills it, and a shell that
-waits for its end does the same with all that they have started.
+The kernel ends the workers when the supervisor dies, whatever kills it. A shell, which
+waits for its end, does the same with all that they have started.
 """
 
 from __future__ import annotations

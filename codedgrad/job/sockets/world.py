@@ -34,6 +34,7 @@ log = logging.getLogger("codedgrad")
 _JOIN_S = 600.0  # until all workers have come, and have connected
 _BACKLOG = 128
 _LOOK_S = 1.0
+_MOST_PATH = 80  # bytes; the kernel takes 107 for the whole path of a socket
 
 
 class World:
@@ -52,8 +53,8 @@ class World:
         if job.size == 1:
             self.cards = [Card(machine_name())]
             return
-        self._folder = Path(tempfile.mkdtemp(prefix="codedgrad-"))
-        atexit.register(shutil.rmtree, self._folder, ignore_errors=True)
+        self._folder = _own_folder(job.folder)
+        atexit.register(self.clean_up)
         place = _meeting_of(job)
         token = job.token or (proof.new_token() if job.rank == 0 else b"")
         card, listening = self._open(job, token if not job.token else b"")
@@ -62,6 +63,11 @@ class World:
         self._token = token or _token_of(self.cards[0], self.cards[job.rank])
         self._door = Door(job.rank, self._token, listening)
         atexit.register(self._door.close)
+
+    def clean_up(self) -> None:
+        """Remove this worker's files."""
+        if self.size > 1:
+            shutil.rmtree(self._folder, ignore_errors=True)
 
     def next_name(self) -> str:
         """Return the name of a new job's first channel."""
@@ -158,6 +164,18 @@ class World:
             kept = str(self._folder / "token")
             _write_secret(kept, token)
         return Card(machine_name(), path, host, port, kept), listening
+
+
+def _own_folder(within: str) -> Path:
+    """Make a folder that only this user can enter, with a path that a socket can have.
+
+    Args:
+        within: in which folder; in that for temporary files if it is "".
+    """
+    parent = within or tempfile.gettempdir()
+    if len(os.fsencode(parent)) > _MOST_PATH:
+        parent = "/tmp"
+    return Path(tempfile.mkdtemp(prefix="codedgrad-", dir=parent))
 
 
 def _meeting_of(job: SocketJob) -> meeting.Meeting:
