@@ -1,13 +1,15 @@
-"""A training that runs under any launcher: job.py FOLDER [guarded].
+"""A training that runs under any launcher: job.py FOLDER [guarded|dies].
 
 Worker 1 is slow. Every worker writes a digest of its parameters to FOLDER/bits.<rank>.
 With "guarded", worker 0 first writes to FOLDER/door where it listens, and all train for
-long enough that others can call there meanwhile.
+long enough that others can call there meanwhile. With "dies", the last worker does.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -21,11 +23,11 @@ import codedgrad
 PASS_S = 0.01
 
 
-def main(folder: Path, *, guarded: bool) -> None:
+def main(folder: Path, kind: str) -> None:
     torch.set_num_threads(1)
     codedgrad.init(timeout_s=30)
     rank, n = codedgrad.rank(), codedgrad.size()
-    if guarded:
+    if kind == "guarded":
         from codedgrad.job.sockets import world
 
         assert world._world is not None
@@ -45,9 +47,11 @@ def main(folder: Path, *, guarded: bool) -> None:
         time.sleep(PASS_S * (8 if rank == 1 else 1) * len(x) / 8)
         return nn.functional.cross_entropy(model(x), y)
 
-    for epoch in range(60 if guarded else 30):
+    for epoch in range(60 if kind == "guarded" else 30):
         sampler.set_epoch(epoch)
         for shards in coded.steps(sampler):
+            if kind == "dies" and coded.step == 10 and rank == n - 1:
+                os.kill(os.getpid(), signal.SIGKILL)
             coded.backward(loss_fn, shards)
             optimizer.step()
             optimizer.zero_grad()
@@ -61,4 +65,4 @@ def main(folder: Path, *, guarded: bool) -> None:
     coded.close()
 
 
-main(Path(sys.argv[1]), guarded="guarded" in sys.argv)
+main(Path(sys.argv[1]), "".join(sys.argv[2:]))

@@ -1,7 +1,8 @@
-"""Jobs without MPI: the bits of a job by MPI, and strangers that call meanwhile."""
+"""Jobs without MPI: the bits of one by MPI, strangers that call, a worker that dies."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -63,7 +64,11 @@ def test_the_same_bits_by_every_launcher(tmp_path: Path, n: int) -> None:
     for name, command in launchers(n).items():
         folder = tmp_path / name
         folder.mkdir()
-        end(start([*command, JOB, str(folder)]))
+        job = [*command, JOB, str(folder)]
+        if (name, n) == ("socket", 2):
+            train_among_strangers([*job, "guarded"], folder / "door")
+        else:
+            end(start(job))
         found[name] = bits(folder, n)
     digest = found["mpi"][0].split()[0]
     assert found.pop("mpi") == [f"{digest} mpi"] * n
@@ -78,11 +83,9 @@ def until(there: Any, job: subprocess.Popen[str]) -> None:
         time.sleep(0.005)
 
 
-def test_strangers_do_not_touch_a_job(tmp_path: Path) -> None:
-    """They call by TCP at worker 0, while it trains."""
-    command = [*launchers(2)["socket"], JOB, str(tmp_path), "guarded"]
+def train_among_strangers(command: list[str], door: Path) -> None:
+    """Runs a job by TCP; others call at worker 0 meanwhile, and do not touch it."""
     job = start(command, CODEDGRAD_SOCKETS="tcp")
-    door = tmp_path / "door"
     until(lambda: door.exists() and door.stat().st_size, job)
     host, port = door.read_text().split()
     assert host == "127.0.0.1"
@@ -90,19 +93,32 @@ def test_strangers_do_not_touch_a_job(tmp_path: Path) -> None:
     def line(timeout_s: float = 5.0) -> socket.socket:
         return socket.create_connection((host, int(port)), timeout_s)
 
-    slow = line()
-    slow.sendall(b"c")
-    for said in (b"GET / HTTP/1.1\r\n\r\n" * 20, os.urandom(1 << 20)):
-        with line() as stranger:
-            try:
+    with line() as slow:
+        slow.sendall(b"c")
+        for said in (b"GET / HTTP/1.1\r\n\r\n" * 20, os.urandom(1 << 20)):
+            with line() as stranger, contextlib.suppress(ConnectionError):
                 stranger.sendall(said)
                 assert stranger.recv(1000) == b""
-            except (BrokenPipeError, ConnectionResetError):
-                pass
-    with pytest.raises(calling.Refused, match="does not have this job's token"):
-        calling.call(line, bytes(16), proof.greet("job 1", 1, 0), time.monotonic())
-    assert job.poll() is None
-    output = end(job)
-    slow.close()
+        with pytest.raises(calling.Refused, match="does not have this job's token"):
+            calling.call(line, bytes(16), proof.greet("job 1", 1, 0), time.monotonic())
+        assert job.poll() is None, job.communicate()[0]
+        output = end(job)
     assert output.count("it did not greet as a worker does") == 1, output
-    assert len(set(bits(tmp_path, 2))) == 1
+
+
+def test_a_worker_that_dies_is_named_on_another_machine(tmp_path: Path) -> None:
+    """Two supervisors meet at an address, as those of two machines do."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        place = "{}:{}".format(*free.getsockname())
+    variables = {
+        "CODEDGRAD_TOKEN": proof.new_token().hex(),
+        "CODEDGRAD_ADDRESS": "127.0.0.1",
+        "CODEDGRAD_SOCKETS": "tcp",
+    }
+    job = [*RUN, "-n", "2", "--rendezvous", place, "--machine"]
+    words = [JOB, str(tmp_path), "dies"]
+    parts = [start([*job, f"{m}/2", *words], **variables) for m in range(2)]
+    outputs = [part.communicate()[0] for part in parts]
+    assert [part.returncode for part in parts] == [1, 128 + 9], outputs
+    assert "worker 1 ended by signal 9 (SIGKILL)" in outputs[1]
+    assert "worker 1 is gone: its process died" in outputs[0], outputs
