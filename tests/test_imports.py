@@ -22,7 +22,7 @@ LAYERS: dict[str, set[str]] = {
     "monitor": {"errors"},
     "row": {"errors", "settings", "ops", "job"},
     "exchange": LOW | {"row"},
-    "step": LOW | {"row", "exchange", "inputs", "monitor"},
+    "step": LOW | {"ops", "row", "exchange", "inputs", "monitor"},
     "groups": LOW | {"row", "exchange", "inputs", "step"},
     "faces": LOW | {"row", "exchange", "inputs", "monitor", "step", "groups"},
     "lab": {"errors", "codes", "monitor"},

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn.modules.module import register_module_forward_pre_hook
 
+from codedgrad.ops.objects import mark_of
 from codedgrad.row import tensors
 from codedgrad.row.tensors import Place
-from codedgrad.step.witness import FOREIGN, Entry, mark_of
+from codedgrad.step.witness import FOREIGN, Entry
 
 if TYPE_CHECKING:
     from collections.abc import Container

@@ -24,6 +24,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from codedgrad.errors import ConfigError
+from codedgrad.ops import objects
 from codedgrad.step import live
 from codedgrad.step.boundaries import Abandoned
 from codedgrad.step.leaves import Leaves
@@ -218,14 +219,14 @@ class _Flags:
 
     def __init__(self, modules: list[Any], parameters: list[Tensor]) -> None:
         self._modules, self._parameters = modules, parameters
-        self._training = [m.training for m in modules]
-        self._requires = [p.requires_grad for p in parameters]
+        self._training = objects.read(modules, "training", False)
+        self._requires = objects.read(parameters, "requires_grad", False)
 
     def put_back(self) -> None:
-        if [m.training for m in self._modules] != self._training:
+        if not objects.reads(self._modules, "training", False, self._training):
             for module, flag in zip(self._modules, self._training, strict=True):
                 module.training = flag
-        if [p.requires_grad for p in self._parameters] != self._requires:
+        if not objects.reads(self._parameters, "requires_grad", False, self._requires):
             for p, flag in zip(self._parameters, self._requires, strict=True):
                 if p.requires_grad != flag:
                     p.requires_grad_(flag)
