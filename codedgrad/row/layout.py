@@ -142,13 +142,7 @@ class Layout:
         self._places = objects.Places(
             list(zip(self._shapes, self._strides, self._offsets, strict=True))
         )
-        changes = sum(real(b).numel() for b in self.buffers)
-        self.change_area = slice(0, changes)
-        self.used_area = slice(changes, changes + len(named))
-        self.moved_place = self.used_area.stop + checks.ELEMENTS
-        self.check_area = slice(self.used_area.stop, self.moved_place)
-        self.loss_place = self.moved_place + 1
-        self.weight_place = self.loss_place + 1
+        self._place_tail()
         self.wire = settings.wire
         self._narrow = self._narrow_type(settings.wire)
         self._workers, self._bucket_mb = workers, settings.bucket_mb
@@ -158,6 +152,16 @@ class Layout:
         self.narrow_buckets = 0
         self.bucket_starts: list[int] = []
         self.cut(cuts.LATENCY_MB)
+
+    def _place_tail(self) -> None:
+        """Says where the parts of the tail lie, but for the metrics at its end."""
+        changes = sum(real(b).numel() for b in self.buffers)
+        self.change_area = slice(0, changes)
+        self.used_area = slice(changes, changes + len(self.parameters))
+        self.moved_place = self.used_area.stop + checks.ELEMENTS
+        self.check_area = slice(self.used_area.stop, self.moved_place)
+        self.loss_place = self.moved_place + 1
+        self.weight_place = self.loss_place + 1
 
     def _narrow_type(self, wire: str) -> torch.dtype | None:
         if wire not in _WIRES:

@@ -108,7 +108,8 @@ py::list filled(const py::list& objects, const py::str& name) {
 }
 
 void assign(const py::list& objects, const py::str& name, const py::list& values) {
-  if (objects.size() != values.size()) throw py::value_error("as many values, please");
+  if (objects.size() != values.size())
+    throw py::value_error("give as many values as objects");
   Attribute attribute(name, false);
   for (std::size_t i = 0; i < objects.size(); ++i) {
     attribute.set(item(objects, i), item(values, i));
