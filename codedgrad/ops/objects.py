@@ -140,7 +140,10 @@ class Marks:
         """Find out which tensors can be described to C."""
         core = self._core
         if core is not None:
-            plain = [_is_plain(t) and core.note([t]) for t in self._tensors]
+            plain = [_is_plain(t) for t in self._tensors]
+            if not all(plain) or not core.note(self._tensors):
+                pairs = zip(self._tensors, plain, strict=True)
+                plain = [is_so and core.note([t]) for t, is_so in pairs]
             self._plain_places = [i for i, is_so in enumerate(plain) if is_so]
             self._plain = [self._tensors[i] for i in self._plain_places]
             self._odd_places = [i for i, is_so in enumerate(plain) if not is_so]

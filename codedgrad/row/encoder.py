@@ -87,12 +87,14 @@ class _Part(NamedTuple):
     """A run of spans that is written by one call.
 
     `place` is its first element in a row, `weighed` whether it is multiplied by the
-    weight, and `gradients` what finds its values in one call, if that can be done.
+    weight, `parameters` are those in it, and `gradients` is what finds their gradients
+    in one call, if that can be done.
     """
 
     spans: list[Span]
     place: int
     weighed: bool
+    parameters: list[Tensor]
     gradients: Any
 
 
@@ -160,22 +162,25 @@ class HostEncoder:
             parts, place = [], self._bounds[first][0]
             for spans, weighed in zip(self._split(inside), (True, False), strict=True):
                 if spans:
-                    parts.append(
-                        _Part(spans, place, weighed, self._found_by_kernel(spans))
-                    )
+                    found = self._found_by_kernel(spans)
+                    parts.append(_Part(spans, place, weighed, *found))
                     place += sum(span.length for span in spans)
             self._runs[first, until, measured] = parts
         return parts
 
-    def _found_by_kernel(self, spans: list[Span]) -> Any:
-        """Returns what finds the spans' gradients in one call; None: torch cannot."""
+    def _found_by_kernel(self, spans: list[Span]) -> tuple[list[Tensor], Any]:
+        """Returns what finds the spans' gradients in one call, None if torch cannot.
+
+        The parameters whose gradients are asked for come first.
+        """
         if not objects.EXCHANGE:
-            return None
-        kinds = [
-            (size, list(strides))
-            for size, strides in zip(self._sizes, self._strides, strict=True)
-        ]
-        return kernels("_ops").Gradients([tuple(s) for s in spans], kinds)
+            return [], None
+        inside = sorted({span.parameter for span in spans if span.parameter >= 0})
+        at = {index: place for place, index in enumerate(inside)}
+        kinds = [(self._sizes[i], list(self._strides[i])) for i in inside]
+        table = [(at.get(index, -1), *rest) for index, *rest in spans]
+        found = kernels("_ops").Gradients(table, kinds)
+        return [self._parameters[i] for i in inside], found
 
     def _write(
         self, first: int, until: int, out: Tensor, weight: float, sums: Sequence[Tensor]
@@ -207,7 +212,7 @@ class HostEncoder:
         wire = self._layout.wire_at(part.place)
         answer: bool | None = kernels("_ops").encode_gradients(
             part.gradients,
-            self._parameters,
+            part.parameters,
             self._tail.values.data_ptr(),
             weight,
             [s.data_ptr() + skip for s in sums],

@@ -41,6 +41,7 @@ struct View {
 
 void let_go(Owner* owner, std::size_t views) {
   if (owner->views.fetch_sub(views) != views) return;
+  if (!Py_IsInitialized()) return;  // the process ends
   const PyGILState_STATE state = PyGILState_Ensure();
   Py_DECREF(owner->object);
   PyGILState_Release(state);

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 PACKAGE = str(Path(codedgrad.__file__).parent)
 CALLBACKS = 60  # of a step
 OPERATIONS = 6  # of a bucket
+BUCKET_MB = 0.05  # as many buckets as a wide ResNet-50 has
 BATCH = 2
 
 
@@ -63,7 +64,8 @@ def test_a_calm_step() -> None:
     x, y = torch.randn(8 * BATCH * n, 3, 8, 8), torch.randint(0, 10, (8 * BATCH * n,))
     model = resnet()
     callbacks, operations, own = Callbacks(), Operations(), Operations()
-    with codedgrad.CodedGradient(model, codes.spread(n, micro=1)) as coded:
+    code = codes.spread(n, micro=1)
+    with codedgrad.CodedGradient(model, code, bucket_mb=BUCKET_MB) as coded:
         sampler = codedgrad.ShardSampler((x, y), BATCH * n)
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
         buckets = len(coded._payload.layout.bucket_starts) - 1
@@ -91,5 +93,6 @@ def test_a_calm_step() -> None:
     # Reading the own shard is an operation for each of its tensors.
     with own:
         criterion(model, *(t[:BATCH].clone() for t in (x, y))).backward()
+    assert 4 <= buckets <= 12
     assert callbacks.count <= 3 * CALLBACKS
     assert operations.count - own.count <= OPERATIONS * buckets
