@@ -41,6 +41,15 @@ bool each_value(const py::list& dictionaries, const Visit& visit) {
   return true;
 }
 
+// Whether attributes are looked up in the usual way, at least at first.
+bool asks_usually(PyTypeObject* type) {
+  const auto way_of = [](PyTypeObject* one) {
+    return owned(
+        PyObject_GetAttrString(reinterpret_cast<PyObject*>(one), "__getattribute__"));
+  };
+  return way_of(type).is(way_of(&PyBaseObject_Type));
+}
+
 py::list values_of(const py::list& dictionaries) {
   py::list found;
   each_value(dictionaries, [&](py::handle value) {
@@ -140,7 +149,7 @@ Attribute::Way Attribute::found(PyTypeObject* type) const {
   if (got == nullptr) {
     if (!PyErr_ExceptionMatches(PyExc_AttributeError)) throw py::error_already_set();
     PyErr_Clear();
-    way.own = !call_;
+    way.own = !call_ && asks_usually(type);
     return way;
   }
   const py::object held = py::reinterpret_steal<py::object>(got);
