@@ -73,6 +73,11 @@ class Strangers:
         self._new = set()
         return news
 
+    @property
+    def met(self) -> bool:
+        """Whether there are any."""
+        return bool(self._met)
+
     def modules(self) -> list[nn.Module]:
         """Returns those that are still there."""
         return [m for met in self._met.values() if (m := met()) is not None]

@@ -157,12 +157,11 @@ class Watch:
             self._compare(finished=kind is None)
 
     def _compare(self, *, finished: bool) -> None:
-        self._compare_gradients()
-        subjects = (self._subject, *self._others)
-        same = all(s.same_tensors() for s in subjects)
-        in_place = same and not self._strangers.entries()
-        changes = self._witness.changes(in_place=in_place)
-        for change in changes:
+        if self._outside:
+            self._compare_gradients()
+        same = self._in_place()
+        in_place = same and not self._strangers.met
+        for change in self._witness.changes(in_place=in_place):
             entry = change.entry
             if entry.role == TRAINABLE and change.copied and not finished:
                 self._witness.put_back(entry)  # weights were exchanged for a while
@@ -177,11 +176,18 @@ class Watch:
                 self._witness.put_back(entry)
                 self.found.add(entry.place.name)
                 self._payload.tail.moved = True
-        new = [*self._strangers.changed_entries(), *self._plain.changed_entries()]
-        if new:
-            raise ConfigError(_refusal(new[0]))
-        if not same and not all(s.same_tensors() for s in subjects):
+        if self._values:  # else nobody listens
+            new = [*self._strangers.changed_entries(), *self._plain.changed_entries()]
+            if new:
+                raise ConfigError(_refusal(new[0]))
+        if not same and not self._in_place():
             self._see_new()
+
+    def _in_place(self) -> bool:
+        """Returns whether all modules hold the same modules and tensors as before."""
+        if not self._subject.same_tensors():
+            return False
+        return not self._others or all(s.same_tensors() for s in self._others)
 
     def _compare_gradients(self) -> None:
         for p, g, v in zip(
