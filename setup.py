@@ -161,7 +161,8 @@ MPI = ("csrc/transport/mpi/*.cpp", "csrc/bindings/mpi.cpp")
 mpi = extension("codedgrad.job._mpi", MPI)
 # The C++ bindings of MPI were removed from the standard; old headers still have them.
 mpi.define_macros += [("OMPI_SKIP_MPICXX", "1"), ("MPICH_SKIP_MPICXX", "1")]
-kernels = extension("codedgrad.ops._ops", (*KERNELS, "csrc/bindings/ops.cpp"))
+looks = [f"csrc/bindings/{name}.cpp" for name in ("ops", "objects", "tensors")]
+kernels = extension("codedgrad.ops._ops", (*KERNELS, *looks))
 cuda = extension("codedgrad.ops._ops_cuda", ("csrc/bindings/ops_cuda.cpp",))
 wanted = [cuda] if os.environ.get("CODEDGRAD_CUDA") == "1" else []
 ParallelCompile(default=os.cpu_count() or 1).install()
