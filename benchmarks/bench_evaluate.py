@@ -4,9 +4,9 @@
     mpirun -n 8 python benchmarks/bench_evaluate.py --task sleep --out FILE.json
 
 *images*: a small convolutional network on random images, nobody slow. The baselines are
-what one would write instead: each worker goes through its share, and one all-reduce adds
-the sums up. *plain* slices the share's batches from tensors, which is the fastest loop that
-there is; *loader* has a DataLoader make them. All take turns.
+what one would write instead: each worker goes through its share, and one all-reduce
+adds the sums up. *plain* slices the batches from tensors, which is the fastest loop
+that there is; *loader* has a DataLoader make them. All take turns.
 
 *sleep*: modules that sleep, so that workers which share cores do not slow one another.
 In every second evaluation worker 3 is 8 x slow. `bound_over_calm` is a perfect division
