@@ -210,16 +210,15 @@ class Work:
         if self._too_large is not None and self._too_large[0] == number:
             return self._too_large[1]
         part = self._shares.parts[number]
-        watch = _Watch(self, part)
+        return self._sum(part.first, part.stop, _Watch(self, part), own=own)
 
-        def total(first: int, stop: int) -> Values:
-            if stop - first == 1:
-                return self._batch(first, watch, own=own)
-            middle = middle_of(first, stop)
-            left = total(first, middle)
-            return sums.add(left, total(middle, stop))
-
-        return total(part.first, part.stop)
+    def _sum(self, first: int, stop: int, watch: _Watch, *, own: bool) -> Values:
+        """Returns the sums of a run of batches, in the order of `parts`."""
+        if stop - first == 1:
+            return self._batch(first, watch, own=own)
+        middle = middle_of(first, stop)
+        left = self._sum(first, middle, watch, own=own)
+        return sums.add(left, self._sum(middle, stop, watch, own=own))
 
     def _batch(self, number: int, watch: _Watch, *, own: bool) -> Values:
         watch.check()

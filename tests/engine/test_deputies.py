@@ -330,6 +330,7 @@ def test_a_row_that_has_come_since_is_lacked_no_more(
     def body(worker: Worker) -> None:
         exchange, until = worker.exchange, time.monotonic() + LIMIT_S
         assert exchange.begin(0, LIMIT_S)[0]
+        worker.post(0, worker.rank)
         while exchange.needs(0) < 2:
             assert time.monotonic() < until
             time.sleep(1e-3)
@@ -341,7 +342,7 @@ def test_a_row_that_has_come_since_is_lacked_no_more(
         while exchange.needs(0) < seen + 4:
             assert exchange.has(0, last)
             assert time.monotonic() < until
-        for node in range(last):
+        for node in range(2, last):
             worker.post(0, node)
         assert exchange.wait(0, LIMIT_S)
         exchange.take(0)
