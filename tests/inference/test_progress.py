@@ -18,7 +18,7 @@ def test_without_tqdm(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tqdm.auto", None)
     for show in (None, False):
         with Bar(show=show, total=3) as bar:
-            bar.show(None, None)  # type: ignore[arg-type]
+            bar.show(None, None, None)  # type: ignore[arg-type]
     with pytest.raises(EnvironmentSetupError, match=r"codedgrad\[progress\]"):
         Bar(show=True, total=3)
 
@@ -30,6 +30,10 @@ def test_it_counts_what_has_arrived(capsys: pytest.CaptureFixture[str]) -> None:
     exchange = SimpleNamespace(has=lambda _, node: node in here)
     session: Any = SimpleNamespace(exchange=exchange, number=0)
     with Bar(show=True, total=10) as bar:
-        bar.show(session, Shares(parts, 0, 1, None))
+        shares = Shares(parts, 0, 1, None)
+        bar.show(session, shares, 5)
+        assert bar._bar.n == 5
+        bar._next_s = 0.0
+        bar.show(session, shares, None)
         assert bar._bar.n == sum(parts[i].stop - parts[i].first for i in (0, 2))
     assert "evaluate" in capsys.readouterr().err
