@@ -16,7 +16,6 @@ Every evaluation's sums are compared with those of the first.
 
 from __future__ import annotations
 
-import os
 import statistics
 import time
 from typing import TYPE_CHECKING, Any
@@ -28,6 +27,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
 import codedgrad
+from codedgrad.inference.session import session_of
+from codedgrad.job.faults import Faults, Injector
+from codedgrad.job.runtime import current
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -149,7 +151,10 @@ def sleep(*, toy: bool) -> dict[str, Any]:
     """Time evaluations with and without a worker that is 8 x slow."""
     batches, rounds = (8, 2) if toy else (32, 10)
     slow = min(SLOW, COMM.size - 1)
-    os.environ["CODEDGRAD_FAULTS"] = f"slow:worker={slow},factor={FACTOR},every=2"
+    session = session_of(current())
+    first = session.number  # every second evaluation from here on
+    plan = f"slow:worker={slow},factor={FACTOR},every=2,steps={first}-1000000"
+    session.injector = Injector(Faults.parse(plan, COMM.size), COMM.rank)
     torch.manual_seed(0)
     x = torch.randn(COMM.size * batches * BATCH, 4)
     y = torch.randint(0, 4, (len(x),))
@@ -190,13 +195,15 @@ def sleep(*, toy: bool) -> dict[str, Any]:
 def main() -> None:
     """Run one task."""
     parser = arguments(str(__doc__))
-    parser.add_argument("--task", choices=("images", "sleep"), default="images")
+    parser.add_argument("--task", choices=("images", "sleep", "both"), default="both")
     args = parser.parse_args()
     torch.set_num_threads(1)
     codedgrad.init()
-    results = (images if args.task == "images" else sleep)(toy=args.toy)
-    say(f"{args.task}: {results}")
-    write(args.out, f"evaluate-{args.task}", results)
+    tasks = {"images": images, "sleep": sleep}
+    wanted = tasks if args.task == "both" else [args.task]
+    results = {name: tasks[name](toy=args.toy) for name in wanted}
+    say(str(results))
+    write(args.out, "bench_evaluate", results)
 
 
 if __name__ == "__main__":
