@@ -93,7 +93,7 @@ class Shares:
             code: whose shards are runs of batches; None gives each worker one shard,
                 and lets all help with all.
         """
-        self.parts = parts
+        self.parts, self._worker = parts, worker
         batches = parts[-1].stop
         shards = workers if code is None else code.shards
         owning = [{w} for w in range(workers)] if code is None else _owning(code)
@@ -109,6 +109,14 @@ class Shares:
             for i in numbers
             if shard_of[i] in helping and shard_of[i] not in owning[worker]
         ]
+
+    def lasts(self) -> list[int]:
+        """Returns the node of each other worker's last part, with which it is idle."""
+        nodes = {
+            owners[0]: part.node
+            for part, owners in zip(self.parts, self.owners, strict=True)
+        }
+        return [node for owner, node in nodes.items() if owner != self._worker]
 
     def late(self, has: Callable[[int], bool]) -> list[int]:
         """Returns the workers whose parts are missing.

@@ -46,14 +46,26 @@ class Bar:
             total=total, desc="evaluate", unit="batch", disable=disable, leave=False
         )
 
-    def show(self, session: Session, shares: Shares) -> None:
-        """Look what has arrived, a few times a second."""
+    def show(self, session: Session, shares: Shares, done: int | None) -> None:
+        """Look how far all are, a few times a second.
+
+        Args:
+            session: of the evaluation.
+            shares: who computes what.
+            done: batches of the own share that are done, after which the others are
+                thought to be as far; None: it is done, and what has arrived counts.
+        """
         now = time.monotonic()
         if self._bar is None or self._bar.disable or now < self._next_s:
             return
         self._next_s = now + _EVERY_S
-        has, number = session.exchange.has, session.number
-        here = sum(p.stop - p.first for p in shares.parts if has(number, p.node))
+        parts = shares.parts
+        if done is not None:
+            own = sum(parts[i].stop - parts[i].first for i in shares.own)
+            here = done * self._bar.total // max(own, done)
+        else:
+            has, number = session.exchange.has, session.number
+            here = sum(p.stop - p.first for p in parts if has(number, p.node))
         self._bar.update(here - self._bar.n)
 
     def __enter__(self) -> Self:

@@ -23,6 +23,7 @@ the worker sends a row of the root with it, which ends the step for all at once.
 from __future__ import annotations
 
 import hashlib
+from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -41,6 +42,7 @@ _DIGEST_BYTES = 5
 _HEAD = 2  # need, length of the text
 
 
+@lru_cache(maxsize=16)
 def digest40(text: str) -> int:
     """Returns 40 bits that follow from a text."""
     found = hashlib.blake2b(text.encode(), digest_size=_DIGEST_BYTES).digest()

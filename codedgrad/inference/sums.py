@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -173,6 +174,7 @@ def add(left: Values, right: Values) -> Values:
     return [a + b for a, b in zip(left, right, strict=True)]
 
 
+@lru_cache(maxsize=16)
 def size_of(schema: Schema) -> int:
     """Returns the number of float64 that the sums of a schema take in a row."""
     return sum(_size(entry) for entry in schema)
@@ -234,6 +236,7 @@ def _shaped(entry: Entry, flat: Tensor) -> Any:
     return flat.reshape(entry.shape) if entry.shape else flat.item()
 
 
+@lru_cache(maxsize=16)
 def text_of(schema: Schema) -> str:
     """Returns a schema as text, for `schema_of`."""
     return json.dumps([list(entry) for entry in schema], separators=(",", ":"))

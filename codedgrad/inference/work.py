@@ -6,12 +6,12 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
 import torch
 
 from codedgrad.data.seeding import seed_pass
 from codedgrad.inference import row, sums
 from codedgrad.inference.helping import Helping
+from codedgrad.inference.outbox import Outbox
 from codedgrad.inference.parts import Part, middle_of
 from codedgrad.step.boundaries import Abandoned, Boundaries
 
@@ -24,15 +24,12 @@ if TYPE_CHECKING:
     from codedgrad.inference.guard import Guard
     from codedgrad.inference.parts import Shares
     from codedgrad.inference.progress import Bar
-    from codedgrad.inference.row import Decoded, Marks, Row
+    from codedgrad.inference.row import Decoded
     from codedgrad.inference.samples import Batches
     from codedgrad.inference.session import Session
     from codedgrad.inference.sums import Schema, Values
 
 _PATIENCE_S = 0.01  # the least; rows of parts that are done may be under way so long
-_POST_S = 0.005  # the least between two rows that are sent
-_POST_SHARE = 0.05  # the share of the time that sending may take, roughly
-_BYTES_S = 1e9  # that are sent in a second, as a guess
 _EVALUATION = 0xE7A1  # tells the random numbers of an evaluation from a training's
 _LAST_RESORT = 3  # times that rows were lacked, until own parts are computed again
 
@@ -74,6 +71,7 @@ class Work:
     Attributes:
         schema: what the metrics are; None before the first batch.
         each: the results by sample of the parts computed here, by part.
+        done: the number of batches that were computed here.
     """
 
     def __init__(
@@ -84,8 +82,10 @@ class Work:
         self._marks = aids.own.marks
         self._too_large: tuple[int, Values] | None = None
         self._form = row.Format(0, 0, 0)
+        self._outbox = Outbox(session, self._form, lambda: False)
         self.schema: Schema | None = None
         self.each: dict[int, Values] = {}
+        self.done = 0
 
     def attempt(self, patience: float) -> Decoded:
         """Returns the decoded row, which may say that rows need more lines.
@@ -96,6 +96,13 @@ class Work:
         session, parts = self._session, self._shares.parts
         exchange, number = session.exchange, session.number
         self._form = row.Format(session.lines, session.tree.parts, len(parts))
+        lasts, workers = self._shares.lasts(), session.job.size
+
+        def idle() -> bool:  # and nothing of this object, which would be a cycle
+            without = len(lasts) < workers - 1
+            return without or any(exchange.has(number, node) for node in lasts)
+
+        self._outbox = Outbox(session, self._form, idle)
         exchange.late = lambda: self._shares.late(self._has)
         exchange.begin(number)
         if not exchange.forwarded(number):
@@ -107,6 +114,7 @@ class Work:
                     pass
         exchange.wait_all(number, self._help_out)
         exchange.late = None
+        self._aids.guard.check(0, parts[-1].stop)  # a part that was left, too
         return self._form.read(session.take())
 
     def _has(self, node: int) -> bool:
@@ -115,15 +123,15 @@ class Work:
     # ---- own parts, and those of others ----
 
     def _own(self) -> None:
-        session, outbox = self._session, Outbox(self._session, self._form)
+        session = self._session
         if session.injector is not None:
             own = sum(self._count(i) for i in self._shares.own)
             session.injector.begin(session.number, session.batch_s * own)
         session.forget_times()
         for i in self._shares.own:
             if not self._has(self._shares.parts[i].node):
-                self._one(i, outbox)
-        outbox.flush()
+                self._one(i)
+        self._outbox.flush()
 
     def _help(self, setting: float) -> None:
         session, shares = self._session, self._shares
@@ -143,9 +151,7 @@ class Work:
             if part is None:
                 wait_s = min(max(1e-3, 0.1 * part_s), 0.05)
                 continue
-            outbox = Outbox(session, self._form)
-            self._one(part, outbox, own=False)
-            outbox.flush()
+            self._one(part, own=False)
 
     def _help_out(self, times: int) -> None:
         """Compute what workers lack that had arrived here; see `Exchange.wait_all`."""
@@ -154,13 +160,11 @@ class Work:
             numbers = sorted({*numbers, *self._shares.own})
         for i in numbers:
             if not self._has(self._shares.parts[i].node):
-                outbox = Outbox(self._session, self._form)
                 try:
                     with self._session.job.computing():
-                        self._one(i, outbox, own=False)
+                        self._one(i, own=False)
                 except _Decoded:
                     return
-                outbox.flush()
 
     def _count(self, number: int) -> int:
         part = self._shares.parts[number]
@@ -168,8 +172,8 @@ class Work:
 
     # ---- one part ----
 
-    def _one(self, number: int, outbox: Outbox, *, own: bool = True) -> None:
-        """Compute a part and hand its row to the outbox, unless others do before.
+    def _one(self, number: int, *, own: bool = True) -> None:
+        """Compute a part and send its row, unless others do before.
 
         Raises:
             _Decoded: the evaluation is decoded.
@@ -198,7 +202,10 @@ class Work:
         payload = self._form.write(
             schema, values, part=number, worker=self._session.job.rank
         )
-        outbox.add(part.node, payload, self._marks.with_metrics(sums.text_of(schema)))
+        marks = self._marks.with_metrics(sums.text_of(schema))
+        self._outbox.add(part.node, payload, marks)
+        if not own:
+            self._outbox.flush()
 
     def _values(self, number: int, *, own: bool) -> Values:
         """Returns the sums of a part.
@@ -209,16 +216,15 @@ class Work:
         if self._too_large is not None and self._too_large[0] == number:
             return self._too_large[1]
         part = self._shares.parts[number]
-        watch = _Watch(self, part)
+        return self._sum(part.first, part.stop, _Watch(self, part), own=own)
 
-        def total(first: int, stop: int) -> Values:
-            if stop - first == 1:
-                return self._batch(first, watch, own=own)
-            middle = middle_of(first, stop)
-            left = total(first, middle)
-            return sums.add(left, total(middle, stop))
-
-        return total(part.first, part.stop)
+    def _sum(self, first: int, stop: int, watch: _Watch, *, own: bool) -> Values:
+        """Returns the sums of a run of batches, in the order of `parts`."""
+        if stop - first == 1:
+            return self._batch(first, watch, own=own)
+        middle = middle_of(first, stop)
+        left = self._sum(first, middle, watch, own=own)
+        return sums.add(left, self._sum(middle, stop, watch, own=own))
 
     def _batch(self, number: int, watch: _Watch, *, own: bool) -> Values:
         watch.check()
@@ -234,7 +240,8 @@ class Work:
         if self.schema is None:
             self.schema = schema
         sums.check_same(self.schema, schema, number)
-        self._aids.bar.show(self._session, self._shares)
+        self.done += 1
+        self._aids.bar.show(self._session, self._shares, self.done if own else None)
         return values
 
 
@@ -249,6 +256,7 @@ class _Watch:
         session = work._session
         self._exchange, self._number = session.exchange, session.number
         self._injector, self._node = session.injector, part.node
+        self._look = work._outbox.look
 
     def check(self) -> None:
         """Raises `Abandoned` where the part's row is here, or all rows."""
@@ -256,48 +264,10 @@ class _Watch:
             self._number, self._node
         ):
             raise Abandoned
+        self._look()
 
     def visit(self) -> None:
         """At a boundary: be slow if told to, and look whether to go on."""
         self.check()
         if self._injector is not None:
             self._injector.boundary(self.check)
-
-
-class Outbox:
-    """Sends the rows of parts that are done, neighbours as one row where that is soon.
-
-    A row goes to all workers, so many small ones would cost more than their batches.
-    """
-
-    def __init__(self, session: Session, form: row.Format) -> None:
-        """Begin with nothing to send."""
-        self._session, self._form = session, form
-        self._rows: dict[int, tuple[Row, Marks]] = {}
-        size_s = 8 * row.LINE * form.lines * session.job.size / _BYTES_S
-        self._least_s = max(_POST_S, size_s / _POST_SHARE)
-        self._sent_s = time.monotonic()
-
-    def add(self, node: int, payload: Row, marks: Marks) -> None:
-        """Take the payload of a node; send it now or later."""
-        tree = self._session.tree
-        while (parent := int(tree.parent[node])) >= 0:
-            left, right = int(tree.left[parent]), int(tree.right[parent])
-            other = self._rows.pop(right if node == left else left, None)
-            if other is None:
-                break
-            one, two = (payload, other[0]) if node == left else (other[0], payload)
-            with np.errstate(invalid="ignore", over="ignore"):  # inf - inf is a NaN
-                node, payload = parent, one + two
-        self._rows[node] = payload, marks
-        if time.monotonic() - self._sent_s >= self._least_s:
-            self.flush()
-
-    def flush(self) -> None:
-        """Send everything."""
-        tree = self._session.tree
-        for node, (payload, marks) in self._rows.items():
-            leaves = int(tree.stop[node] - tree.start[node])
-            self._session.post(node, self._form.marked(payload, marks, leaves))
-        self._rows.clear()
-        self._sent_s = time.monotonic()

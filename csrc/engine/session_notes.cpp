@@ -3,6 +3,7 @@
 // protocol.
 #include <algorithm>
 #include <cstring>
+#include <iterator>
 #include <stdexcept>
 
 #include "engine/clock.h"
@@ -107,6 +108,10 @@ void Session::need(std::int64_t step, const std::vector<std::int32_t>& rows) {
   std::lock_guard<std::mutex> lock(mutex_);
   Deputies::Need& need = d.needs[step];
   ++need.times;
+  // What was sent once more since is not lacked any more, unless it is said again.
+  for (auto row = need.rows.begin(); row != need.rows.end();) {
+    row = need.again->has(*row) ? need.rows.erase(row) : std::next(row);
+  }
   need.rows.insert(rows.begin(), rows.end());
   need.again = plan_->make_cover();
   if (kept != d.kept.end()) {

@@ -319,3 +319,32 @@ def test_owners_and_deputies_at_a_time_with_every_message_late(
     deputised, copied = np.sum(made.run(body, deputy_s=0.001), axis=0)
     assert deputised > 0
     assert copied > 0
+
+
+def test_a_row_that_has_come_since_is_lacked_no_more(
+    job: Callable[..., Job],
+) -> None:
+    """Rows come slowly, so owners say again and again what they lack."""
+    last = 7
+
+    def body(worker: Worker) -> None:
+        exchange, until = worker.exchange, time.monotonic() + LIMIT_S
+        assert exchange.begin(0, LIMIT_S)[0]
+        worker.post(0, worker.rank)
+        while exchange.needs(0) < 2:
+            assert time.monotonic() < until
+            time.sleep(1e-3)
+        if worker.rank == 1:
+            worker.post(0, last)
+        while not exchange.has(0, last):
+            assert time.monotonic() < until
+        seen = exchange.needs(0)
+        while exchange.needs(0) < seen + 4:
+            assert exchange.has(0, last)
+            assert time.monotonic() < until
+        for node in range(2, last):
+            worker.post(0, node)
+        assert exchange.wait(0, LIMIT_S)
+        exchange.take(0)
+
+    job(codes.spread(2, micro=4, copies=1)).run(body)

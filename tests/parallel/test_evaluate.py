@@ -94,7 +94,7 @@ def same(got: dict[str, Any], wanted: dict[str, Any]) -> bool:
     )
 
 
-@pytest.mark.parametrize("batch_size", [1, 7, 40, 500])
+@pytest.mark.parametrize("batch_size", [2, 7, 40, 500])
 def test_the_sums_of_one_process_whoever_is_late(
     slowed: Callable[[str], None], batch_size: int
 ) -> None:
@@ -148,7 +148,7 @@ def test_large_sums_and_none_at_all_on_some_workers() -> None:
 def test_nothing_is_disturbed() -> None:
     """Between two steps of a training, which ends in the bits of one without it."""
 
-    def train(evaluating: bool) -> list[Tensor]:
+    def train(*, evaluating: bool) -> list[Tensor]:
         net = model()
         optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
         with codedgrad.CodedGradient(net, seed=5) as coded:
@@ -157,8 +157,8 @@ def test_nothing_is_disturbed() -> None:
                 coded.backward(
                     lambda x, y: nn.functional.cross_entropy(net(x), y), shards
                 )
-                if evaluating:
-                    codedgrad.evaluate(net, dataset(), metrics(net), 16)
+                if evaluating and shards.index < 2:
+                    codedgrad.evaluate(net, dataset(), metrics(net), 40)
                 torch.rand(3), random.random(), mtrand.rand()
                 optimizer.step()
                 optimizer.zero_grad()
@@ -166,9 +166,9 @@ def test_nothing_is_disturbed() -> None:
         return [t.clone() for t in net.state_dict().values()] + [drawn]
 
     random.seed(1), mtrand.seed(1), torch.manual_seed(1)
-    with_it = train(True)
+    with_it = train(evaluating=True)
     random.seed(1), mtrand.seed(1), torch.manual_seed(1)
-    for a, b in zip(with_it, train(False), strict=True):
+    for a, b in zip(with_it, train(evaluating=False), strict=True):
         assert torch.equal(a, b)
 
 
@@ -257,6 +257,52 @@ def test_nobody_waits_for_a_slow_worker(slowed: Callable[[str], None]) -> None:
     counts = [int(word) for word in everywhere(str(len(done)))]
     assert counts[late] <= 8  # of 16
     assert times["slow"] < 5.0 * times["calm"]  # where waiting takes 8
+
+
+def test_beside_the_drop_in() -> None:
+    """Evaluations between backward and step leave the loop's bits as they are."""
+    data = dataset()
+
+    def train(*, evaluating: bool) -> list[Tensor]:
+        net = model()
+        plain = torch.optim.SGD(net.parameters(), lr=0.1)
+        optimizer = codedgrad.DistributedOptimizer(plain, model=net)
+        for i in range(3):
+            x, y = data[i + codedgrad.rank() :: 4 * codedgrad.size()]
+            nn.functional.cross_entropy(net(x), y).backward()
+            if evaluating:
+                got = codedgrad.evaluate(net, data, metrics(net), 16)
+                assert got["count"] == len(data)
+            optimizer.step()
+            optimizer.zero_grad()
+        codedgrad.hvd.detach(optimizer)
+        return [t.clone() for t in net.state_dict().values()]
+
+    for a, b in zip(train(evaluating=True), train(evaluating=False), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_stopped_worker_stops_nobody(slowed: Callable[[str], None]) -> None:
+    """SIGSTOP of a whole process, its engine too: others decode its slice."""
+    if codedgrad.size() != 2:
+        pytest.skip("two workers will do")
+    last = 1
+    number = session_of(runtime.current()).number
+    slowed(f"stop:worker={last},step={number + 2},seconds=1.5")
+    x = torch.zeros(16 * codedgrad.size(), 1)
+
+    def fn(x: Tensor) -> dict[str, Any]:
+        time.sleep(0.003)
+        return {"n": len(x)}
+
+    times = []
+    for _ in range(4):
+        begin = time.monotonic()
+        assert codedgrad.evaluate(nn.Linear(1, 1), (x,), fn, 1) == {"n": len(x)}
+        times.append(time.monotonic() - begin)
+    codedgrad.barrier()
+    if codedgrad.rank() != last:
+        assert times[2] < 1.2
 
 
 @pytest.mark.parametrize(
