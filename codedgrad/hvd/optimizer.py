@@ -21,6 +21,8 @@ from __future__ import annotations
 
 import gc
 import weakref
+from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict, cast
 
 import torch
@@ -41,17 +43,20 @@ from codedgrad.job import collectives, runtime
 from codedgrad.settings import combine
 from codedgrad.step import live, start
 from codedgrad.step.dropin import DropIn
-from codedgrad.step.mean import DropInPlan, Trained
+from codedgrad.step.plan import DropInPlan, Trained
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
+    from pathlib import Path
 
     from torch import Tensor
     from typing_extensions import Unpack
 
     from codedgrad.codes import Code
     from codedgrad.data import ShardBatchSampler
-    from codedgrad.settings import Keywords
+    from codedgrad.job.faults import Faults
+    from codedgrad.monitor.record import RunRecord
+    from codedgrad.settings import Approximate, Keywords
 
 _attached: weakref.WeakKeyDictionary[torch.optim.Optimizer, DropIn] = (
     weakref.WeakKeyDictionary()
@@ -61,10 +66,19 @@ _attached: weakref.WeakKeyDictionary[torch.optim.Optimizer, DropIn] = (
 class DropInKeywords(TypedDict, total=False):
     """The further keywords of the drop-in.
 
-    See `codedgrad.settings` for the first five. The others are Horovod's:
+    See `codedgrad.settings` for the first eight. With `policy=approximate(...)` nobody
+    waits for the late, see `catch_up`. The others are Horovod's:
     `gradient_predivide_factor`, `num_groups`, `groups` and `sparse_as_dense` change no
     result here, since every gradient is divided before the sum, and travels densely, in
     buckets. `process_set` is the global one.
+
+    Attributes:
+        catch_up: with an approximate policy and `model`, whether a worker that is
+            behind leaves out what nobody needs: in a pass of an exchange that is
+            decoded already, the model is not computed, and its output is that of one
+            earlier sample, repeated. The loss of such a pass says nothing;
+            `optimizer.report.fast_forwarded` is True then. False computes every pass,
+            and a worker that is always late is waited for, `window` exchanges later.
     """
 
     wire: str
@@ -72,6 +86,10 @@ class DropInKeywords(TypedDict, total=False):
     overlap: bool
     window: int
     seed: int
+    policy: str | Approximate
+    faults: Faults | str | None
+    log: str | Path | None
+    catch_up: bool
     gradient_predivide_factor: float
     num_groups: int
     groups: Any
@@ -79,7 +97,10 @@ class DropInKeywords(TypedDict, total=False):
     process_set: Any
 
 
-_SETTINGS = ("wire", "bucket_mb", "overlap", "window", "seed")
+_SETTINGS = (
+    *("wire", "bucket_mb", "overlap", "window"),
+    *("seed", "policy", "faults", "log"),
+)
 
 
 def DistributedOptimizer(
@@ -96,10 +117,14 @@ def DistributedOptimizer(
 ) -> Any:
     """Make `backward()` leave the mean gradient over all workers in `p.grad`.
 
-    Collective. The optimizer has three more methods afterwards. `synchronize()`
-    exchanges what is left of an incomplete accumulation, where `step()` would do so.
-    `with optimizer.skip_synchronize(): optimizer.step()` exchanges nothing any more.
+    Collective. The optimizer has more methods afterwards. `synchronize()` exchanges
+    what is left of an incomplete accumulation, where `step()` would do so. `with
+    optimizer.skip_synchronize(): optimizer.step()` exchanges nothing any more.
     `join()` takes part in the others' exchanges until all workers have called it.
+    `close()` undoes it all, see `detach`, and `with optimizer.closing(): ...` does so
+    at its end. `optimizer.report` is what happened in the last exchange (a
+    `StepReport` without a loss, which the loop keeps to itself; None before the first),
+    and `optimizer.record` holds the reports so far.
 
     Args:
         optimizer: any torch optimizer; it is returned as it is.
@@ -119,7 +144,9 @@ def DistributedOptimizer(
             decoded already.
         **keywords: `wire`, `bucket_mb`, `overlap` and `window` (see
             `codedgrad.settings.ExchangeSettings`); `seed` of the random numbers of a
-            pass (with `model`); those of Horovod, see `DropInKeywords`.
+            pass (with `model`), `log` and `faults` (see `codedgrad.RunSettings`);
+            `policy=codedgrad.approximate(...)`, with which nobody waits for the late;
+            `catch_up`, and those of Horovod, see `DropInKeywords`.
 
     Raises:
         ConfigError: bad arguments, a code for another number of workers, or one whose
@@ -139,7 +166,34 @@ def DistributedOptimizer(
         for name in _METHODS:
             # Nobody copies or pickles these; see `Optimizer.__getstate__`.
             setattr(optimizer, name, getattr(drop_in, name))
+        _give_end(optimizer, drop_in.record)
     return optimizer
+
+
+def _give_end(optimizer: Any, record: RunRecord) -> None:
+    """Give an optimizer its reports and its end."""
+    known = weakref.ref(optimizer)  # which is not to be kept alive by itself
+    optimizer.report, optimizer.record = None, record
+    optimizer.close = partial(_close, known)
+    optimizer.closing = partial(_closing, known)
+
+
+def _close(known: weakref.ref[torch.optim.Optimizer], *, alone: bool = False) -> None:
+    """End the exchange and take the hooks off. Collective; once will do."""
+    optimizer = known()
+    if optimizer is not None and optimizer in _attached:
+        detach(optimizer, alone=alone)
+
+
+@contextmanager
+def _closing(known: weakref.ref[torch.optim.Optimizer]) -> Iterator[None]:
+    """Close at the end of a block; after an error wait for nobody."""
+    try:
+        yield
+    except BaseException:
+        _close(known, alone=True)
+        raise
+    _close(known)
 
 
 class _Asked(NamedTuple):
@@ -174,17 +228,23 @@ class _Asked(NamedTuple):
             code=self.code if self.code is not None else codes.uncoded(size),
             passes=self.passes,
             settings=combine(None, cast("Keywords", chosen)),
+            catch_up=bool(self.keywords.get("catch_up", True)),
             multiply=_check_horovod(self.op, self.keywords, size),
         )
         plan.check(size)
+        plan.estimates(size)
         return plan
 
 
 _METHODS = ("synchronize", "skip_synchronize", "join")
 
 
-def detach(optimizer: torch.optim.Optimizer) -> None:
+def detach(optimizer: torch.optim.Optimizer, *, alone: bool = False) -> None:
     """Undo `DistributedOptimizer`: gradients are the worker's own again. Collective.
+
+    Args:
+        optimizer: what `DistributedOptimizer` has returned.
+        alone: only take the hooks off, without the others, as after an error.
 
     Raises:
         ConfigError: the optimizer is not distributed.
@@ -194,7 +254,7 @@ def detach(optimizer: torch.optim.Optimizer) -> None:
         raise ConfigError("this optimizer did not come from DistributedOptimizer")
     for name in _METHODS:
         delattr(optimizer, name)
-    drop_in.close()
+    drop_in.close(alone=alone)
 
 
 def join() -> int:
