@@ -68,9 +68,9 @@ class DropInKeywords(TypedDict, total=False):
 
     See `codedgrad.settings` for the first eight. With `policy=approximate(...)` nobody
     waits for the late, see `catch_up`. The others are Horovod's:
-    `gradient_predivide_factor`, `num_groups`, `groups` and `sparse_as_dense` change no
-    result here, since every gradient is divided before the sum, and travels densely, in
-    buckets. `process_set` is the global one.
+    `gradient_predivide_factor`, `num_groups` and `groups` change no result here, since
+    every gradient is divided before the sum, and travels in buckets. Sparse ones travel
+    densely; `sparse_as_dense` leaves them so. `process_set` is the global one.
 
     Attributes:
         catch_up: with an approximate policy and `model`, whether a worker that is
@@ -229,6 +229,7 @@ class _Asked(NamedTuple):
             passes=self.passes,
             settings=combine(None, cast("Keywords", chosen)),
             catch_up=bool(self.keywords.get("catch_up", True)),
+            sparse_as_dense=bool(self.keywords.get("sparse_as_dense", False)),
             multiply=_check_horovod(self.op, self.keywords, size),
         )
         plan.check(size)

@@ -38,6 +38,7 @@ from codedgrad.step.needless import NeedlessForwards
 from codedgrad.step.plan import DropInPlan, Progress, Trained, no_join
 from codedgrad.step.rng import Seeds
 from codedgrad.step.slowly import SlowLoop
+from codedgrad.step.sparse import SparseGradients
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -71,6 +72,7 @@ class DropIn:
         self._names = {id(p): name for name, p in trained.named}
         self._multiply = plan.multiply
         self._uneven = no_join(trained, plan)
+        self._sparse_again = not plan.sparse_as_dense
         self._short = plan.catch_up and plan.estimates(job.size) is not None
         self._synchronize_in_step = True
         self._attach(trained)
@@ -80,6 +82,7 @@ class DropIn:
         optimizer, model = trained.optimizer, trained.model
         live.enter_optimizer(optimizer, self.parameters)
         self._optimizer = weakref.ref(optimizer)
+        self._sparse = SparseGradients(self.parameters, back=self._sparse_again)
         self._backwards = Backwards(self.parameters, self)
         # Its hooks come after those above, which begin the row that it writes.
         writer = self._mean.attach()
@@ -102,6 +105,7 @@ class DropIn:
         if model is not None and self._short:
             self._catches_up = NeedlessForwards(model, self.parameters, self)
             handles.append(self._catches_up)
+        handles.append(self._sparse)
         calls = [h.remove for h in handles] + [self._backwards.remove, writer.close]
         calls.append(self._outer.put_back)
         self._detach = weakref.finalize(self, _call, calls)
@@ -225,6 +229,7 @@ class DropIn:
         """End the exchange that has begun."""
         with self._failing_together():
             self._mean.complete()
+            self._sparse.put_back()
             optimizer: Any = self._optimizer()
             check_outside(optimizer, self._known, self._names)
         if optimizer is not None:

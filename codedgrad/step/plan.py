@@ -30,7 +30,8 @@ class DropInPlan:
         settings: of the exchange and the run.
         multiply: by what gradients are multiplied as they come: 1 for the mean over
             the workers, their number for the sum.
-        catch_up: whether a late worker cuts passes short that nobody needs.
+        catch_up: whether a late worker leaves out forwards that nobody needs.
+        sparse_as_dense: whether a sparse gradient stays dense when it is decoded.
     """
 
     code: Code
@@ -38,6 +39,7 @@ class DropInPlan:
     settings: Settings
     multiply: int = 1
     catch_up: bool = True
+    sparse_as_dense: bool = False
 
     def estimates(self, workers: int) -> Approximate | None:
         """Returns when owners settle for an estimate; None: never.
