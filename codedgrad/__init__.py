@@ -28,6 +28,7 @@ from codedgrad.gradient import CodedGradient
 from codedgrad.hvd import optimizer
 from codedgrad.hvd.optimizer import DistributedOptimizer, join
 from codedgrad.hvd.words import Average, Compression, Sum
+from codedgrad.integrations import ddp
 from codedgrad.job import faults
 from codedgrad.job.broadcast import broadcast_optimizer_state, broadcast_parameters
 from codedgrad.job.checkpoint import save
@@ -56,6 +57,7 @@ from codedgrad.settings import (
     approximate,
 )
 
+sys.modules[f"{__name__}.ddp"] = ddp
 # These were modules of their own.
 sys.modules[f"{__name__}.optimizer"] = optimizer
 sys.modules[f"{__name__}.faults"] = faults
@@ -95,6 +97,7 @@ __all__ = [
     "codes",
     "cross_rank",
     "cross_size",
+    "ddp",
     "init",
     "is_initialized",
     "join",

@@ -121,10 +121,9 @@ def DistributedOptimizer(
     what is left of an incomplete accumulation, where `step()` would do so. `with
     optimizer.skip_synchronize(): optimizer.step()` exchanges nothing any more.
     `join()` takes part in the others' exchanges until all workers have called it.
-    `close()` undoes it all, see `detach`, and `with optimizer.closing(): ...` does so
-    at its end. `optimizer.report` is what happened in the last exchange (a
-    `StepReport` without a loss, which the loop keeps to itself; None before the first),
-    and `optimizer.record` holds the reports so far.
+    `close()` undoes it all; so does `with optimizer.closing(): ...` at its end.
+    `optimizer.report` (without a loss, which the loop keeps to itself) tells of the
+    last exchange, and `optimizer.record` holds the reports so far.
 
     Args:
         optimizer: any torch optimizer; it is returned as it is.
@@ -143,10 +142,8 @@ def DistributedOptimizer(
         sampler: give it so that a worker that lags skips the data of steps which are
             decoded already.
         **keywords: `wire`, `bucket_mb`, `overlap` and `window` (see
-            `codedgrad.settings.ExchangeSettings`); `seed` of the random numbers of a
-            pass (with `model`), `log` and `faults` (see `codedgrad.RunSettings`);
-            `policy=codedgrad.approximate(...)`, with which nobody waits for the late;
-            `catch_up`, and those of Horovod, see `DropInKeywords`.
+            `codedgrad.settings.ExchangeSettings`), `seed`, `log` and `faults` (see
+            `codedgrad.RunSettings`), `policy`; for others see `DropInKeywords`.
 
     Raises:
         ConfigError: bad arguments, a code for another number of workers, or one whose
@@ -171,7 +168,7 @@ def DistributedOptimizer(
 
 
 def _give_end(optimizer: Any, record: RunRecord) -> None:
-    """Give an optimizer its reports and its end."""
+    """Give an optimizer its reports and its end, which stay when it has ended."""
     known = weakref.ref(optimizer)  # which is not to be kept alive by itself
     optimizer.report, optimizer.record = None, record
     optimizer.close = partial(_close, known)

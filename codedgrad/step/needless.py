@@ -188,7 +188,7 @@ class _NoGradient(torch.autograd.Function):
         ctx: Any, needless: NeedlessForwards, anchor: Tensor, *x: Tensor
     ) -> Any:
         ctx.needless, ctx.anchor = needless, anchor
-        return tuple(one.view_as(one) for one in x)
+        return tuple(one.clone() for one in x)  # which may be changed in place
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
