@@ -42,6 +42,9 @@ if TYPE_CHECKING:
     from codedgrad.settings import Approximate, Keywords, Settings
 
 
+__all__ = ["DdpExchange", "DdpKeywords", "register"]
+
+
 class DdpKeywords(TypedDict, total=False):
     """The settings of an exchange of DDP's; see `codedgrad.settings`."""
 
