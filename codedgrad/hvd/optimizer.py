@@ -122,8 +122,7 @@ def DistributedOptimizer(
     optimizer.skip_synchronize(): optimizer.step()` exchanges nothing any more.
     `join()` takes part in the others' exchanges until all workers have called it.
     `close()` undoes it all; so does `with optimizer.closing(): ...` at its end.
-    `optimizer.report` (without a loss, which the loop keeps to itself) tells of the
-    last exchange, and `optimizer.record` holds the reports so far.
+    `report` tells of the last exchange (no loss), `record` holds all reports so far.
 
     Args:
         optimizer: any torch optimizer; it is returned as it is.
@@ -142,8 +141,8 @@ def DistributedOptimizer(
         sampler: give it so that a worker that lags skips the data of steps which are
             decoded already.
         **keywords: `wire`, `bucket_mb`, `overlap` and `window` (see
-            `codedgrad.settings.ExchangeSettings`), `seed`, `log` and `faults` (see
-            `codedgrad.RunSettings`), `policy`; for others see `DropInKeywords`.
+            `codedgrad.settings`), `seed`, `log`, `faults` and `policy`; for others
+            see `DropInKeywords`.
 
     Raises:
         ConfigError: bad arguments, a code for another number of workers, or one whose

@@ -97,6 +97,12 @@ def gradients(
     return found
 
 
+def close(got: Tensor, want: Tensor, rounding: float) -> None:
+    """Up to a rounding of the largest, since some sums cancel out."""
+    largest = want.abs().max().item()
+    torch.testing.assert_close(got, want, rtol=rounding, atol=rounding * largest)
+
+
 @pytest.mark.parametrize(
     ("how", "keywords"),
     [
@@ -117,8 +123,7 @@ def test_gradients_are_those_of_ddp(how: Any, keywords: Any) -> None:
     for a, b in zip(got, want, strict=True):
         assert (a is None) == (b is None)
         if a is not None:
-            rounding = 2e-2 if "wire" in keywords else 1e-6
-            torch.testing.assert_close(a, b, rtol=rounding, atol=rounding)
+            close(a, b, 2e-2 if "wire" in keywords else 1e-6)
             assert torch.equal(a, b) or not exact
 
 
@@ -129,7 +134,7 @@ def test_other_types(dtype: torch.dtype) -> None:
     for a, b in zip(got, want, strict=True):
         if a is not None:
             assert a.dtype == dtype
-            torch.testing.assert_close(a, b, rtol=2e-2, atol=1e-2)
+            close(a, b, 3e-2 if dtype == torch.bfloat16 else 1e-12)
 
 
 def test_training_ends_with_the_same_parameters_everywhere() -> None:

@@ -43,7 +43,7 @@ def test_reports_a_log_and_an_end(tmp_path: Path) -> None:
             assert math.isnan(report.loss)
             phases = report.compute_s + report.wait_s + report.backpressure_s
             assert 0.0 < phases < report.step_s + 1e-3
-            assert set(report.arrivals_s) == set(range(codedgrad.size()))
+            assert set(report.arrivals_s) <= set(range(codedgrad.size()))
     assert not hasattr(optimizer, "synchronize")
     optimizer.close()  # once will do
     codedgrad.barrier()
