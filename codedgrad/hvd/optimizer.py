@@ -55,7 +55,6 @@ if TYPE_CHECKING:
     from codedgrad.codes import Code
     from codedgrad.data import ShardBatchSampler
     from codedgrad.job.faults import Faults
-    from codedgrad.monitor.record import RunRecord
     from codedgrad.settings import Approximate, Keywords
 
 _attached: weakref.WeakKeyDictionary[torch.optim.Optimizer, DropIn] = (
@@ -159,17 +158,17 @@ def DistributedOptimizer(
         _check_free(optimizer, named)
         drop_in = DropIn(job, Trained(optimizer, named, model, sampler), chosen)
         _attached[optimizer] = drop_in
-        for name in _METHODS:
-            # Nobody copies or pickles these; see `Optimizer.__getstate__`.
-            setattr(optimizer, name, getattr(drop_in, name))
-        _give_end(optimizer, drop_in.record)
+        _give_methods(optimizer, drop_in)
     return optimizer
 
 
-def _give_end(optimizer: Any, record: RunRecord) -> None:
-    """Give an optimizer its reports and its end, which stay when it has ended."""
+def _give_methods(optimizer: Any, drop_in: DropIn) -> None:
+    """Give an optimizer its methods; its reports and its end stay when it has ended."""
+    for name in _METHODS:
+        # Nobody copies or pickles these; see `Optimizer.__getstate__`.
+        setattr(optimizer, name, getattr(drop_in, name))
     known = weakref.ref(optimizer)  # which is not to be kept alive by itself
-    optimizer.report, optimizer.record = None, record
+    optimizer.report, optimizer.record = None, drop_in.record
     optimizer.close = partial(_close, known)
     optimizer.closing = partial(_closing, known)
 
