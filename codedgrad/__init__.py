@@ -28,8 +28,9 @@ from codedgrad.gradient import CodedGradient
 from codedgrad.hvd import optimizer
 from codedgrad.hvd.optimizer import DistributedOptimizer, join
 from codedgrad.hvd.words import Average, Compression, Sum
+from codedgrad.inference import Each, evaluate
 from codedgrad.integrations import ddp
-from codedgrad.job import faults
+from codedgrad.job import faults, settings
 from codedgrad.job.broadcast import broadcast_optimizer_state, broadcast_parameters
 from codedgrad.job.checkpoint import save
 from codedgrad.job.collectives import (
@@ -49,7 +50,7 @@ from codedgrad.job.runtime import (
     rank,
     size,
 )
-from codedgrad.settings import (
+from codedgrad.job.settings import (
     ExchangeSettings,
     HelpSettings,
     RunSettings,
@@ -61,6 +62,7 @@ sys.modules[f"{__name__}.ddp"] = ddp
 # These were modules of their own.
 sys.modules[f"{__name__}.optimizer"] = optimizer
 sys.modules[f"{__name__}.faults"] = faults
+sys.modules[f"{__name__}.settings"] = settings
 
 __version__ = "0.1.0"
 
@@ -72,6 +74,7 @@ __all__ = [
     "ConfigError",
     "DataError",
     "DistributedOptimizer",
+    "Each",
     "EnvironmentSetupError",
     "ExchangeSettings",
     "Faults",
@@ -98,6 +101,7 @@ __all__ = [
     "cross_rank",
     "cross_size",
     "ddp",
+    "evaluate",
     "init",
     "is_initialized",
     "join",

@@ -40,7 +40,7 @@ from codedgrad.hvd.words import (
     wire_of,
 )
 from codedgrad.job import collectives, runtime
-from codedgrad.settings import combine
+from codedgrad.job.settings import combine
 from codedgrad.step import live, start
 from codedgrad.step.dropin import DropIn
 from codedgrad.step.plan import DropInPlan, Trained
@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from codedgrad.codes import Code
     from codedgrad.data import ShardBatchSampler
     from codedgrad.job.faults import Faults
-    from codedgrad.settings import Approximate, Keywords
+    from codedgrad.job.settings import Approximate, Keywords
 
 _attached: weakref.WeakKeyDictionary[torch.optim.Optimizer, DropIn] = (
     weakref.WeakKeyDictionary()
@@ -65,8 +65,8 @@ _attached: weakref.WeakKeyDictionary[torch.optim.Optimizer, DropIn] = (
 class DropInKeywords(TypedDict, total=False):
     """The further keywords of the drop-in.
 
-    See `codedgrad.settings` for the first eight. With `policy=approximate(...)` nobody
-    waits for the late, see `catch_up`. The others are Horovod's:
+    See `codedgrad.job.settings` for the first eight. With `policy=approximate(...)`
+    nobody waits for the late, see `catch_up`. The others are Horovod's:
     `gradient_predivide_factor`, `num_groups` and `groups` change no result here, since
     every gradient is divided before the sum, and travels in buckets. Sparse ones travel
     densely; `sparse_as_dense` leaves them so. `process_set` is the global one.
@@ -140,8 +140,8 @@ def DistributedOptimizer(
         sampler: give it so that a worker that lags skips the data of steps which are
             decoded already.
         **keywords: `wire`, `bucket_mb`, `overlap` and `window` (see
-            `codedgrad.settings`), `seed`, `log`, `faults` and `policy`; for others
-            see `DropInKeywords`.
+            `codedgrad.ExchangeSettings`), `seed`, `log`, `faults` and `policy`; for
+            others see `DropInKeywords`.
 
     Raises:
         ConfigError: bad arguments, a code for another number of workers, or one whose

@@ -23,8 +23,8 @@ from codedgrad import codes
 from codedgrad.errors import ConfigError
 from codedgrad.exchange.engine import EngineExchange
 from codedgrad.job import runtime
+from codedgrad.job.settings import combine, resolve
 from codedgrad.row.payload import Payload
-from codedgrad.settings import combine, resolve
 from codedgrad.step import live, start
 from codedgrad.step.check import ValueCheck
 from codedgrad.step.journal import Journal
@@ -37,16 +37,16 @@ if TYPE_CHECKING:
 
     from codedgrad.exchange.base import RowBuffer
     from codedgrad.job.runtime import Runtime
+    from codedgrad.job.settings import Approximate, Keywords, Settings
     from codedgrad.monitor.record import RunRecord
     from codedgrad.monitor.report import StepReport
-    from codedgrad.settings import Approximate, Keywords, Settings
 
 
 __all__ = ["DdpExchange", "DdpKeywords", "register"]
 
 
 class DdpKeywords(TypedDict, total=False):
-    """The settings of an exchange of DDP's; see `codedgrad.settings`."""
+    """The settings of an exchange of DDP's; see `codedgrad.job.settings`."""
 
     wire: str
     bucket_mb: float | None

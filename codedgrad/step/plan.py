@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from codedgrad import codes
 from codedgrad.errors import ConfigError
-from codedgrad.settings import resolve
+from codedgrad.job.settings import resolve
 
 if TYPE_CHECKING:
     import torch
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from codedgrad.codes import Code
     from codedgrad.data import ShardBatchSampler
-    from codedgrad.settings import Approximate, Settings
+    from codedgrad.job.settings import Approximate, Settings
 
 JOINED = 65536.0  # more than the other numbers of all workers together
 
