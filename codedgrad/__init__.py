@@ -29,6 +29,7 @@ from codedgrad.hvd import optimizer
 from codedgrad.hvd.optimizer import DistributedOptimizer, join
 from codedgrad.hvd.words import Average, Compression, Sum
 from codedgrad.inference import Each, evaluate
+from codedgrad.integrations import ddp
 from codedgrad.job import faults, settings
 from codedgrad.job.broadcast import broadcast_optimizer_state, broadcast_parameters
 from codedgrad.job.checkpoint import save
@@ -57,6 +58,7 @@ from codedgrad.job.settings import (
     approximate,
 )
 
+sys.modules[f"{__name__}.ddp"] = ddp
 # These were modules of their own.
 sys.modules[f"{__name__}.optimizer"] = optimizer
 sys.modules[f"{__name__}.faults"] = faults
@@ -98,6 +100,7 @@ __all__ = [
     "codes",
     "cross_rank",
     "cross_size",
+    "ddp",
     "evaluate",
     "init",
     "is_initialized",

@@ -68,10 +68,9 @@ class CodedGradient:
 
         Args:
             model: the same values on every worker, see `broadcast_parameters`.
-            code: who computes what. None means `codes.spread`, over groups with
-                `local_group`, with `codes.usual_pieces(size())` micro-batches of a
-                shard for helpers, or four with `same_bits`. `codes.uncoded(size())`
-                waits for everybody.
+            code: who computes what. None means `codes.spread` (over groups with
+                `local_group`) with `codes.usual_pieces(size())` micro-batches, four with
+                `same_bits`; `codes.uncoded(size())` waits for everybody.
             settings: all settings in one object; None means the defaults.
             also: other modules that the loss function calls. Their buffers, and what
                 passes change of them, travel with this model's steps, and so do the
@@ -120,9 +119,8 @@ class CodedGradient:
         """Yields the steps of one epoch of `sampler`."""
         with start.failing_together(self._runtime, "could not read its data"):
             whole, own = own_is_whole(self._settings.run), self._arrangement.own_spans
-            yield from sampler.steps(
-                self.code.parts, self.code.shards, whole=whole, own=own
-            )
+            parts, shards = self.code.parts, self.code.shards
+            yield from sampler.steps(parts, shards, whole=whole, own=own)
 
     def backward(self, loss_fn: Callable[..., Any], shards: StepShards) -> Tensor:
         """Compute, exchange and decode one step; add the mean gradient to `p.grad`.

@@ -200,6 +200,8 @@ bench() {
     --out "$out/overhead.json"
   check "bench_data" mpi 2 "$CG_PYTHON" benchmarks/bench_data.py --toy \
     --out "$out/data.json"
+  check "bench_dropin" mpi 2 "$CG_PYTHON" benchmarks/bench_dropin.py --toy \
+    --out "$out/dropin.json"
   check "bench_evaluate" mpi 2 "$CG_PYTHON" benchmarks/bench_evaluate.py --toy \
     --out "$out/evaluate.json"
   check "bench_stall" mpi 4 "$CG_PYTHON" benchmarks/bench_stall.py --toy \

@@ -38,6 +38,7 @@ from codedgrad.hvd.more import (
     allgather_object,
     alltoall,
     alltoall_async,
+    barrier,
     broadcast_object,
     grouped_reducescatter,
     grouped_reducescatter_async,
@@ -81,7 +82,6 @@ from codedgrad.hvd.words import (
 from codedgrad.job.broadcast import broadcast_optimizer_state, broadcast_parameters
 from codedgrad.job.lifecycle import is_initialized, shutdown
 from codedgrad.job.runtime import (
-    barrier,
     cross_rank,
     cross_size,
     local_rank,

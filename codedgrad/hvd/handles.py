@@ -59,3 +59,11 @@ def _check(handle: int) -> None:
             f"got the handle {handle!r}, wanted one of an operation that ends with "
             f"_async and has not been synchronised"
         )
+
+
+class Handle(int):
+    """A handle that may also be called, for its result."""
+
+    def __call__(self) -> Any:
+        """Return the result, and forget the handle; see `synchronize`."""
+        return synchronize(self)

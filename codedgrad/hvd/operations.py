@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
-from codedgrad.errors import ConfigError
+from codedgrad.errors import ConfigError, MismatchError
 from codedgrad.hvd.handles import done
 from codedgrad.hvd.words import (
     Average,
     Compression,
     Max,
     Min,
+    Product,
     ReduceOp,
     Sum,
     check_op,
@@ -36,13 +37,18 @@ def _op_of(average: bool | None, op: ReduceOp | None, factors: Any) -> ReduceOp:
         raise ConfigError("give `op`, or the old `average`, not both")
     if average is not None:
         op = Average if average else Sum
-    found = check_op(Average if op is None else op, (Average, Sum, Min, Max))
-    if found in (Min, Max) and factors != (1.0, 1.0):
+    found = check_op(Average if op is None else op, (Average, Sum, Min, Max, Product))
+    if found in (Min, Max, Product) and factors != (1.0, 1.0):
         raise ConfigError(f"prescale_factor and postscale_factor need a sum, not {op}")
     return found
 
 
-def _check_tensor(tensor: object, what: str) -> None:
+def check_tensor(tensor: object, what: str) -> None:
+    """Refuse what is no tensor.
+
+    Raises:
+        ConfigError: it is none.
+    """
     if not isinstance(tensor, Tensor):
         raise ConfigError(f"{what} takes a tensor, got {type(tensor).__qualname__}")
 
@@ -66,6 +72,10 @@ def _reduced(
     results: list[Tensor] = [torch.empty(0)] * len(tensors)
     for kind in sorted(set(kinds)):
         chosen = [i for i, k in enumerate(kinds) if k == kind]
+        if op is Product:
+            for i in chosen:
+                results[i] = _product(scaled[i], f"{names[i]}, tensor {i}")
+            continue
         # The name is part of what is compared.
         value = [{f"{names[i]}, tensor {i}": scaled[i]} for i in chosen]
         reduced = collectives.allreduce(value, op=kind)
@@ -76,6 +86,15 @@ def _reduced(
         for i in [i for i, w in enumerate(whole) if w]:
             results[i] = torch.div(results[i], size, rounding_mode="trunc")
     return [_scaled(r, factors[1]) for r in results]
+
+
+def _product(tensor: Tensor, name: str) -> Tensor:
+    """Return the product of all workers' tensors, in the order of the workers."""
+    told = collectives.allgather_object([name, list(tensor.shape), str(tensor.dtype)])
+    if any(one != told[0] for one in told):
+        raise MismatchError(f"the workers multiply unlike tensors: {told}")
+    every = collectives.allgather(tensor[None])
+    return every.prod(0, dtype=tensor.dtype)
 
 
 class _Allreduce(torch.autograd.Function):
@@ -110,7 +129,7 @@ def grouped_allreduce(
     factors = (float(prescale_factor), float(postscale_factor))
     kind = _op_of(average, op, factors)
     for tensor in tensors:
-        _check_tensor(tensor, "an allreduce")
+        check_tensor(tensor, "an allreduce")
     names = [name or "unnamed"] * len(tensors)
     apply: Any = _Allreduce.apply
     return list(apply((names, kind, factors), *tensors))
@@ -131,15 +150,15 @@ def allreduce(
         average: the old form of `op`: True is Average, False is Sum.
         name: is compared between the workers.
         compression: is not needed, since the sum is formed at full precision.
-        op: Average (the default), Sum, Min or Max. An average of integers is cut to an
-            integer, as in Horovod.
+        op: Average (the default), Sum, Min, Max or Product. An average of integers is
+            cut to an integer, as in Horovod.
         **how: `prescale_factor` and `postscale_factor` multiply before and after.
 
     Raises:
         ConfigError: bad arguments.
         MismatchError: names, shapes or types differ between workers.
     """
-    _check_tensor(tensor, "an allreduce")
+    check_tensor(tensor, "an allreduce")
     return grouped_allreduce([tensor], average, name, compression, op, **how)[0]
 
 
@@ -186,7 +205,7 @@ def allgather(
     See `codedgrad.allgather`.
     """
     check_process_set(process_set)
-    _check_tensor(tensor, "an allgather")
+    check_tensor(tensor, "an allgather")
     apply: Any = _Allgather.apply
     return cast("Tensor", apply(tensor, name or "unnamed"))
 
@@ -230,7 +249,7 @@ def broadcast(
         MismatchError: names, roots, shapes or types differ between workers.
     """
     check_process_set(process_set)
-    _check_tensor(tensor, "a broadcast")
+    check_tensor(tensor, "a broadcast")
     apply: Any = _Broadcast.apply
     return cast("Tensor", apply(tensor, root_rank, name or "unnamed"))
 
@@ -240,7 +259,7 @@ def broadcast_(
 ) -> Tensor:
     """Take over the root worker's tensor in place; see `broadcast`."""
     check_process_set(process_set)
-    _check_tensor(tensor, "a broadcast")
+    check_tensor(tensor, "a broadcast")
     _broadcast_into(tensor.detach(), root_rank, name or "unnamed")
     return tensor
 

@@ -21,6 +21,8 @@ from __future__ import annotations
 
 import gc
 import weakref
+from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict, cast
 
 import torch
@@ -41,17 +43,19 @@ from codedgrad.job import collectives, runtime
 from codedgrad.job.settings import combine
 from codedgrad.step import live, start
 from codedgrad.step.dropin import DropIn
-from codedgrad.step.mean import DropInPlan, Trained
+from codedgrad.step.plan import DropInPlan, Trained
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
+    from pathlib import Path
 
     from torch import Tensor
     from typing_extensions import Unpack
 
     from codedgrad.codes import Code
     from codedgrad.data import ShardBatchSampler
-    from codedgrad.job.settings import Keywords
+    from codedgrad.job.faults import Faults
+    from codedgrad.job.settings import Approximate, Keywords
 
 _attached: weakref.WeakKeyDictionary[torch.optim.Optimizer, DropIn] = (
     weakref.WeakKeyDictionary()
@@ -61,10 +65,19 @@ _attached: weakref.WeakKeyDictionary[torch.optim.Optimizer, DropIn] = (
 class DropInKeywords(TypedDict, total=False):
     """The further keywords of the drop-in.
 
-    See `codedgrad.job.settings` for the first five. The others are Horovod's:
-    `gradient_predivide_factor`, `num_groups`, `groups` and `sparse_as_dense` change no
-    result here, since every gradient is divided before the sum, and travels densely, in
-    buckets. `process_set` is the global one.
+    See `codedgrad.job.settings` for the first eight. With `policy=approximate(...)`
+    nobody waits for the late, see `catch_up`. The others are Horovod's:
+    `gradient_predivide_factor`, `num_groups` and `groups` change no result here, since
+    every gradient is divided before the sum, and travels in buckets. Sparse ones travel
+    densely; `sparse_as_dense` leaves them so. `process_set` is the global one.
+
+    Attributes:
+        catch_up: with an approximate policy and `model`, whether a worker that is
+            behind leaves out what nobody needs: in a pass of an exchange that is
+            decoded already, the model is not computed, and its output is that of one
+            earlier sample, repeated. The loss of such a pass says nothing;
+            `optimizer.report.fast_forwarded` is True then. False computes every pass,
+            and a worker that is always late is waited for, `window` exchanges later.
     """
 
     wire: str
@@ -72,6 +85,10 @@ class DropInKeywords(TypedDict, total=False):
     overlap: bool
     window: int
     seed: int
+    policy: str | Approximate
+    faults: Faults | str | None
+    log: str | Path | None
+    catch_up: bool
     gradient_predivide_factor: float
     num_groups: int
     groups: Any
@@ -79,7 +96,10 @@ class DropInKeywords(TypedDict, total=False):
     process_set: Any
 
 
-_SETTINGS = ("wire", "bucket_mb", "overlap", "window", "seed")
+_SETTINGS = (
+    *("wire", "bucket_mb", "overlap", "window"),
+    *("seed", "policy", "faults", "log"),
+)
 
 
 def DistributedOptimizer(
@@ -96,10 +116,12 @@ def DistributedOptimizer(
 ) -> Any:
     """Make `backward()` leave the mean gradient over all workers in `p.grad`.
 
-    Collective. The optimizer has three more methods afterwards. `synchronize()`
-    exchanges what is left of an incomplete accumulation, where `step()` would do so.
-    `with optimizer.skip_synchronize(): optimizer.step()` exchanges nothing any more.
+    Collective. The optimizer has more methods afterwards. `synchronize()` exchanges
+    what is left of an incomplete accumulation, where `step()` would do so. `with
+    optimizer.skip_synchronize(): optimizer.step()` exchanges nothing any more.
     `join()` takes part in the others' exchanges until all workers have called it.
+    `close()` undoes it all; so does `with optimizer.closing(): ...` at its end.
+    `report` tells of the last exchange (no loss), `record` holds all reports so far.
 
     Args:
         optimizer: any torch optimizer; it is returned as it is.
@@ -118,8 +140,8 @@ def DistributedOptimizer(
         sampler: give it so that a worker that lags skips the data of steps which are
             decoded already.
         **keywords: `wire`, `bucket_mb`, `overlap` and `window` (see
-            `codedgrad.ExchangeSettings`); `seed` of the random numbers of a
-            pass (with `model`); those of Horovod, see `DropInKeywords`.
+            `codedgrad.ExchangeSettings`), `seed`, `log`, `faults` and `policy`; for
+            others see `DropInKeywords`.
 
     Raises:
         ConfigError: bad arguments, a code for another number of workers, or one whose
@@ -136,10 +158,37 @@ def DistributedOptimizer(
         _check_free(optimizer, named)
         drop_in = DropIn(job, Trained(optimizer, named, model, sampler), chosen)
         _attached[optimizer] = drop_in
-        for name in _METHODS:
-            # Nobody copies or pickles these; see `Optimizer.__getstate__`.
-            setattr(optimizer, name, getattr(drop_in, name))
+        _give_methods(optimizer, drop_in)
     return optimizer
+
+
+def _give_methods(optimizer: Any, drop_in: DropIn) -> None:
+    """Give an optimizer its methods; its reports and its end stay when it has ended."""
+    for name in _METHODS:
+        # Nobody copies or pickles these; see `Optimizer.__getstate__`.
+        setattr(optimizer, name, getattr(drop_in, name))
+    known = weakref.ref(optimizer)  # which is not to be kept alive by itself
+    optimizer.report, optimizer.record = None, drop_in.record
+    optimizer.close = partial(_close, known)
+    optimizer.closing = partial(_closing, known)
+
+
+def _close(known: weakref.ref[torch.optim.Optimizer], *, alone: bool = False) -> None:
+    """End the exchange and take the hooks off. Collective; once will do."""
+    optimizer = known()
+    if optimizer is not None and optimizer in _attached:
+        detach(optimizer, alone=alone)
+
+
+@contextmanager
+def _closing(known: weakref.ref[torch.optim.Optimizer]) -> Iterator[None]:
+    """Close at the end of a block; after an error wait for nobody."""
+    try:
+        yield
+    except BaseException:
+        _close(known, alone=True)
+        raise
+    _close(known)
 
 
 class _Asked(NamedTuple):
@@ -174,17 +223,24 @@ class _Asked(NamedTuple):
             code=self.code if self.code is not None else codes.uncoded(size),
             passes=self.passes,
             settings=combine(None, cast("Keywords", chosen)),
+            catch_up=bool(self.keywords.get("catch_up", True)),
+            sparse_as_dense=bool(self.keywords.get("sparse_as_dense", False)),
             multiply=_check_horovod(self.op, self.keywords, size),
         )
         plan.check(size)
+        plan.estimates(size)
         return plan
 
 
 _METHODS = ("synchronize", "skip_synchronize", "join")
 
 
-def detach(optimizer: torch.optim.Optimizer) -> None:
+def detach(optimizer: torch.optim.Optimizer, *, alone: bool = False) -> None:
     """Undo `DistributedOptimizer`: gradients are the worker's own again. Collective.
+
+    Args:
+        optimizer: what `DistributedOptimizer` has returned.
+        alone: only take the hooks off, without the others, as after an error.
 
     Raises:
         ConfigError: the optimizer is not distributed.
@@ -194,7 +250,7 @@ def detach(optimizer: torch.optim.Optimizer) -> None:
         raise ConfigError("this optimizer did not come from DistributedOptimizer")
     for name in _METHODS:
         delattr(optimizer, name)
-    drop_in.close()
+    drop_in.close(alone=alone)
 
 
 def join() -> int:

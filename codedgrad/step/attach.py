@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class _Hooks(OrderedDict[int, Any]):
-    """The pre-forward hooks of one module; see above."""
+    """Hooks of one module; see above."""
 
     def __init__(self, earlier: Mapping[int, Any]) -> None:
         """Takes over `earlier`, the module's hooks so far.
@@ -65,14 +65,33 @@ class _Hooks(OrderedDict[int, Any]):
         return OrderedDict, (self._others(),)
 
 
-def before_forward(module: nn.Module, hook: Callable[..., None]) -> RemovableHandle:
+def before_forward(module: nn.Module, hook: Callable[..., Any]) -> RemovableHandle:
     """Calls `hook(module, args)` before every forward of `module`, but of no copy."""
-    hooks = module._forward_pre_hooks
-    if not isinstance(hooks, _Hooks):
-        hooks = module._forward_pre_hooks = _Hooks(hooks)
+    hooks = _ours(module, "_forward_pre_hooks")
     handle = module.register_forward_pre_hook(hook)
     hooks.own.add(handle.id)
     return handle
+
+
+def after_forward(
+    module: nn.Module, hook: Callable[..., Any], *, kwargs: bool = False
+) -> RemovableHandle:
+    """Calls `hook(module, args, output)` after every forward, but of no copy.
+
+    With `kwargs` it is `hook(module, args, kwargs, output)`.
+    """
+    hooks = _ours(module, "_forward_hooks")
+    handle = module.register_forward_hook(hook, with_kwargs=kwargs)
+    hooks.own.add(handle.id)
+    return handle
+
+
+def _ours(module: nn.Module, name: str) -> _Hooks:
+    hooks = getattr(module, name)
+    if not isinstance(hooks, _Hooks):
+        hooks = _Hooks(hooks)
+        setattr(module, name, hooks)
+    return hooks
 
 
 def is_exported(module: nn.Module) -> bool:
@@ -84,12 +103,11 @@ def is_exported(module: nn.Module) -> bool:
 class Weakly:
     """Calls a method of an object for as long as the object lives."""
 
-    def __init__(self, owner: object, method: Callable[..., None]) -> None:
+    def __init__(self, owner: object, method: Callable[..., Any]) -> None:
         """Takes the object and a function of its class."""
         self._owner, self._method = weakref.ref(owner), method
 
-    def __call__(self, *args: Any) -> None:
-        """Calls `owner.method(*args)`."""
+    def __call__(self, *args: Any) -> Any:
+        """Returns `owner.method(*args)`, or None where there is no owner any more."""
         owner = self._owner()
-        if owner is not None:
-            self._method(owner, *args)
+        return None if owner is None else self._method(owner, *args)

@@ -124,14 +124,28 @@ class ValueCheck:
         mark = hash(self._position)
         self._begin(step, sampler, shards.epoch, mark)
 
-    def begin_drop_in(self, step: int, sampler: ShardBatchSampler | None) -> None:
+    def begin_drop_in(
+        self,
+        step: int,
+        sampler: ShardBatchSampler | None,
+        made: tuple[int, int] | None = None,
+    ) -> None:
         """Note the data of a step of the drop-in, whose loader may read ahead.
+
+        Args:
+            step: the number of the exchange.
+            sampler: where the batches come from, if it is known.
+            made: the backward passes of the exchange and the optimizer's steps so far,
+                to be compared, too.
 
         Raises:
             MismatchError: the values differ before the first step.
         """
         epoch = -1 if sampler is None else sampler.begun_epoch
-        self._begin(step, sampler, epoch, step)
+        if made is not None:
+            names = "backward passes of the exchange", "optimizer steps before it"
+            self._pairs = [(n, str(x)) for n, x in zip(names, made, strict=True)]
+        self._begin(step, sampler, epoch, step if made is None else hash((step, *made)))
 
     def _begin(self, step: int, sampler: Any, number: int, mark: int) -> None:
         epoch = self._epochs.get(id(sampler))

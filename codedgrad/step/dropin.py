@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from codedgrad import codes
 from codedgrad.data.seeding import OuterNumbers
 from codedgrad.errors import ConfigError
 from codedgrad.job import collectives
@@ -34,15 +33,12 @@ from codedgrad.step.ahead import BatchesAhead
 from codedgrad.step.attach import Weakly, before_forward, is_exported
 from codedgrad.step.backwards import Backwards, inside_backward
 from codedgrad.step.counts import Counts
-from codedgrad.step.mean import (
-    DropInPlan,
-    GradientMean,
-    Progress,
-    Trained,
-    check_outside,
-)
+from codedgrad.step.mean import GradientMean, check_outside
+from codedgrad.step.needless import NeedlessForwards
+from codedgrad.step.plan import DropInPlan, Progress, Trained, no_join
 from codedgrad.step.rng import Seeds
 from codedgrad.step.slowly import SlowLoop
+from codedgrad.step.sparse import SparseGradients
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -50,6 +46,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from codedgrad.job.runtime import Runtime
+    from codedgrad.monitor.record import RunRecord
 
 
 class DropIn:
@@ -62,7 +59,8 @@ class DropIn:
         self._seeds = Seeds(plan.settings.run.seed)
         self._outer = OuterNumbers()
         self._counts = Counts()
-        self._slow = SlowLoop(start.faults_of(None, job.size), job.rank)
+        faults = start.faults_of(plan.settings.run.faults, job.size)
+        self._slow = SlowLoop(faults, job.rank)
         self._passed = 0  # passes that have ended since the last exchange
         self._passes_made = 0
         self._failed = False  # a pass since the last exchange has ended by an error
@@ -73,7 +71,9 @@ class DropIn:
         self._known = set(map(id, self.parameters))
         self._names = {id(p): name for name, p in trained.named}
         self._multiply = plan.multiply
-        self._uneven = _no_join(trained, plan)
+        self._uneven = no_join(trained, plan)
+        self._sparse_again = not plan.sparse_as_dense
+        self._short = plan.catch_up and plan.estimates(job.size) is not None
         self._synchronize_in_step = True
         self._attach(trained)
 
@@ -82,6 +82,7 @@ class DropIn:
         optimizer, model = trained.optimizer, trained.model
         live.enter_optimizer(optimizer, self.parameters)
         self._optimizer = weakref.ref(optimizer)
+        self._sparse = SparseGradients(self.parameters, back=self._sparse_again)
         self._backwards = Backwards(self.parameters, self)
         # Its hooks come after those above, which begin the row that it writes.
         writer = self._mean.attach()
@@ -89,7 +90,7 @@ class DropIn:
             # These belong to the optimizer, which keeps this object alive by them.
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
-            *self._counts.attach(optimizer),
+            *self._counts.attach(optimizer, self._mean),
         ]
         if model is not None:
             handles += self._model_hooks(model)
@@ -100,6 +101,11 @@ class DropIn:
                 for p in self.parameters
                 if p.requires_grad
             ]
+        self._catches_up: NeedlessForwards | None = None
+        if model is not None and self._short:
+            self._catches_up = NeedlessForwards(model, self.parameters, self)
+            handles.append(self._catches_up)
+        handles.append(self._sparse)
         calls = [h.remove for h in handles] + [self._backwards.remove, writer.close]
         calls.append(self._outer.put_back)
         self._detach = weakref.finalize(self, _call, calls)
@@ -120,13 +126,21 @@ class DropIn:
         acts: Any = torch.compiler.disable(DropIn._before_forward)
         return [before_forward(model, Weakly(self, acts)), *changing]
 
-    def close(self) -> None:
-        """Take the hooks off and close the exchange. Collective."""
+    def close(self, *, alone: bool = False) -> None:
+        """Take the hooks off and close the exchange. Collective, unless `alone`."""
         self._detach()
         live.leave_optimizer(self._optimizer())
         if self._ahead is not None:
             self._ahead.remove()
-        self._mean.close()
+        if alone:
+            self._mean.leave()
+        else:
+            self._mean.close()
+
+    @property
+    def record(self) -> RunRecord:
+        """The reports so far."""
+        return self._mean.journal.record
 
     @property
     def parameters(self) -> list[Tensor]:
@@ -162,6 +176,7 @@ class DropIn:
             self._remember()
         if not torch.is_grad_enabled():
             return
+        self._mean.journal.begins(self._mean.number)
         if self._ahead is not None:
             self._small |= self._ahead.is_small(inputs)
         counts = self._counts
@@ -179,9 +194,11 @@ class DropIn:
     def backward_begins(self, first: Tensor) -> None:
         """The first gradient of a pass has come."""
         self._slow.boundary()
+        self._mean.journal.begins(self._mean.number)
         if self._passed == self._passes - 1:
+            progress = Progress(self._passes, self._counts.steps)
             with self._failing_together():
-                self._mean.begin(own=not self._small, first=first)
+                self._mean.begin(own=not self._small, progress=progress, first=first)
 
     def backward_ended(self) -> None:
         """All gradients of a pass have come."""
@@ -211,8 +228,12 @@ class DropIn:
     def _complete(self) -> None:
         """End the exchange that has begun."""
         with self._failing_together():
-            self._mean.complete(Progress(self._passed, self._counts.steps))
-            check_outside(self._optimizer(), self._known, self._names)
+            self._mean.complete()
+            self._sparse.put_back()
+            optimizer: Any = self._optimizer()
+            check_outside(optimizer, self._known, self._names)
+        if optimizer is not None:
+            optimizer.report = self._mean.journal.report
         self._passed = 0
         self._small = self._failed = self._remembered = False
         self._exchanged = True
@@ -253,8 +274,9 @@ class DropIn:
         """
         self._backwards.look()
         if self._has_more():
+            progress = Progress(self._passed, self._counts.steps)
             with self._failing_together():
-                self._mean.begin(own=not self._small)
+                self._mean.begin(own=not self._small, progress=progress)
             self._complete()
 
     @contextmanager
@@ -304,8 +326,8 @@ class DropIn:
                 for p in self.parameters:
                     p.grad = None
                 self._remember()
-                self._mean.begin(own=True, joined=True)
-                joined = self._mean.complete(progress)
+                self._mean.begin(own=True, progress=progress)
+                joined = self._mean.complete()
         self._small = self._failed = self._remembered = self._exchanged = False
         for p in self.parameters:
             p.grad = None
@@ -341,9 +363,19 @@ class DropIn:
         self._counts.steps += 1
         self._counts.forwards = 0
         self._exchanged = False
+        if self._catches_up is not None:
+            self._catches_up.look()
         self._slow.pass_begins(self._mean.number)  # where there is no forward to see
 
-    # ---- see `PassCounter` ----
+    # ---- see `PassCounter` and `Exchanging` ----
+
+    def needless(self) -> bool:
+        """Returns whether the exchange of the next pass is decoded already."""
+        return self._mean.done(self._mean.number)
+
+    def skipped(self) -> None:
+        """Hears that a forward of this exchange was not computed."""
+        self._small = True
 
     def passes_made(self) -> int:
         """Returns the number of backward passes so far."""
@@ -353,19 +385,6 @@ class DropIn:
         """Returns whether the exchange is decoded that holds the pass so many later."""
         later = (self._passed + passes) // self._passes
         return self._mean.done(self._mean.number + later)
-
-
-def _no_join(trained: Trained, plan: DropInPlan) -> str:
-    """Returns why workers cannot have unequal numbers of batches, or ""."""
-    if trained.sampler is not None:
-        return "join() is for loops without sampler=, whose workers read equally often"
-    code = plan.code
-    if code.work != codes.uncoded(code.workers, micro=code.micro).work:
-        return (
-            f"join() needs a code without redundancy, such as codes.uncoded; in "
-            f"{code.describe()} a worker that joins is not missed"
-        )
-    return ""
 
 
 def _call(functions: list[Any]) -> None:

@@ -12,114 +12,32 @@ tells how many passes and steps a worker has made (`Progress`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+import logging
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from codedgrad.errors import ConfigError, MismatchError
+from codedgrad.exchange import settle
 from codedgrad.exchange.engine import EngineExchange
 from codedgrad.job import runtime
 from codedgrad.row.payload import Payload
 from codedgrad.row.writer import Leaf, RowWriter
 from codedgrad.step import start
 from codedgrad.step.check import ValueCheck, refuse_wrapped
+from codedgrad.step.journal import Journal
+from codedgrad.step.plan import JOINED, Progress, share_of
 from codedgrad.step.subject import Subject
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from codedgrad.codes import Code
-    from codedgrad.data import ShardBatchSampler
     from codedgrad.exchange.base import RowBuffer
-    from codedgrad.job.settings import Settings
     from codedgrad.row.tensors import Place
+    from codedgrad.step.plan import DropInPlan, Trained
 
 
-_JOINED = 65536.0  # more than the other numbers of all workers together
-
-
-@dataclass(frozen=True)
-class DropInPlan:
-    """What an exchange of the drop-in is.
-
-    Attributes:
-        code: who computes what.
-        passes: backward passes of an exchange.
-        settings: of the exchange and the run.
-        multiply: by what gradients are multiplied as they come: 1 for the mean over
-            the workers, their number for the sum.
-    """
-
-    code: Code
-    passes: int
-    settings: Settings
-    multiply: int = 1
-
-    def check(self, workers: int) -> None:
-        """Refuse a code or a number of passes that does not fit.
-
-        Raises:
-            ConfigError: with the remedy.
-        """
-        code = self.code
-        if code.workers != workers:
-            raise ConfigError(
-                f"the code is for {code.workers} workers and the job has {workers}; "
-                f"build it with codedgrad.size()"
-            )
-        if code.linear or any(n != 1 for n in code.required):
-            raise ConfigError(
-                f"the drop-in optimizer needs a code whose workers send one plain sum, "
-                f"like codes.uncoded or codes.fractional; {code.describe()} needs one "
-                f"backward per shard: use codedgrad.CodedGradient"
-            )
-        if self.passes < 1:
-            raise ConfigError(
-                f"backward_passes_per_step must be >= 1, got {self.passes}"
-            )
-
-
-class Trained(NamedTuple):
-    """What the user trains.
-
-    Attributes:
-        optimizer: the optimizer.
-        named: its parameters, by name.
-        model: the module they are of; None: neither buffers nor random numbers are
-            made the same.
-        sampler: where the batches come from, if it is to skip some.
-    """
-
-    optimizer: torch.optim.Optimizer
-    named: list[tuple[str, Tensor]]
-    model: torch.nn.Module | None
-    sampler: ShardBatchSampler | None
-
-
-@dataclass
-class Progress:
-    """What a worker has done when an exchange completes.
-
-    Attributes:
-        passes: backward passes of the exchange.
-        steps: steps of the optimizer.
-        joined: it has no batches any more, and waits until all have none.
-    """
-
-    passes: int = 0
-    steps: int = 0
-    joined: bool = False
-
-    def number(self, usual_passes: int) -> float:
-        """Returns a number that is the same on workers which do the same.
-
-        It is small in a usual exchange, so that a sum of many has no rounding to speak
-        of. That of a worker that has joined is larger than any other.
-        """
-        if self.joined:
-            return _JOINED
-        return float(4 * ((usual_passes - self.passes) % 64) + self.steps % 4)
+log = logging.getLogger("codedgrad")
 
 
 class GradientMean:
@@ -129,6 +47,7 @@ class GradientMean:
         number: of the exchange that comes next, or is under way.
         payload: what travels.
         part: the first micro-batch that this worker computes.
+        journal: times the exchanges and reports them.
         sent: whether a part of the row that is being written is sent.
     """
 
@@ -138,6 +57,7 @@ class GradientMean:
         """Open the exchange. Collective."""
         self._job, self._plan = job, plan
         settings, code, model = plan.settings.exchange, plan.code, trained.model
+        self._policy = plan.estimates(job.size)
         if model is not None:
             refuse_wrapped(model)
         self._subject = None if model is None else Subject(model)
@@ -147,21 +67,35 @@ class GradientMean:
             ("seed", str(plan.settings.run.seed)),
             ("overlap", str(settings.overlap)),
             ("multiply", str(plan.multiply)),
+            ("policy", str(self._policy or "exact")),
         ]
         modules = [] if self._subject is None else self._subject.describe()
         start.agree(self.payload, code, settings, others, modules)
         start.cut(job, self.payload)
         self._named = trained.named
-        self._values = ValueCheck(job, self.payload, self._before_the_forward)
+        self._values = ValueCheck(
+            job,
+            self.payload,
+            self._before_the_forward,
+            estimates=self._policy is not None,
+        )
         self._sampler = trained.sampler
         self._exchange = EngineExchange(
-            job, code, self.payload.layout, settings, deputies=False
+            job,
+            code,
+            self.payload.layout,
+            settings,
+            approximate=self._policy,
+            deputies=False,
         )
+        reporter = start.reporter_into(plan.settings.run.log, job.rank)
+        self.journal = Journal(code, self._exchange, reporter)
         self._sends = self._exchange.row_of(job.rank, 0)
-        shares = [_share(code, worker) for worker in range(code.workers)]
+        shares = [share_of(code, worker) for worker in range(code.workers)]
         self._weight, self._least = shares[job.rank], min(shares)
         self.part = int(code.tree.start[code.work[job.rank][0]])
         self.number = 0
+        self._progress = Progress()
         self._row: RowBuffer | None = None
         self.sent = False
         self._area = 0, 0  # address and bytes of the last decoded sum
@@ -205,23 +139,40 @@ class GradientMean:
         return self._writer
 
     def begin(
-        self, *, own: bool, first: Tensor | None = None, joined: bool = False
+        self, *, own: bool, progress: Progress, first: Tensor | None = None
     ) -> None:
         """Begin an exchange.
 
         Args:
             own: send a row, unless the exchange is decoded without it.
+            progress: what this worker will have done when the exchange is complete.
             first: the parameter with the first gradient of a backward that runs and
                 completes `p.grad`; None: it is complete.
-            joined: this worker has nothing to train any more, and only takes part.
+
+        Raises:
+            ConfigError: there is no row to send, and others wait for it.
         """
-        if joined:
+        self.journal.begins(self.number)
+        self.journal.computed(needed=own)
+        self._progress = progress
+        if progress.joined:
             self._values.begin_joined(self.number)
-        else:
+        elif self._policy is None:
             self._values.begin_drop_in(self.number, self._sampler)
-        self._exchange.begin(self.number)
-        if not own or self._exchange.done(self.number):
-            return
+        else:  # an estimate of the progress numbers of all would say nothing
+            made = progress.passes, progress.steps
+            self._values.begin_drop_in(self.number, self._sampler, made)
+        self.journal.opened(self._exchange.begin(self.number))
+        decoded = self._exchange.done(self.number)
+        if not own and self._policy is not None and not decoded:
+            raise ConfigError(
+                f"a batch of exchange {self.number} was not computed in full, since "
+                f"that seemed to be decoded already, and is waited for; leave out "
+                f"sampler=, or use catch_up=False, in a loop whose steps do not take "
+                f"one batch for each pass"
+            )
+        if not own or (decoded and self._policy is None):
+            return  # where others settle for estimates, a late row still teaches them
         self._row = self._exchange.row_buffer()
         self._writer.begin(Leaf(self._row.tensor, self._weight, (), self, True))
         if first is not None:
@@ -241,7 +192,7 @@ class GradientMean:
         self._writer.abort()
         self._row = None
 
-    def complete(self, progress: Progress) -> int:
+    def complete(self) -> int:
         """Send what is left of the row, wait, and take the decoded gradients over.
 
         Returns:
@@ -250,7 +201,8 @@ class GradientMean:
         Raises:
             MismatchError: another worker is in another place of its loop.
         """
-        mine = progress.number(self._plan.passes)
+        mine = self._progress.number(self._plan.passes)
+        self.journal.computed()
         if self._row is not None:
             self._writer.finish(mine)
             self._row = None
@@ -265,26 +217,28 @@ class GradientMean:
         held = (p.grad for p in self.payload.layout.parameters if p.grad is not None)
         inside = (g._version for g in held if self._lies_inside(g))
         self._version = next(inside, 0)  # it is the same for all
-        joined = self._check(progress, mine, mean)
+        joined = 0 if self._policy is not None else self._check(mine, mean)
+        self.journal.decoded()
         self.number += 1
         self.sent = False
         return joined
 
-    def _check(self, progress: Progress, mine: float, mean: float) -> int:
+    def _check(self, mine: float, mean: float) -> int:
         """Refuse an exchange in which the workers have made different things.
 
         `mean` is the workers' mean of `mine`, weighted by their share of the batch.
         If one of them differs, the mean differs from what at least one of them has, by
-        the least weight or more. Workers that have joined count `_JOINED`, and only
+        the least weight or more. Workers that have joined count `JOINED`, and only
         where all have the same share.
 
         Returns:
             How many workers have joined.
         """
+        progress = self._progress
         if abs(mean - mine) < 0.3 * self._least:
             return self._job.size if progress.joined else 0
-        joined = round(mean * self._job.size / _JOINED)
-        rest = mean * self._job.size - joined * _JOINED
+        joined = round(mean * self._job.size / JOINED)
+        rest = mean * self._job.size - joined * JOINED
         if progress.joined and joined > 0:
             return joined  # those who train compare what they have made
         if joined and abs(rest - (self._job.size - joined) * mine) < 0.3:
@@ -316,9 +270,33 @@ class GradientMean:
         """Returns whether an exchange is decoded."""
         return self._exchange.done(number)
 
+    # ---- see `Memory` in `codedgrad.step.counts` ----
+
+    def learned(self) -> dict[str, Any]:
+        """Returns what the decoder of estimates has learned, for a checkpoint."""
+        if self._policy is None:
+            return {}
+        layout = self.payload.layout
+        return settle.checkpoint(self._exchange, self._plan.code, layout)
+
+    def learn(self, saved: dict[str, Any]) -> None:
+        """Go on from what `learned` has returned, if it fits."""
+        if self._policy is None or not saved:
+            return
+        try:
+            layout = self.payload.layout
+            settle.restore(self._exchange, self._plan.code, layout, saved)
+        except ConfigError as error:
+            log.warning("the decoder begins anew: %s", str(error).split(";")[0])
+
+    def leave(self) -> None:
+        """End without the others, after an error."""
+        self._writer.abort()
+        self.journal.close()
+
     def close(self) -> None:
         """Free the exchange. Collective."""
-        self._writer.abort()
+        self.leave()
         self._exchange.close()
 
 
@@ -351,9 +329,3 @@ def check_outside(
             f"optimizer was made distributed; call "
             f"codedgrad.hvd.detach(optimizer) and make it distributed again"
         )
-
-
-def _share(code: Code, worker: int) -> float:
-    """Returns the share of the batch that a worker computes."""
-    node = code.work[worker][0]
-    return (int(code.tree.stop[node]) - int(code.tree.start[node])) / code.parts
