@@ -26,7 +26,7 @@ from codedgrad.step.items import WorkList
 from codedgrad.step.late import LatePass
 from codedgrad.step.passes import Passes, PassSettings
 from codedgrad.step.patience import Patience
-from codedgrad.step.pieces import code_of, code_of_state
+from codedgrad.step.pieces import LOSS, code_of, code_of_state
 from codedgrad.step.watch import Watch
 
 if TYPE_CHECKING:
@@ -237,7 +237,8 @@ class Arrangement:
                 f"passes of step {step} have changed {sorted(names) or 'a tensor'}, "
                 f"which should travel already; please report this"
             )
-        log.info("these tensors change in passes and travel now: %s", sorted(names))
+        if moved := sorted(names - {LOSS}):
+            log.info("these tensors change in passes and travel now: %s", moved)
         self._subject.learned |= names
 
     def close(self, why: str = CLOSING) -> None:
