@@ -167,7 +167,7 @@ class CodedGradient:
         """
         step, exchange, payload = self._step, self._exchange, self._payload
         with start.own_gradients(payload), own_rng():
-            self._arrangement.check.begin(step, shards)
+            self._arrangement.check.begin(step, shards, loss_fn)
             lag_s = exchange.begin(step)
             state = StepState(step, exchange.forwarded(step), clock, lag_s)
             context = StepContext(exchange, loss_fn, shards, state)

@@ -48,7 +48,7 @@ class Reader:
         """
         self.dataset = dataset
         self._size = size
-        self._collate = collate_fn or default_collate
+        self.collate = collate_fn or default_collate
         self._seed = seed
         self._draws = False  # whether reading several samples at once drew numbers
 
@@ -68,7 +68,7 @@ class Reader:
         """
         epoch, samples = request
         tensors = tensors_of(self.dataset)
-        if tensors is not None and self._collate is default_collate:
+        if tensors is not None and self.collate is default_collate:
             index = torch.from_numpy(samples % self._size)
             return tuple(t[index] for t in tensors)
         numbers = samples.tolist()
@@ -77,7 +77,7 @@ class Reader:
             items = self._items(epoch, numbers, between)
             seed_sample(self._seed, epoch, ~numbers[0])
             what = f"samples {_few(indices)} of the dataset"
-            return collated(self._collate, items, what)
+            return collated(self.collate, items, what)
 
     def _items(
         self, epoch: int, numbers: list[int], between: Callable[[], None]
@@ -120,7 +120,7 @@ class Reader:
         torch's default collate function turns samples that are tuples or lists.
         Whatever else a collate function returns, a list included, is one argument.
         """
-        if isinstance(batch, list) and self._collate is default_collate:
+        if isinstance(batch, list) and self.collate is default_collate:
             return tuple(batch)
         return batch if isinstance(batch, tuple) else (batch,)
 

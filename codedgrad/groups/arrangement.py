@@ -131,6 +131,7 @@ class Arrangement:
             self.payload,
             subject.kept,
             modes=subject.modes,
+            modules=subject.modules,
             estimates=estimates,
         )
         passing = PassSettings.of(settings, plan.policy)

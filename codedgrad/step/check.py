@@ -26,11 +26,12 @@ from codedgrad.errors import ConfigError, DataError, MismatchError
 from codedgrad.job import agreement
 from codedgrad.job.runtime import DISAGREE
 from codedgrad.row import checks
+from codedgrad.step.alike import FunctionsOfAll
 from codedgrad.step.content import content_digest, in_memory, sample_digests
 from codedgrad.step.values import ValuesOfAll
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from torch import Tensor
     from torch.nn import Module
@@ -84,6 +85,7 @@ class ValueCheck:
         named: Named,
         *,
         modes: Callable[[], Pairs] = list,
+        modules: Sequence[Module] = (),
         estimates: bool = False,
     ) -> None:
         """Prepare the comparisons.
@@ -93,11 +95,13 @@ class ValueCheck:
             payload: its tail carries the check bits.
             named: returns parameters and buffers with their values before the step.
             modes: returns more (name, value) pairs that are compared with the values.
+            modules: whose values `named` returns.
             estimates: whether a step may end with an estimate.
         """
         self._job = job
         self._payload = payload
         self._tensors = ValuesOfAll(job, named, modes)
+        self._functions, self._modules = FunctionsOfAll(job), modules
         self._estimates = estimates
         self._begun = False
         self._joined = False  # this step has nothing of this worker's
@@ -111,8 +115,8 @@ class ValueCheck:
 
     # ---- every step ----
 
-    def begin(self, step: int, shards: StepShards) -> None:
-        """Note the data of a step, before its first pass.
+    def begin(self, step: int, shards: StepShards, loss_fn: Any = None) -> None:
+        """Note the data of a step, and its loss function, before its first pass.
 
         Raises:
             MismatchError: the values differ before the first step.
@@ -123,7 +127,9 @@ class ValueCheck:
             ("sizes of micro-batches", str(shards.sizes)),
         ]
         sampler = getattr(shards, "sampler", None)
-        mark = hash((shards.index, shards.before, shards.sizes))
+        collate_fn = getattr(getattr(sampler, "reader", None), "collate", None)
+        functions = self._functions.word(loss_fn, collate_fn)
+        mark = hash((shards.index, shards.before, shards.sizes, functions))
         self._begin(step, sampler, shards.epoch, mark)
 
     def begin_drop_in(self, step: int, sampler: ShardBatchSampler | None) -> None:
@@ -146,7 +152,10 @@ class ValueCheck:
         self._word = values | content
         self._joined = False
         if not self._begun:
+            self._functions.compare(step)
             self._compare_data()
+            if step == 0:
+                self._functions.compare_values(self._modules)
             self._begun = True
         self._send()
 
@@ -194,6 +203,8 @@ class ValueCheck:
             known = self._tensors.looked(self._step) and self._tensors.compare(
                 self._step
             )
+            if not known:
+                self._functions.compare(self._step)
             if not (known or self._compare_data(disputed=True) or self._estimates):
                 raise agreement.everywhere(
                     self._job,

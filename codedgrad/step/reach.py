@@ -63,6 +63,12 @@ class Reached:
             if name in since._values and since._values[name][1] != mark
         ]
 
+    def plain(self) -> Iterator[tuple[str, Any]]:
+        """Yields names and values, but for the lengths of containers."""
+        for name, (value, _) in self._values.items():
+            if not name.startswith("the length of "):
+                yield name, value
+
     def put_back(self) -> None:
         """Put back what was found, as far as it was kept."""
         if self._kept is not None:

@@ -185,9 +185,9 @@ class Rehearsal:
         self.found = True
         log.warning(
             "the loss function is another function of a shard than of its pieces: %s. "
-            "So helpers take whole shards (this is said once). If it is a mean over "
-            "something else than samples, such as tokens, let it return (loss, weight), "
-            "see the README; if it is a sum, divide it by the number of samples. "
+            "So helpers take whole shards (this is said once). A mean over something "
+            "else than samples, such as tokens, should be returned as (loss, weight), "
+            "see the README, and a sum divided by the number of samples; for others, "
             "pieces=False says that whole shards are meant",
             text,
         )

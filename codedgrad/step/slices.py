@@ -27,7 +27,7 @@ def cut(batch: Sequence[Any], sizes: Sequence[int]) -> list[Any] | None:
         return None
 
 
-class _Uncut(Exception):  # noqa: N818 (it is no error)
+class _Uncut(Exception):
     """Something cannot be cut."""
 
 

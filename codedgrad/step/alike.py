@@ -1,0 +1,163 @@
+"""Do all workers compute with the same functions?
+
+Any worker may compute any part of a step, so a loss function that is another one on
+some worker makes the gradient depend on who was late. Three things are compared:
+
+- In every step the code of the loss function, and that of the sampler's `collate_fn`,
+  are a part of the word that the rows carry (`codedgrad.step.check`). Whatever differs
+  is an error.
+- Before step 0 the workers compare what the loss function can reach by names
+  (`codedgrad.step.reach`): numbers, texts, small tensors, and other models. Numbers
+  of a floating type, tensors and models that differ are an error.
+- Whole numbers, texts and truths may rightly be each worker's own: its rank, a folder,
+  whether it writes the log. Where they differ, the log says so by name, unless they are
+  the ranks, or differ in digits only.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import zlib
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from codedgrad.job import agreement
+from codedgrad.row.digest import tensor_digest
+from codedgrad.step.functions import code_digest, code_of
+from codedgrad.step.reach import Reached
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from torch import nn
+
+    from codedgrad.job.runtime import Runtime
+
+    Pairs = list[tuple[str, str]]
+
+log = logging.getLogger("codedgrad")
+
+_MOST_KNOWN = 64
+_CLOCK = 1e8  # a number beyond is a time
+_FUNCTIONS = (
+    "Any worker may compute any part of a step, so all need the same functions: run "
+    "the same script everywhere, and let the function itself decide by "
+    "codedgrad.rank() what only one worker is to do."
+)
+_OWN = (
+    "the workers' loss functions hold different values of %s. That is fine for what "
+    "each worker has for itself, like a folder; but any worker may compute any part of "
+    "a step, so what the loss is computed with must be the same everywhere"
+)
+
+
+class FunctionsOfAll:
+    """Compares the functions of a training, step by step."""
+
+    def __init__(self, job: Runtime) -> None:
+        """Compare over all workers of `job`."""
+        self._job = job
+        self._known: dict[int, tuple[Any, int]] = {}  # a code, and its digest, by id
+        self._now: tuple[Any, Any] = None, None
+
+    def word(self, loss_fn: Any, collate_fn: Any) -> int:
+        """Note the functions of a step; returns a number that tells them from others.
+
+        Args:
+            loss_fn: the loss function; None: it is not known.
+            collate_fn: the sampler's; None: it has none of the user's.
+        """
+        self._now = loss_fn, collate_fn
+        return hash((self._digest(loss_fn), self._digest(collate_fn)))
+
+    def _digest(self, function: Any) -> int:
+        if function is None:
+            return 0
+        code = code_of(function)
+        known = self._known.get(id(code))
+        if known is None:
+            if len(self._known) == _MOST_KNOWN:
+                self._known.clear()
+            digest = code_digest(function, bytecode=not self._job.unlike)
+            known = self._known[id(code)] = code, digest
+        return known[1]
+
+    def compare(self, step: int) -> None:
+        """Compare the functions of a step, since words differ. Collective.
+
+        Raises:
+            MismatchError: they are not the same.
+        """
+        names = "loss function", "collate_fn"
+        pairs = [
+            (name, "none" if one is None else f"{_title(one)} [{self._digest(one):x}]")
+            for name, one in zip(names, self._now, strict=True)
+        ]
+        agreement.check_agreement(f"functions of step {step}", pairs, _FUNCTIONS)
+
+    def compare_values(self, modules: Iterable[nn.Module]) -> None:
+        """Compare what the loss function can reach. Collective; before the first step.
+
+        Args:
+            modules: those that are compared elsewhere.
+
+        Raises:
+            MismatchError: numbers, tensors or models differ.
+        """
+        strict, own = _values_of(self._now[0], modules)
+        agreement.check_agreement(
+            "values that the loss function holds", strict, _FUNCTIONS
+        )
+        job = self._job
+        mine = zlib.crc32(repr(own).encode())
+        occasion = "to compare what the loss functions hold"
+        if len(set(job.gather(mine.to_bytes(4, "big"), occasion))) == 1:
+            return
+        every = [json.loads(b) for b in job.gather(json.dumps(own).encode(), occasion)]
+        names = [n for n in own if differ([one.get(n) for one in every])]
+        if names and job.rank == 0:
+            log.warning(_OWN, ", ".join(names[:4]) + (" ..." if names[4:] else ""))
+
+
+def differ(values: list[Any]) -> bool:
+    """Returns whether the workers' values differ, and not as their ranks do."""
+    if len(set(map(repr, values))) == 1:
+        return False
+    if all(isinstance(v, str) for v in values):
+        return len({re.sub(r"\d+", "#", v) for v in values}) > 1
+    if all(isinstance(v, bool) for v in values):
+        return len(set(values[1:])) > 1  # else worker 0 alone has it, or has it not
+    return values != list(range(len(values)))
+
+
+def _values_of(loss_fn: Any, modules: Iterable[nn.Module]) -> tuple[Pairs, Any]:
+    """Returns what must be the same, as (name, value) pairs, and what may differ."""
+    if loss_fn is None:
+        return [], {}
+    reached = Reached(loss_fn, modules)
+    strict: Pairs = []
+    own: dict[str, Any] = {}
+    for name, value in reached.plain():
+        if isinstance(value, float):
+            if not abs(value) > _CLOCK:
+                strict.append((name, repr(value)))
+        elif isinstance(value, (bool, int, str)):
+            own[name] = value
+        elif isinstance(value, Tensor):
+            strict.append((name, f"digest {tensor_digest(value)}"))
+    for number, module in enumerate(reached.modules):
+        title = f"{type(module).__name__} {number} of the loss function"
+        held = (
+            *module.named_parameters(recurse=False),
+            *module.named_buffers("", False),
+        )
+        strict += [(f"{n!r} of {title}", f"digest {tensor_digest(t)}") for n, t in held]
+    return strict, own
+
+
+def _title(function: Any) -> str:
+    named = getattr(function, "__qualname__", None) or type(function).__qualname__
+    return str(named)
