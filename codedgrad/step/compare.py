@@ -41,23 +41,25 @@ class Value(NamedTuple):
     random: bool
 
 
-def means_as_weights(whole: Value, pieces: Sequence[Value]) -> str:
-    """Returns why weights are no weights, or "".
+def means_as_weights(whole: Value, pieces: Sequence[Value]) -> tuple[bool, str]:
+    """Returns whether anything can be concluded, and why weights are none, or "".
 
     The weights of pieces that are counts or sums add up to the whole one. Those that
     are means add up to about as many times the whole one as there are pieces. Small
     counts say nothing: one that is at least 1 by decree may be 1 everywhere.
     """
     given = [0.0 if v.weight is None else v.weight for v in pieces]
-    many, total = sum(w > 0.0 for w in given), sum(given)
-    if many < 2 or not whole.weight or not 0.7 < total / whole.weight / many < 1.4:
-        return ""
+    if not whole.weight:
+        return False, ""
+    many, total = len(given), sum(given)
+    if many < 2 or not 0.7 < total / whole.weight / many < 1.4:
+        return True, ""
     integers = all(w.is_integer() for w in (whole.weight, *given))
     random = whole.random or any(v.random for v in pieces)
     if integers and (random or whole.weight <= 1.0):
-        return ""
+        return False, ""
     shown = ", ".join(f"{w:.4g}" for w in given[:4]) + (" ..." if given[4:] else "")
-    return _WEIGHT.format(f"{whole.weight:.4g}", shown, f"{total:.4g}")
+    return True, _WEIGHT.format(f"{whole.weight:.4g}", shown, f"{total:.4g}")
 
 
 def difference(

@@ -41,6 +41,7 @@ from codedgrad.step.mean import (
     Trained,
     check_outside,
 )
+from codedgrad.step.plain import PlainState
 from codedgrad.step.rng import Seeds
 from codedgrad.step.slowly import SlowLoop
 
@@ -50,6 +51,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from codedgrad.job.runtime import Runtime
+
+
+_LOOKED_AT = 3  # exchanges in which state outside of buffers is looked for
 
 
 class DropIn:
@@ -73,6 +77,7 @@ class DropIn:
         self._known = set(map(id, self.parameters))
         self._names = {id(p): name for name, p in trained.named}
         self._multiply = plan.multiply
+        self._plain = PlainState()
         self._uneven = _no_join(trained, plan)
         self._synchronize_in_step = True
         self._attach(trained)
@@ -165,6 +170,8 @@ class DropIn:
         if self._ahead is not None:
             self._small |= self._ahead.is_small(inputs)
         counts = self._counts
+        if counts.forwards == 0 and self._mean.number < _LOOKED_AT:
+            self._plain.begin(_no_function, list(module.modules()))
         self._slow.pass_begins(self._mean.number)
         self._outer.keep()
         self._seeds.next(counts.steps, self._mean.part + (counts.forwards << 32))
@@ -179,6 +186,7 @@ class DropIn:
     def backward_begins(self, first: Tensor) -> None:
         """The first gradient of a pass has come."""
         self._slow.boundary()
+        self._plain.end(finished=True)
         if self._passed == self._passes - 1:
             with self._failing_together():
                 self._mean.begin(own=not self._small, first=first)
@@ -353,6 +361,10 @@ class DropIn:
         """Returns whether the exchange is decoded that holds the pass so many later."""
         later = (self._passed + passes) // self._passes
         return self._mean.done(self._mean.number + later)
+
+
+def _no_function() -> None:
+    """Stands for the loss function, which is in the user's loop."""
 
 
 def _no_join(trained: Trained, plan: DropInPlan) -> str:

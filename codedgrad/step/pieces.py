@@ -38,9 +38,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("codedgrad")
 _MEASURED = 5  # pieces, before their cost is said
-LOSS = (
-    "(loss function)"  # stands among the names of what makes a piece another function
-)
+# Stands among the names of tensors that make a piece another function.
+LOSS = "(loss function)"
 
 
 def own_is_whole(run: RunSettings) -> bool:
@@ -88,9 +87,7 @@ def code_of_state(code: Code, names: Collection[str], run: RunSettings) -> Code:
     if not (names and auto and helps_in_pieces(code)):
         return code
     if set(names) == {LOSS}:
-        log.info(
-            "the loss of a shard is not that of its pieces: helpers take whole shards"
-        )
+        log.info("a shard is not the mean of its pieces, so helpers take whole shards")
         return in_shards(code)
     log.info(
         "passes change %s, so a micro-batch may be another function than its part of "

@@ -171,8 +171,12 @@ class Rehearsal:
             except Exception as error:  # noqa: BLE001 (of the user's own)
                 self._find(f"it fails for a piece, {type(error).__name__}: {error}")
                 return True
-        if whole.weight is not None and (text := means_as_weights(whole, values)):
-            raise ConfigError(text)
+        if whole.weight is not None:
+            known, text = means_as_weights(whole, values)
+            if text:
+                raise ConfigError(text)
+            if not known:
+                return False
         others = []
         if any(v.random for v in (whole, *values)):
             others = [trial.value(trial.batch, i).loss for i in range(1, _SEEDS)]
