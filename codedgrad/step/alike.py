@@ -7,11 +7,12 @@ some worker makes the gradient depend on who was late. Three things are compared
   are a part of the word that the rows carry (`codedgrad.step.check`). Whatever differs
   is an error.
 - Before step 0 the workers compare what the loss function can reach by names
-  (`codedgrad.step.reach`): numbers, texts, small tensors, and other models. Numbers
-  of a floating type, tensors and models that differ are an error.
-- Whole numbers, texts and truths may rightly be each worker's own: its rank, a folder,
-  whether it writes the log. Where they differ, the log says so by name, unless they are
-  the ranks, or differ in digits only.
+  (`codedgrad.step.reach`). Variables that are floating-point numbers or tensors, and
+  other models, must be the same everywhere.
+- Whole numbers, texts, truths, and what objects hold, may rightly be each worker's own:
+  its rank, a folder, whether it writes the log. Where they differ, the log says so by
+  name, unless they are the ranks, texts that differ in digits only, or readings of a
+  clock.
 """
 
 from __future__ import annotations
@@ -36,12 +37,12 @@ if TYPE_CHECKING:
 
     from codedgrad.job.runtime import Runtime
 
-    Pairs = list[tuple[str, str]]
-
 log = logging.getLogger("codedgrad")
 
 _MOST_KNOWN = 64
 _CLOCK = 1e8  # a number beyond is a time
+_SHOWN = 200  # characters of a text
+_TYPED = 8  # characters of a number that somebody has chosen
 _FUNCTIONS = (
     "Any worker may compute any part of a step, so all need the same functions: run "
     "the same script everywhere, and let the function itself decide by "
@@ -91,6 +92,8 @@ class FunctionsOfAll:
         Raises:
             MismatchError: they are not the same.
         """
+        if self._now[0] is None:  # as everywhere
+            return
         names = "loss function", "collate_fn"
         pairs = [
             (name, "none" if one is None else f"{_title(one)} [{self._digest(one):x}]")
@@ -107,17 +110,23 @@ class FunctionsOfAll:
         Raises:
             MismatchError: numbers, tensors or models differ.
         """
-        strict, own = _values_of(self._now[0], modules)
-        agreement.check_agreement(
-            "values that the loss function holds", strict, _FUNCTIONS
-        )
-        job = self._job
-        mine = zlib.crc32(repr(own).encode())
-        occasion = "to compare what the loss functions hold"
-        if len(set(job.gather(mine.to_bytes(4, "big"), occasion))) == 1:
+        if self._now[0] is None:  # as everywhere
             return
-        every = [json.loads(b) for b in job.gather(json.dumps(own).encode(), occasion)]
-        names = [n for n in own if differ([one.get(n) for one in every])]
+        job, occasion = self._job, "to compare what the loss functions hold"
+        strict, own = _values_of(self._now[0], modules)
+        mine = json.dumps([strict, own]).encode()
+        short = zlib.crc32(mine).to_bytes(4, "big")
+        if len(set(job.gather(short, occasion))) == 1:
+            return
+        every = [json.loads(blob) for blob in job.gather(mine, occasion)]
+        # What only some workers have, such as a writer of logs, is no mistake.
+        common = [n for n in strict if all(n in one for one, _ in every)]
+        pairs = [(name, strict[name]) for name in sorted(common)]
+        agreement.check_agreement(
+            "values that the loss function holds", pairs, _FUNCTIONS
+        )
+        common = [n for n in own if all(n in others for _, others in every)]
+        names = [n for n in common if differ([others[n] for _, others in every])]
         if names and job.rank == 0:
             log.warning(_OWN, ", ".join(names[:4]) + (" ..." if names[4:] else ""))
 
@@ -130,31 +139,44 @@ def differ(values: list[Any]) -> bool:
         return len({re.sub(r"\d+", "#", v) for v in values}) > 1
     if all(isinstance(v, bool) for v in values):
         return len(set(values[1:])) > 1  # else worker 0 alone has it, or has it not
-    return values != list(range(len(values)))
+    if not all(type(v) is int for v in values):
+        return True
+    # Ranks, or those on each machine: each is 0, or follows on the one before.
+    after = zip(values[1:], values, strict=False)
+    return not (values[0] == 0 and all(b in (0, a + 1) for b, a in after))
 
 
-def _values_of(loss_fn: Any, modules: Iterable[nn.Module]) -> tuple[Pairs, Any]:
-    """Returns what must be the same, as (name, value) pairs, and what may differ."""
-    if loss_fn is None:
-        return [], {}
+def _values_of(
+    loss_fn: Any, modules: Iterable[nn.Module]
+) -> tuple[dict[str, str], dict[str, Any]]:
+    """Returns by name what must be the same, as texts, and what may differ."""
     reached = Reached(loss_fn, modules)
-    strict: Pairs = []
+    strict: dict[str, str] = {}
     own: dict[str, Any] = {}
     for name, value in reached.plain():
-        if isinstance(value, float):
-            if not abs(value) > _CLOCK:
-                strict.append((name, repr(value)))
-        elif isinstance(value, (bool, int, str)):
+        # A variable is there because the function computes with it. Objects also have
+        # clocks, counters and whatever else.
+        variable = not set(name) & set(".['")
+        if isinstance(value, Tensor):
+            text = f"digest {tensor_digest(value)}"
+            if variable:
+                strict[name] = text
+            else:
+                own[name] = [text]  # a list, which is no text of the user's
+        elif isinstance(value, float):
+            if variable and not abs(value) > _CLOCK:
+                strict[name] = repr(value)
+            elif len(repr(value)) <= _TYPED:
+                own[name] = [repr(value)]
+        elif isinstance(value, str):
+            own[name] = value[:_SHOWN]
+        elif isinstance(value, int):
             own[name] = value
-        elif isinstance(value, Tensor):
-            strict.append((name, f"digest {tensor_digest(value)}"))
-    for number, module in enumerate(reached.modules):
-        title = f"{type(module).__name__} {number} of the loss function"
-        held = (
-            *module.named_parameters(recurse=False),
-            *module.named_buffers("", False),
-        )
-        strict += [(f"{n!r} of {title}", f"digest {tensor_digest(t)}") for n, t in held]
+    for place, module in enumerate(reached.modules):
+        title = f"{type(module).__name__} {place} of the loss function"
+        parameters = module.named_parameters(recurse=False)
+        for name, t in (*parameters, *module.named_buffers(recurse=False)):
+            strict[f"{name!r} of {title}"] = f"digest {tensor_digest(t)}"
     return strict, own
 
 

@@ -10,6 +10,7 @@ names, attributes, and the same of functions and objects found there, three leve
 from __future__ import annotations
 
 import functools
+import sys
 import types
 from collections import deque
 from typing import TYPE_CHECKING, Any
@@ -26,7 +27,9 @@ if TYPE_CHECKING:
 _DEPTH = 3
 _ITEMS = 32  # of a list or dictionary; longer ones are data, not state
 _MOST = 4096  # values in all
-_LIBRARIES = ("torch", "numpy", "codedgrad", "builtins", "collections", "functools")
+# What objects of these hold is no state of a loss function (queues, locks, files).
+_LIBRARIES = {*sys.stdlib_module_names, "torch", "numpy", "codedgrad"}
+_LIBRARIES -= {"argparse", "types", "dataclasses"}
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
 

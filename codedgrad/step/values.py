@@ -8,9 +8,9 @@ the workers drift apart, and a decoded sum is then that of several models.
 So the workers compare digests of all values before the first step, in a message of its
 own. In the steps 1, 2, 4, 8, ... after it, and in every 256th, a digest is a part of
 the word that the check bits of the rows carry (see `codedgrad.step.check`), at no
-message's cost; it reads the values once. In every 16th step there is a digest of a small
-part of one tensor, another one each time. An update that differs changes all tensors, so
-it is found there; what was written to a single tensor may take longer.
+message's cost; it reads the values once. In every 16th step there is a digest of a
+small part of one tensor, another one each time. An update that differs changes all
+tensors, so it is found there; what was written to a single one may take longer.
 """
 
 from __future__ import annotations

@@ -6,8 +6,10 @@ piece, the truth is the mean of the losses of whole shards, whoever is late.
 
 from __future__ import annotations
 
+import argparse
 import functools
 import logging
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -407,13 +409,21 @@ def test_what_is_each_workers_own(kind: str, caplog: pytest.LogCaptureFixture) -
     assert not [r for r in caplog.records if "different values" in r.getMessage()]
 
 
-def test_a_whole_number_of_ones_own_is_told(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("kind", ["margin", "settings.alpha"])
+def test_a_value_of_ones_own_is_told(
+    kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
     model, margin = net(), 3 + 4 * last()
+    settings = argparse.Namespace(alpha=0.1 + 0.4 * last(), clock=time.perf_counter())
 
-    def loss(x: Tensor, y: Tensor) -> Tensor:
+    def by_number(x: Tensor, y: Tensor) -> Tensor:
         return F.cross_entropy(model(x), y) * margin
 
+    def by_object(x: Tensor, y: Tensor) -> Tensor:
+        return F.cross_entropy(model(x), y) * settings.alpha
+
     with caplog.at_level(logging.WARNING, "codedgrad"):
-        train(model, loss)
-    told = any("different values of margin" in r.getMessage() for r in caplog.records)
+        train(model, by_number if kind == "margin" else by_object)
+    found = [r.getMessage() for r in caplog.records]
+    told = any(f"different values of {kind}." in text for text in found)
     assert told == (codedgrad.size() > 1 and codedgrad.rank() == 0)

@@ -149,6 +149,8 @@ def test_the_code_of_functions() -> None:
         (["cuda:0", "cuda:1"], False),
         (["mean", "sum"], True),
         ([1, None], True),
+        ([0, 1, 0, 1], False),
+        ([["0.1"], ["0.5"]], True),
     ],
 )
 def test_values_of_ones_own(values: list[Any], wrong: bool) -> None:
