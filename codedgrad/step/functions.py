@@ -71,7 +71,8 @@ def _pieces(thing: Any, bytecode: bool, depth: int) -> Any:
         return
     elif callable(thing):
         yield type(thing).__qualname__
-        held = [type(thing).__call__] if depth == _DEPTH else []
+        attributes = getattr(thing, "__dict__", {})
+        held = [type(thing).__call__, *filter(callable, attributes.values())]
     else:
         return  # a value
     for one in held:
