@@ -35,6 +35,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from codedgrad.codes.whole import helps_in_pieces
 from codedgrad.data.seeding import drawn_since, reading_rng, seed_pass, states
 from codedgrad.errors import ConfigError
+from codedgrad.step.boundaries import Abandoned
 from codedgrad.step.compare import Value, difference, means_as_weights
 from codedgrad.step.functions import code_of
 from codedgrad.step.loss import Loss, loss_of
@@ -223,7 +224,11 @@ class _Trial:
 
     @contextmanager
     def apart(self) -> Iterator[None]:
-        """Inside, nothing that is done lasts."""
+        """Inside, nothing that is done lasts.
+
+        Where it is left because nobody needs the pass any more, the loss function's own
+        values stay, as they do after any pass that is abandoned.
+        """
         self._before = Reached(self._loss_fn, self._modules, keep=True)
         modes = [(m, m.training) for m in self._modules]
         requires = [(p, p.requires_grad) for p in self._parameters]
@@ -234,13 +239,19 @@ class _Trial:
         try:
             with reading_rng(), _eagerly():
                 yield
+        except Abandoned:
+            raise
+        except BaseException:
+            self._before.put_back()
+            raise
+        else:
+            self._before.put_back()
         finally:
             for module, mode in modes:
                 module.training = mode
             for p, flag in requires:
                 if p.requires_grad != flag:
                     p.requires_grad_(flag)
-            self._before.put_back()
             self._buffers.restore()
             if cuda:
                 torch.cuda.set_rng_state_all(cuda)
@@ -265,8 +276,7 @@ class _Trial:
                 )
         except Exception:  # noqa: BLE001 (the pass itself tells)
             return None
-        finally:
-            self._before.put_back()
+        self._before.put_back()
         if reads:
             raise ConfigError(_STATE.format(", ".join(self.changed[:4])))
         empty = first.weight == 0.0
