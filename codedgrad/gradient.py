@@ -69,8 +69,8 @@ class CodedGradient:
         Args:
             model: the same values on every worker, see `broadcast_parameters`.
             code: who computes what. None means `codes.spread` (over groups with
-                `local_group`) with `codes.usual_pieces(size())` micro-batches, four with
-                `same_bits`; `codes.uncoded(size())` waits for everybody.
+                `local_group`) with `codes.usual_pieces(size())` micro-batches, or four
+                with `same_bits`; `codes.uncoded(size())` waits for everybody.
             settings: all settings in one object; None means the defaults.
             also: other modules that the loss function calls. Their buffers, and what
                 passes change of them, travel with this model's steps, and so do the
@@ -167,7 +167,7 @@ class CodedGradient:
         """
         step, exchange, payload = self._step, self._exchange, self._payload
         with start.own_gradients(payload), own_rng():
-            self._arrangement.check.begin(step, shards)
+            self._arrangement.check.begin(step, shards, loss_fn)
             lag_s = exchange.begin(step)
             state = StepState(step, exchange.forwarded(step), clock, lag_s)
             context = StepContext(exchange, loss_fn, shards, state)

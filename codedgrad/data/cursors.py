@@ -161,7 +161,7 @@ class StreamReader:
     ) -> None:
         """Take what opens streams; None collates as torch."""
         self._opening = opening
-        self._collate = collate_fn or default_collate
+        self.collate = collate_fn or default_collate
         self._cursors: dict[int, Cursor] = {}
 
     def __getitem__(self, request: Request) -> Any:
@@ -192,11 +192,11 @@ class StreamReader:
             seed_sample(self._opening.seed, epoch, ~int(numbers[0]))
             first = int(numbers[0]) & ((1 << _SHIFT) - 1)
             what = f"samples from {first} of the stream of shard {numbers[0] >> _SHIFT}"
-            return collated(self._collate, samples, what)
+            return collated(self.collate, samples, what)
 
     def arguments(self, batch: Any) -> tuple[Any, ...]:
         """Return a batch as the arguments of a loss function, as `Reader` does."""
-        if isinstance(batch, list) and self._collate is default_collate:
+        if isinstance(batch, list) and self.collate is default_collate:
             return tuple(batch)
         return batch if isinstance(batch, tuple) else (batch,)
 

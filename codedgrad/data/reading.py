@@ -48,14 +48,14 @@ class Reader:
         """
         self.dataset = dataset
         self._size = size
-        self._collate = collate_fn or default_collate
+        self.collate = collate_fn or default_collate
         self._seed = seed
         self._draws = False  # whether reading several samples at once drew numbers
 
     @property
     def rows(self) -> tuple[torch.Tensor, ...] | None:
         """The tensors whose rows are the samples, as they are; None: there are none."""
-        return tensors_of(self.dataset) if self._collate is default_collate else None
+        return tensors_of(self.dataset) if self.collate is default_collate else None
 
     def __getitem__(self, request: Request) -> Any:
         """Return what `batch` returns, as a DataLoader asks for it."""
@@ -82,7 +82,7 @@ class Reader:
             items = self._items(epoch, numbers, between)
             seed_sample(self._seed, epoch, ~numbers[0])
             what = f"samples {_few(indices)} of the dataset"
-            return collated(self._collate, items, what)
+            return collated(self.collate, items, what)
 
     def _items(
         self, epoch: int, numbers: list[int], between: Callable[[], None]
@@ -125,7 +125,7 @@ class Reader:
         torch's default collate function turns samples that are tuples or lists.
         Whatever else a collate function returns, a list included, is one argument.
         """
-        if isinstance(batch, list) and self._collate is default_collate:
+        if isinstance(batch, list) and self.collate is default_collate:
             return tuple(batch)
         return batch if isinstance(batch, tuple) else (batch,)
 

@@ -21,12 +21,13 @@ from codedgrad.job.faults import Injector
 from codedgrad.row import tensors
 from codedgrad.row.payload import Payload
 from codedgrad.step import live, start
-from codedgrad.step.check import ValueCheck, refuse_wrapped
+from codedgrad.step.check import ValueCheck
 from codedgrad.step.items import WorkList
 from codedgrad.step.late import LatePass
 from codedgrad.step.passes import Passes, PassSettings
 from codedgrad.step.patience import Patience
-from codedgrad.step.pieces import code_of, code_of_state
+from codedgrad.step.pieces import LOSS, code_of, code_of_state
+from codedgrad.step.strangers import refuse_wrapped
 from codedgrad.step.watch import Watch
 
 if TYPE_CHECKING:
@@ -132,6 +133,7 @@ class Arrangement:
             self.payload,
             subject.kept,
             modes=subject.modes,
+            modules=subject.modules,
             estimates=estimates,
         )
         passing = PassSettings.of(settings, plan.policy)
@@ -238,7 +240,8 @@ class Arrangement:
                 f"passes of step {step} have changed {sorted(names) or 'a tensor'}, "
                 f"which should travel already; please report this"
             )
-        log.info("these tensors change in passes and travel now: %s", sorted(names))
+        if moved := sorted(names - {LOSS}):
+            log.info("these tensors change in passes and travel now: %s", moved)
         self._subject.learned |= names
 
     def close(self, why: str = CLOSING) -> None:

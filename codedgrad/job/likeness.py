@@ -15,6 +15,7 @@ unlike machines do.
 from __future__ import annotations
 
 import logging
+import sys
 from typing import TYPE_CHECKING
 
 import torch
@@ -47,6 +48,7 @@ def hardware(device: torch.device) -> str:
     parts = [
         f"{torch.get_num_threads()} threads",
         f"CPU capability {torch.backends.cpu.get_cpu_capability()}",
+        f"Python {sys.version_info.major}.{sys.version_info.minor}",
     ]
     if device.type == "cuda":
         parts.append(torch.cuda.get_device_name(device))

@@ -26,12 +26,12 @@ from codedgrad.errors import ConfigError, DataError, MismatchError
 from codedgrad.job import agreement
 from codedgrad.job.runtime import DISAGREE
 from codedgrad.row import checks
+from codedgrad.step.alike import FunctionsOfAll
 from codedgrad.step.content import content_digest, in_memory, sample_digests
-from codedgrad.step.strangers import WRAPPERS
 from codedgrad.step.values import ValuesOfAll
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from torch import Tensor
     from torch.nn import Module
@@ -48,6 +48,8 @@ log = logging.getLogger("codedgrad")
 _VALUE_BITS = 16  # of a word; the others are of the data's content
 _VALUES = (1 << _VALUE_BITS) - 1
 _CONTENT = checks.ALL & ~_VALUES
+_OF_STEP = "step of the epoch", "samples of the epoch before", "sizes of micro-batches"
+_OF_EXCHANGE = "backward passes of the exchange", "optimizer steps before it"
 _THOROUGH = 8  # readings, when in doubt whether a dataset is deterministic
 _EPOCHS = 8  # samplers that may take turns
 _UNKNOWN = "not the same in every reading"
@@ -85,6 +87,7 @@ class ValueCheck:
         named: Named,
         *,
         modes: Callable[[], Pairs] = list,
+        modules: Sequence[Module] = (),
         estimates: bool = False,
     ) -> None:
         """Prepare the comparisons.
@@ -94,34 +97,39 @@ class ValueCheck:
             payload: its tail carries the check bits.
             named: returns parameters and buffers with their values before the step.
             modes: returns more (name, value) pairs that are compared with the values.
+            modules: whose values `named` returns.
             estimates: whether a step may end with an estimate.
         """
         self._job = job
         self._payload = payload
         self._tensors = ValuesOfAll(job, named, modes)
+        self._functions, self._modules = FunctionsOfAll(job), modules
         self._estimates = estimates
         self._begun = False
         self._joined = False  # this step has nothing of this worker's
         self._step = 0
         self._word = 0
         self._sent: int | None = None  # the word in the tail, if all bits count 1
-        # Index in the epoch, samples before it, sizes; None in the drop-in.
-        self._position: tuple[Any, ...] | None = None
+        self._position: tuple[Any, ...] = ()  # where this worker is: the values of
+        self._names: tuple[str, ...] = ()  # these names
         self._epoch: _Epoch | None = None
         self._epochs: dict[int, _Epoch] = {}  # the last ones, by the sampler's id
         self._unreadable: list[Any] = []  # datasets that are not deterministic
 
     # ---- every step ----
 
-    def begin(self, step: int, shards: StepShards) -> None:
-        """Note the data of a step, before its first pass.
+    def begin(self, step: int, shards: StepShards, loss_fn: Any = None) -> None:
+        """Note the data of a step, and its loss function, before its first pass.
 
         Raises:
             MismatchError: the values differ before the first step.
         """
+        self._names = _OF_STEP
         self._position = shards.index, shards.before, shards.sizes
         sampler = getattr(shards, "sampler", None)
-        mark = hash(self._position)
+        collate_fn = getattr(getattr(sampler, "reader", None), "collate", None)
+        functions = self._functions.word(loss_fn, collate_fn)
+        mark = hash((*self._position, functions))
         self._begin(step, sampler, shards.epoch, mark)
 
     def begin_drop_in(
@@ -143,8 +151,7 @@ class ValueCheck:
         """
         epoch = -1 if sampler is None else sampler.begun_epoch
         if made is not None:
-            names = "backward passes of the exchange", "optimizer steps before it"
-            self._pairs = [(n, str(x)) for n, x in zip(names, made, strict=True)]
+            self._names, self._position = _OF_EXCHANGE, made
         self._begin(step, sampler, epoch, step if made is None else hash((step, *made)))
 
     def _begin(self, step: int, sampler: Any, number: int, mark: int) -> None:
@@ -158,7 +165,10 @@ class ValueCheck:
         self._word = values | content
         self._joined = False
         if not self._begun:
+            self._functions.compare(step)
             self._compare_data()
+            if step == 0:
+                self._functions.compare_values(self._modules)
             self._begun = True
         self._send()
 
@@ -206,6 +216,8 @@ class ValueCheck:
             known = self._tensors.looked(self._step) and self._tensors.compare(
                 self._step
             )
+            if not known:
+                self._functions.compare(self._step)
             if not (known or self._compare_data(disputed=True) or self._estimates):
                 raise agreement.everywhere(
                     self._job,
@@ -219,14 +231,7 @@ class ValueCheck:
     # ---- where something differs ----
 
     def _described(self) -> Pairs:
-        pairs: Pairs = []
-        if self._position is not None:
-            index, before, sizes = self._position
-            pairs = [
-                ("step of the epoch", str(index)),
-                ("samples of the epoch before", str(before)),
-                ("sizes of micro-batches", str(sizes)),
-            ]
+        pairs = [(n, str(x)) for n, x in zip(self._names, self._position, strict=True)]
         epoch = self._epoch
         if epoch is None or epoch.sampler is None:
             return pairs
@@ -383,17 +388,4 @@ def _refuse_if_it_must_repeat(sampler: Any) -> None:
             "same samples of a shard: let make(shard, epoch) seed what shuffles by "
             "them, or draw from the generators of torch, numpy or `random`; else use "
             "helpers=False"
-        )
-
-
-def refuse_wrapped(model: Module) -> None:
-    """Refuse a model that another library has wrapped.
-
-    Raises:
-        ConfigError: that library exchanges its gradients already.
-    """
-    if type(model).__name__ in WRAPPERS:
-        raise ConfigError(
-            f"the model is a {type(model).__name__}, which exchanges gradients by "
-            f"itself; give the model inside it (model.module), or leave the wrapper out"
         )

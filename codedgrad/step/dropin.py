@@ -35,6 +35,7 @@ from codedgrad.step.backwards import Backwards, inside_backward
 from codedgrad.step.counts import Counts
 from codedgrad.step.mean import GradientMean, check_outside
 from codedgrad.step.needless import NeedlessForwards
+from codedgrad.step.plain import PlainState, no_function
 from codedgrad.step.plan import DropInPlan, Progress, Trained, no_join
 from codedgrad.step.rng import Seeds
 from codedgrad.step.slowly import SlowLoop
@@ -47,6 +48,9 @@ if TYPE_CHECKING:
 
     from codedgrad.job.runtime import Runtime
     from codedgrad.monitor.record import RunRecord
+
+
+_LOOKED_AT = 3  # exchanges in which state outside of buffers is looked for
 
 
 class DropIn:
@@ -74,6 +78,7 @@ class DropIn:
         self._uneven = no_join(trained, plan)
         self._sparse_again = not plan.sparse_as_dense
         self._short = plan.catch_up and plan.estimates(job.size) is not None
+        self._plain = PlainState()
         self._synchronize_in_step = True
         self._attach(trained)
 
@@ -180,6 +185,8 @@ class DropIn:
         if self._ahead is not None:
             self._small |= self._ahead.is_small(inputs)
         counts = self._counts
+        if counts.forwards == 0 and self._mean.number < _LOOKED_AT:
+            self._plain.begin(no_function, list(module.modules()))
         self._slow.pass_begins(self._mean.number)
         self._outer.keep()
         self._seeds.next(counts.steps, self._mean.part + (counts.forwards << 32))
@@ -195,6 +202,7 @@ class DropIn:
         """The first gradient of a pass has come."""
         self._slow.boundary()
         self._mean.journal.begins(self._mean.number)
+        self._plain.end(finished=True)
         if self._passed == self._passes - 1:
             progress = Progress(self._passes, self._counts.steps)
             with self._failing_together():

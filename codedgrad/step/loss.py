@@ -11,6 +11,7 @@ one of metrics, see `codedgrad.step.metrics`.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -19,6 +20,8 @@ from torch import Tensor
 
 from codedgrad.errors import CodedGradError, ConfigError, DataError
 from codedgrad.step.metrics import Returned, metrics_of
+
+log = logging.getLogger("codedgrad")
 
 
 class Loss(NamedTuple):
@@ -135,4 +138,30 @@ def _weight(weight: Any, place: str) -> float:
         ) from None
     if not 0.0 <= number < math.inf:
         raise ConfigError(f"the weight of the loss of {place} is {number}; {wanted}")
+    if 0.0 < number < 1.0:
+        _odd.say(number, place)
     return number
+
+
+class _Odd:
+    """Says once that a weight looks like a metric."""
+
+    def __init__(self) -> None:
+        self.said = False
+
+    def say(self, number: float, place: str) -> None:
+        if self.said:
+            return
+        self.said = True
+        log.warning(
+            "the loss function returned (loss, weight), and the weight of %s is %.4g. "
+            "If it is an accuracy or another metric, return it in a dictionary: return "
+            'loss, {"accuracy": accuracy}. If it is a mean, give the sum in its place, '
+            "since the gradient is sum(weight * grad) / sum(weight) over all passes "
+            "(this is said once)",
+            place,
+            number,
+        )
+
+
+_odd = _Odd()

@@ -24,9 +24,10 @@ from codedgrad.job import runtime
 from codedgrad.row.payload import Payload
 from codedgrad.row.writer import Leaf, RowWriter
 from codedgrad.step import start
-from codedgrad.step.check import ValueCheck, refuse_wrapped
+from codedgrad.step.check import ValueCheck
 from codedgrad.step.journal import Journal
 from codedgrad.step.plan import JOINED, Progress, share_of
+from codedgrad.step.strangers import refuse_wrapped
 from codedgrad.step.subject import Subject
 
 if TYPE_CHECKING:

@@ -32,7 +32,8 @@ from codedgrad.step.boundaries import Boundaries
 from codedgrad.step.hooks import PassHooks
 from codedgrad.step.loss import Batches, Loss, loss_of
 from codedgrad.step.metrics import Metrics
-from codedgrad.step.pieces import own_is_whole
+from codedgrad.step.pieces import LOSS, own_is_whole
+from codedgrad.step.rehearsal import Asked, Rehearsal
 
 if TYPE_CHECKING:
     from codedgrad.codes import Code
@@ -102,6 +103,7 @@ class PassSettings(NamedTuple):
         overlap: whether rows are written, and sent where wanted, during the backward.
         whole: whether an item is one pass, and not one pass for each micro-batch.
         exact: whether every step is; estimates know no weights of loss functions.
+        choose: whether helpers take whole shards where a loss function wants that.
     """
 
     seed: int = 0
@@ -110,6 +112,7 @@ class PassSettings(NamedTuple):
     overlap: bool = True
     whole: bool = False
     exact: bool = True
+    choose: bool = False
 
     @classmethod
     def of(cls, settings: Settings, policy: Approximate | None) -> PassSettings:
@@ -130,6 +133,7 @@ class PassSettings(NamedTuple):
             overlap=settings.exchange.overlap,
             whole=own_is_whole(settings.run),
             exact=policy is None,
+            choose=settings.run.pieces == "auto" and not settings.run.same_bits,
         )
 
 
@@ -165,6 +169,9 @@ class Passes:
         self._boundaries = Boundaries(subject.modules)
         self._batches = Batches()
         self._writer = RowWriter(payload, overlap=settings.overlap)
+        asked = Asked.of(code, settings.seed, choose=settings.choose)
+        self._rehearsal = Rehearsal(subject, payload, asked)
+        self._first = False  # the pass to come is the step's first own one
         device = devices.runtime_of(payload.layout.device)
         self._pace = devices.Pace(device) if device is not None else None
         self._paced_steps = 0  # so many steps will be paced still
@@ -203,6 +210,7 @@ class Passes:
         """Take over the counts and times of the passes of an earlier laying out."""
         self._durations, self._usual_visits = before._durations, before._usual_visits
         self.visits, self.nonfinite = before.visits, before.nonfinite
+        self._rehearsal.go_on_from(before._rehearsal)
 
     def progress(self) -> float:
         """Returns the share of the required items that was done, 0 to 1.
@@ -224,7 +232,7 @@ class Passes:
     def begin(self, step: int) -> None:
         """Prepare for the first pass of a step on this worker."""
         self._paced_steps = max(0, self._paced_steps - 1)
-        self.visits = 0
+        self.visits, self._first = 0, True
         if self._injector is not None:
             self._injector.begin(step, self.usual_s)
 
@@ -298,6 +306,9 @@ class Passes:
                     samples = context.shards.total
                     leaf.weight = self._payload.weights.leaf(weight, samples)
                 self._payload.tail.weighted = weight is not None
+                if self._rehearsal.found:  # the step is computed again
+                    self._payload.tail.moved = True
+                    self._watch.found.add(LOSS)
                 if weight != 0.0:
                     self._watch.loss_computed(loss)
                     value = hooks.loss_computed(loss)
@@ -321,7 +332,12 @@ class Passes:
     def _loss(self, context: StepContext, node: int, hooks: PassHooks) -> Loss:
         place = self._place(context.step, node)
         # Samples may take long: a helper must not read what nobody needs any more.
-        batch = context.shards.fetch(*self._span(node), between=hooks.leave_if_needless)
+        span = self._span(node)
+        batch = context.shards.fetch(*span, between=hooks.leave_if_needless)
+        if self._first:
+            self._first = False
+            sizes = context.shards.sizes[slice(*span)]
+            self._rehearsal.look(context.loss_fn, batch, sizes, place)
         loss = loss_of(self._batches.call(context.loss_fn, batch), place)
         more = loss.weight is not None or loss.metrics is not None
         if more and not self._settings.exact:

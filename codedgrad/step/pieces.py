@@ -11,7 +11,8 @@
 normalised by its own statistics, so it is another function than its part of the whole.
 So it does for models with other state that passes change (a running mean, a count of
 samples, an observer), once a pass has changed it: what a piece leaves there is not a
-part of what the whole shard leaves.
+part of what the whole shard leaves. And so it does where the loss of a shard is not the
+mean of those of its pieces, which a rehearsal finds (`codedgrad.step.rehearsal`).
 Under `same_bits=True` the own pass has the same pieces, so nothing depends on the help.
 """
 
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("codedgrad")
 _MEASURED = 5  # pieces, before their cost is said
+# Stands among the names of tensors that make a piece another function.
+LOSS = "(loss function)"
 
 
 def own_is_whole(run: RunSettings) -> bool:
@@ -77,14 +80,20 @@ def code_of(code: Code, modules: Sequence[nn.Module], run: RunSettings) -> Code:
 
 
 def code_of_state(code: Code, names: Collection[str], run: RunSettings) -> Code:
-    """Returns the code, with help in whole shards where passes change these tensors."""
+    """Returns the code, with help in whole shards where passes change these tensors.
+
+    `names` may hold `LOSS`, where the loss function wants whole shards.
+    """
     auto = run.pieces == "auto" and not run.same_bits
     if not (names and auto and helps_in_pieces(code)):
         return code
+    if set(names) == {LOSS}:
+        log.info("a shard is not the mean of its pieces, so helpers take whole shards")
+        return in_shards(code)
     log.info(
         "passes change %s, so a micro-batch may be another function than its part of "
         "the shard: helpers take whole shards. pieces=True has them take micro-batches",
-        ", ".join(map(repr, sorted(names)[:4])),
+        ", ".join(map(repr, sorted({*names} - {LOSS})[:4])),
     )
     return in_shards(code)
 

@@ -72,3 +72,7 @@ class PlainState:
         found = list(filter(has_changed, self._entries))
         self._entries = []
         return found
+
+
+def no_function() -> None:
+    """Stands for the loss function where it is in the user's own loop."""

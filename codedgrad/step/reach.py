@@ -10,6 +10,7 @@ names, attributes, and the same of functions and objects found there, three leve
 from __future__ import annotations
 
 import functools
+import sys
 import types
 from collections import deque
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from codedgrad.row import tensors
+from codedgrad.step.keep import SMALL_BYTES, Kept
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -25,8 +27,9 @@ if TYPE_CHECKING:
 _DEPTH = 3
 _ITEMS = 32  # of a list or dictionary; longer ones are data, not state
 _MOST = 4096  # values in all
-_SMALL_BYTES = 1 << 20  # larger tensors are known by version and address only
-_LIBRARIES = ("torch", "numpy", "codedgrad", "builtins", "collections", "functools")
+# What objects of these hold is no state of a loss function (queues, locks, files).
+_LIBRARIES = {*sys.stdlib_module_names, "torch", "numpy", "codedgrad"}
+_LIBRARIES -= {"argparse", "types", "dataclasses"}
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
 
@@ -37,9 +40,15 @@ class Reached:
         modules: the modules that were found, but for those that are known.
     """
 
-    def __init__(self, loss_fn: Any, modules: Iterable[nn.Module]) -> None:
-        """Look at a loss function, and at the plain attributes of known modules."""
+    def __init__(
+        self, loss_fn: Any, modules: Iterable[nn.Module], *, keep: bool = False
+    ) -> None:
+        """Look at a loss function, and at the plain attributes of known modules.
+
+        With `keep`, what is found can be put back.
+        """
         modules = list(modules)
+        self._kept = Kept() if keep else None
         self._known = {id(m) for m in modules}
         self._seen: set[int] = set()
         self._values: dict[str, tuple[Any, Any]] = {}  # the value, and its mark
@@ -57,11 +66,22 @@ class Reached:
             if name in since._values and since._values[name][1] != mark
         ]
 
+    def plain(self) -> Iterator[tuple[str, Any]]:
+        """Yields names and values, but for the lengths of containers."""
+        for name, (value, _) in self._values.items():
+            if not name.startswith("the length of "):
+                yield name, value
+
+    def put_back(self) -> None:
+        """Put back what was found, as far as it was kept."""
+        if self._kept is not None:
+            self._kept.put_back()
+
     def _of_module(self, module: nn.Module) -> None:
-        kind = type(module).__name__
-        for key, value in vars(module).items():
+        kind, holder = type(module).__name__, vars(module)
+        for key, value in list(holder.items()):
             if not key.startswith("_") and key != "training":
-                self._note(f"{key!r} of a {kind}", value, _DEPTH - 1)
+                self._note(f"{key!r} of a {kind}", value, _DEPTH - 1, (holder, key))
         for hooks in _HOOKS:
             for hook in list(module.__dict__.get(hooks, {}).values()):
                 self._function("", hook, 1)
@@ -82,18 +102,23 @@ class Reached:
         code = function.__code__
         for key, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
             try:
-                self._note(key, cell.cell_contents, depth + 1)
+                self._note(key, cell.cell_contents, depth + 1, (cell, None))
             except ValueError:  # not assigned yet
                 continue
         for value in function.__defaults__ or ():
             self._note("a default argument", value, depth + 1)
         for key in code.co_names:
             if key in function.__globals__:
-                self._note(key, function.__globals__[key], depth + 1)
+                place = function.__globals__, key
+                self._note(key, function.__globals__[key], depth + 1, place)
 
-    def _note(self, name: str, value: Any, depth: int) -> None:
+    def _note(
+        self, name: str, value: Any, depth: int, place: tuple[Any, Any] | None = None
+    ) -> None:
         if depth > _DEPTH or len(self._values) >= _MOST:
             return
+        if self._kept is not None:
+            self._kept.note(value, place)
         if value is None or isinstance(value, int | float | complex | str):
             self._values[name] = value, value
         elif isinstance(value, Tensor):
@@ -108,7 +133,8 @@ class Reached:
             self._seen.add(id(value))
             self._values[f"the length of {name}"] = value, len(value)
             for key, item in _items(value):
-                self._note(f"{name}[{key!r}]", item, depth + 1)
+                at = None if isinstance(value, tuple) else (value, key)
+                self._note(f"{name}[{key!r}]", item, depth + 1, at)
         elif isinstance(
             value, types.FunctionType | types.MethodType | functools.partial
         ):
@@ -116,8 +142,9 @@ class Reached:
                 self._function(name, value, depth)
         elif hasattr(value, "__dict__") and _is_the_users(type(value)):
             self._seen.add(id(value))
-            for key, item in list(vars(value).items()):
-                self._note(f"{name}.{key}", item, depth + 1)
+            holder = vars(value)
+            for key, item in list(holder.items()):
+                self._note(f"{name}.{key}", item, depth + 1, (holder, key))
 
 
 def _items(value: Any) -> Iterator[tuple[Any, Any]]:
@@ -132,7 +159,7 @@ def _is_the_users(thing: Any) -> bool:
 
 def _mark(t: Tensor) -> Any:
     kind = tensors.kind(t)
-    if t.is_meta or t.nbytes > _SMALL_BYTES or t.device.type != "cpu":
+    if t.is_meta or t.nbytes > SMALL_BYTES or t.device.type != "cpu":
         version = 0 if t.is_inference() else t._version
         return kind, version, t.data_ptr() if t.layout is torch.strided else id(t)
     return kind, tensors.digest(t)

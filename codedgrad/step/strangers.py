@@ -130,3 +130,16 @@ def entries_of(module: nn.Module) -> list[Entry]:
             entry.note(mark_of(t), digest=True)
             found.append(entry)
     return found
+
+
+def refuse_wrapped(model: nn.Module) -> None:
+    """Refuse a model that another library has wrapped.
+
+    Raises:
+        ConfigError: that library exchanges its gradients already.
+    """
+    if type(model).__name__ in WRAPPERS:
+        raise ConfigError(
+            f"the model is a {type(model).__name__}, which exchanges gradients by "
+            f"itself; give the model inside it (model.module), or leave the wrapper out"
+        )

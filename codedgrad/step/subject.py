@@ -38,7 +38,8 @@ class Subject:
         modules: all modules of it and of `also`, each once.
         parameters: all parameters, with their places; one that is tied has several.
         buffers: all buffers, with their places.
-        learned: names of tensors that were seen to change in a pass.
+        learned: names of tensors that were seen to change in a pass; and
+            `codedgrad.step.pieces.LOSS`, where the loss function wants whole shards.
         ignored: ids of the parameters that `_ddp_params_and_buffers_to_ignore` names.
         caches: names of non-persistent buffers that were seen to change their shape.
             They are left alone, as plain attributes are.

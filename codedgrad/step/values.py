@@ -8,7 +8,9 @@ the workers drift apart, and a decoded sum is then that of several models.
 So the workers compare digests of all values before the first step, in a message of its
 own. In the steps 1, 2, 4, 8, ... after it, and in every 256th, a digest is a part of
 the word that the check bits of the rows carry (see `codedgrad.step.check`), at no
-message's cost; it reads the values once.
+message's cost; it reads the values once. In every 16th step there is a digest of a
+small part of one tensor, another one each time. An update that differs changes all
+tensors, so it is found there; what was written to a single one may take longer.
 """
 
 from __future__ import annotations
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("codedgrad")
 
 _EVERY = 256  # steps, at least
+_PARTLY = 16  # steps
+_PART = 1 << 13  # elements
 _START = (
     "Start from the same values: call codedgrad.broadcast_parameters("
     "model.state_dict(), root_rank=0) on all workers before the first step."
@@ -90,11 +94,29 @@ class ValuesOfAll:
             self._first = step
             return 0
         since = step - self._first
-        if self._off or since <= 0 or (since & (since - 1) and since % _EVERY):
+        if self._off or since <= 0:
             return 0
+        if since & (since - 1) and since % _EVERY:
+            return 0 if since % _PARTLY else self._part(step, since // _PARTLY)
         self._looked = step
         digests = (f"{name} {text}" for name, text in self._pairs(lasting=True))
         return zlib.crc32("".join(digests).encode()) + 1
+
+    def _part(self, step: int, turn: int) -> int:
+        """Return what the word holds of a part of one tensor; 0 on a device."""
+        named = [
+            (name, t)
+            for name, t in self._named(lasting=True)
+            if t.device.type == "cpu" and t.numel() and t.is_contiguous()
+        ]
+        if not named:
+            return 0
+        self._looked = step
+        rounds, index = divmod(turn, len(named))
+        name, t = named[index]
+        begin = rounds * _PART % t.numel()
+        text = tensor_digest(t.detach().view(-1)[begin : begin + _PART])
+        return zlib.crc32(f"{name} {text}".encode()) + 1
 
     def looked(self, step: int) -> bool:
         """Return whether the word of a step holds a digest of the values."""

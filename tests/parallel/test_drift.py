@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 STEPS, AT = 6, 3  # values are compared in steps 0, 1, 2 and 4
+LATER = 40  # a step after which no values are compared as a whole for long
 
 
 class Net(nn.Module):
@@ -95,8 +96,10 @@ WAYS = {
 OWN = {"cache": write("cache"), "own": write("own")}
 
 
-def train(face: str, way: Callable[[Net, Any], None] | None, *, clip: bool) -> Net:
-    """Train; `way` is what this worker does on top in step `AT`."""
+def train(
+    face: str, way: Callable[[Net, Any], None] | None, *, clip: bool, at: int = AT
+) -> Net:
+    """Train; `way` is what this worker does on top in step `at`."""
     model = Net()
     optimizer = torch.optim.SGD(
         [p for p in model.parameters() if p.requires_grad], lr=0.1, momentum=0.5
@@ -111,8 +114,8 @@ def train(face: str, way: Callable[[Net, Any], None] | None, *, clip: bool) -> N
         codedgrad.DistributedOptimizer(optimizer, model=model)
     rank = codedgrad.rank()
     try:
-        for step in range(STEPS):
-            if step == AT and way is not None and not clip:
+        for step in range(STEPS if at == AT else at + 16):
+            if step == at and way is not None and not clip:
                 way(model, optimizer)
             if coded is not None:
                 sampler = codedgrad.ShardSampler((x,), 8 * n, shuffle=False)
@@ -120,7 +123,7 @@ def train(face: str, way: Callable[[Net, Any], None] | None, *, clip: bool) -> N
                     coded.backward(lambda x: model(x).pow(2).mean(), shards)
             else:
                 model(x[8 * rank : 8 * rank + 8]).pow(2).mean().backward()
-            if step == AT and way is not None and clip:
+            if step == at and way is not None and clip:
                 way(model, optimizer)
             optimizer.step()
             optimizer.zero_grad()
@@ -149,6 +152,15 @@ def test_one_worker_alone_is_told(face: str, name: str) -> None:
         with pytest.raises(MismatchError, match=r"before step 4: worker \d+ has "):
             train(face, WAYS[name] if last else None, clip=name == "clip")
     assert alike(train(face, WAYS[name], clip=name == "clip"))
+
+
+@pytest.mark.parametrize("face", ["coded", "drop-in"])
+@pytest.mark.parametrize("name", ["lr", "load"])
+def test_what_changes_all_tensors_is_found_soon(face: str, name: str) -> None:
+    last = codedgrad.rank() == codedgrad.size() - 1
+    if codedgrad.size() > 1:
+        with pytest.raises(MismatchError, match=r"before step 48: worker \d+ has "):
+            train(face, WAYS[name] if last else None, clip=False, at=LATER)
 
 
 @pytest.mark.parametrize("face", ["coded", "drop-in"])

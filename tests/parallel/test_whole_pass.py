@@ -58,7 +58,8 @@ class Seen:
         self.sizes: set[int] = set()
 
         def loss(x: Tensor, y: Tensor) -> Tensor:
-            self.sizes.add(len(x))
+            if coded.report is not None:  # else it may be the rehearsal
+                self.sizes.add(len(x))
             return criterion(model(x), y)
 
         while coded.step < steps:

@@ -1,0 +1,112 @@
+"""Which function is this? Its code, and a digest that is the same on all workers."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import types
+from typing import Any
+
+from torch import nn
+
+_DEPTH = 3  # functions that a function holds, and what these hold
+_MEMORY = " at 0x"
+
+
+def code_of(function: Any) -> Any:
+    """Returns what stays the same when a function is made again at the same place."""
+    while True:
+        if isinstance(function, functools.partial):
+            function = function.func
+        elif isinstance(function, types.MethodType):
+            function = function.__func__
+        elif isinstance(function, types.FunctionType):
+            return function.__code__
+        elif isinstance(function, type) or hasattr(function, "__qualname__"):
+            return function  # a class, or a function of C
+        else:
+            return type(function)
+
+
+def code_digest(function: Any, *, bytecode: bool = True) -> int:
+    """Returns 64 bits that tell the code of a function from that of another.
+
+    Values do not count, but for constants of the code: closures and defaults may
+    rightly hold something of each worker's own, such as its rank or its device. The
+    functions, and modules, that a closure, a default or a partial holds do count, by
+    their code, type and settings.
+
+    Args:
+        function: any callable.
+        bytecode: whether instructions count, which depend on the version of Python.
+    """
+    digest = hashlib.blake2b(digest_size=8)
+    for piece in _pieces(function, bytecode, _DEPTH):
+        digest.update(piece.encode() + b"\n")
+    return int.from_bytes(digest.digest(), "big")
+
+
+def _pieces(thing: Any, bytecode: bool, depth: int) -> Any:
+    """Yields texts that describe a function, or what a function holds."""
+    if depth < 0:
+        return
+    if isinstance(thing, functools.partial):
+        yield "partial " + " ".join(sorted(thing.keywords))
+        held: Any = (thing.func, *thing.args, *thing.keywords.values())
+    elif isinstance(thing, types.MethodType):
+        held = (thing.__func__,)
+    elif isinstance(thing, types.FunctionType):
+        yield from _of_code(thing.__code__, bytecode)
+        held = [*(thing.__defaults__ or ()), *(thing.__kwdefaults__ or {}).values()]
+        held += list(map(_contents, thing.__closure__ or ()))
+        names = thing.__code__.co_names
+        found = (thing.__globals__.get(name) for name in names)
+        held += [one for one in found if isinstance(one, types.FunctionType)]
+    elif isinstance(thing, nn.Module):
+        for name, module in thing.named_modules():
+            yield f"{name} {type(module).__qualname__} {_settings(module)}"
+        return
+    elif isinstance(thing, type) or hasattr(thing, "__qualname__"):
+        yield f"{getattr(thing, '__module__', '')} {thing.__qualname__}"
+        return
+    elif callable(thing):
+        yield type(thing).__qualname__
+        attributes = getattr(thing, "__dict__", {})
+        held = [type(thing).__call__, *filter(callable, attributes.values())]
+    else:
+        return  # a value
+    for one in held:
+        yield from _pieces(one, bytecode, depth - 1)
+
+
+def _contents(cell: types.CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # not assigned yet
+        return None
+
+
+def _settings(module: nn.Module) -> str:
+    """Returns what a module shows of itself, and all settings of one of torch's own."""
+    text = module.extra_repr()
+    if _MEMORY in text or "cuda:" in text:
+        text = ""
+    if not type(module).__module__.startswith("torch."):
+        return text
+    shown = (bool, int, float, str, types.NoneType)
+    own = {k: v for k, v in vars(module).items() if isinstance(v, shown)}
+    own.pop("training")
+    return f"{text} {sorted((k, repr(v)) for k, v in own.items() if k[0] != '_')}"
+
+
+def _of_code(code: types.CodeType, bytecode: bool) -> Any:
+    yield f"{code.co_names} {code.co_varnames} {code.co_freevars}"
+    if bytecode:
+        yield code.co_code.hex()
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _of_code(constant, bytecode)
+        elif isinstance(constant, frozenset):
+            yield str(sorted(map(repr, constant)))
+        else:
+            yield repr(constant)

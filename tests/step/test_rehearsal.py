@@ -1,0 +1,157 @@
+"""What a rehearsal is made of: cutting a batch, putting values back, comparing."""
+
+from __future__ import annotations
+
+import functools
+from collections import deque, namedtuple
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from codedgrad.step.alike import differ
+from codedgrad.step.compare import Value, difference, means_as_weights
+from codedgrad.step.functions import code_digest, code_of
+from codedgrad.step.reach import Reached
+from codedgrad.step.slices import cut
+
+_global = 1
+X = torch.arange(10.0).reshape(5, 2)
+
+
+def test_a_batch_is_cut() -> None:
+    batch = ({"x": X, "n": 3, "names": list("abcde")}, [X, None], (X[:, 0], "text"))
+    first, second = cut(batch, [2, 3]) or ((), ())
+    assert first[0]["names"] == ["a", "b"]
+    assert second[0]["names"] == ["c", "d", "e"]
+    assert torch.equal(second[0]["x"], X[2:])
+    assert torch.equal(first[1][0], X[:2])
+    assert first[0]["n"] == 3
+    assert second[2][1] == "text"
+
+
+@pytest.mark.parametrize(
+    "batch", [(X.T,), (X, object()), (namedtuple("P", "x")(X),), ({1, 2},)]
+)
+def test_what_cannot_be_cut(batch: Any) -> None:
+    assert cut(batch, [2, 3]) is None
+
+
+class Holder:
+    """Something with state."""
+
+    def __init__(self) -> None:
+        self.n, self.t, self.items = 1, torch.zeros(2), [1, 2]
+        self.queue, self.table = deque([1, 2], maxlen=2), {"a": 1}
+        self.long = list(range(10_000))
+
+    def change(self) -> None:
+        self.n += 1
+        self.t.data.add_(1)
+        self.items.append(3)
+        self.queue.append(3)
+        self.table["b"] = 2
+        self.table["a"] = 5
+        self.long.append(1)
+
+
+def test_what_is_reached_is_put_back() -> None:
+    holder, inner, model = Holder(), [0], nn.Linear(1, 1)
+    model.calls = 0
+    cell = 0
+
+    def loss() -> None:
+        nonlocal cell
+        global _global
+        cell += 1
+        _global += 1
+        inner[0] += 1
+        model.calls += 1
+        holder.change()
+
+    before = Reached(loss, [model], keep=True)
+    loss()
+    before.put_back()
+    assert (cell, inner, model.calls, holder.n, _global) == (0, [0], 0, 1, 1)
+    assert holder.t.tolist() == [0.0, 0.0]
+    assert holder.items == [1, 2]
+    assert list(holder.queue) == [1, 2]
+    assert holder.table == {"a": 1}
+    assert len(holder.long) == 10_000
+    assert not Reached(loss, [model]).changed(before)
+
+
+def value(loss: float, weight: float | None = None, *, random: bool = False) -> Value:
+    return Value(loss, weight, None, False, random)
+
+
+def test_the_mean_of_pieces() -> None:
+    assert difference(value(2.0), [value(1.0), value(2.5)], [1, 2], []) == (True, "")
+    assert difference(value(4.0), [value(1.0), value(3.0)], [1, 1], [])[1]
+    assert difference(value(2.0), [value(1.0), value(float("nan"))], [1, 1], [])[1]
+    # Weights in the place of samples, and a piece that has nothing to say.
+    pieces = [value(1.0, 3.0), value(float("nan"), 0.0)]
+    assert difference(value(1.0, 3.0), pieces, [1, 1], []) == (True, "")
+    assert not difference(value(float("nan"), 0.0), pieces, [1, 1], [])[0]
+    # Random numbers make differences, but not four times the loss.
+    noisy = [value(1.3, random=True), value(1.1, random=True)]
+    assert difference(value(1.0, random=True), noisy, [1, 1], [0.9, 1.05]) == (True, "")
+    assert difference(value(9.0, random=True), noisy, [1, 1], [8.9, 9.05])[1]
+
+
+@pytest.mark.parametrize(
+    ("whole", "pieces", "wrong"),
+    [
+        (12.0, [3.0, 4.0, 5.0, 0.0], False),
+        (0.5, [0.5, 0.25, 0.75, 0.5], True),
+        (53.1, [50.0, 60.0, 40.0, 62.4], True),
+        (7.0, [7.0, 7.0, 7.0, 7.0], True),
+        (1.0, [1.0, 1.0, 1.0, 1.0], False),  # perhaps at least 1 by decree
+        (0.8, [0.1, 0.2, 0.2, 0.3], False),
+        (0.0, [0.0, 0.0, 0.0, 0.0], False),
+    ],
+)
+def test_weights_add_up(whole: float, pieces: list[float], wrong: bool) -> None:
+    known, text = means_as_weights(value(1.0, whole), [value(1.0, w) for w in pieces])
+    assert bool(text) == wrong
+    assert known == (whole > 1.0 or not whole.is_integer())
+
+
+def functions(number: int) -> Any:
+    def inner() -> int:
+        return 7
+
+    return lambda x: (x + 1, number, inner())
+
+
+def test_the_code_of_functions() -> None:
+    same = functions(1), functions(2)
+    assert code_of(same[0]) is code_of(same[1])
+    assert code_digest(same[0]) == code_digest(same[1])  # values do not count
+    others = [
+        *(lambda x: x + 1, lambda x: x - 1, lambda x: x + 2, lambda y: y + 1),
+        *(functools.partial(min, 1), functools.partial(max, 1), min, Holder().change),
+        *(nn.L1Loss(), nn.MSELoss(), nn.SmoothL1Loss(beta=2.0)),
+        *(nn.CrossEntropyLoss(), nn.CrossEntropyLoss(label_smoothing=0.1)),
+    ]
+    assert len({code_digest(f) for f in others}) == len(others)
+
+
+@pytest.mark.parametrize(
+    ("values", "wrong"),
+    [
+        ([1, 1], False),
+        ([0, 1, 2], False),
+        ([3, 4], True),
+        ([True, False, False], False),
+        ([False, True, False], True),
+        (["cuda:0", "cuda:1"], False),
+        (["mean", "sum"], True),
+        ([1, None], True),
+        ([0, 1, 0, 1], False),
+        ([["0.1"], ["0.5"]], True),
+    ],
+)
+def test_values_of_ones_own(values: list[Any], wrong: bool) -> None:
+    assert differ(values) == wrong
