@@ -15,6 +15,7 @@ import argparse
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from codedgrad.settings import ExchangeSettings
 from harness import (
     COMM,
     arguments,
@@ -32,7 +33,6 @@ import codedgrad
 from codedgrad import codes
 from codedgrad.exchange.engine import EngineExchange
 from codedgrad.job import runtime
-from codedgrad.settings import ExchangeSettings
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -28,7 +28,8 @@ from codedgrad.gradient import CodedGradient
 from codedgrad.hvd import optimizer
 from codedgrad.hvd.optimizer import DistributedOptimizer, join
 from codedgrad.hvd.words import Average, Compression, Sum
-from codedgrad.job import faults
+from codedgrad.inference import Each, evaluate
+from codedgrad.job import faults, settings
 from codedgrad.job.broadcast import broadcast_optimizer_state, broadcast_parameters
 from codedgrad.job.checkpoint import save
 from codedgrad.job.collectives import (
@@ -48,7 +49,7 @@ from codedgrad.job.runtime import (
     rank,
     size,
 )
-from codedgrad.settings import (
+from codedgrad.job.settings import (
     ExchangeSettings,
     HelpSettings,
     RunSettings,
@@ -59,6 +60,7 @@ from codedgrad.settings import (
 # These were modules of their own.
 sys.modules[f"{__name__}.optimizer"] = optimizer
 sys.modules[f"{__name__}.faults"] = faults
+sys.modules[f"{__name__}.settings"] = settings
 
 __version__ = "0.1.0"
 
@@ -70,6 +72,7 @@ __all__ = [
     "ConfigError",
     "DataError",
     "DistributedOptimizer",
+    "Each",
     "EnvironmentSetupError",
     "ExchangeSettings",
     "Faults",
@@ -95,6 +98,7 @@ __all__ = [
     "codes",
     "cross_rank",
     "cross_size",
+    "evaluate",
     "init",
     "is_initialized",
     "join",

@@ -15,7 +15,7 @@ from torch import Tensor
 from codedgrad.data.seeding import own_rng
 from codedgrad.groups.arrangement import Arrangement, plan_of
 from codedgrad.job import agreement, runtime
-from codedgrad.settings import Keywords, Settings, combine
+from codedgrad.job.settings import Keywords, Settings, combine
 from codedgrad.step import live, start
 from codedgrad.step.account import Account
 from codedgrad.step.context import StepContext

@@ -2,8 +2,8 @@
 
     codedgrad run -n 4 examples/evaluation.py
 
-Each worker evaluates its own part of the validation data. `codedgrad.allreduce` adds
-the counts of all up, and gives the same bits to all, so that all decide alike.
+`codedgrad.evaluate` divides the validation data among the workers, and those that are
+done help the late. All get the same bits, so that all decide alike.
 """
 
 from __future__ import annotations
@@ -28,24 +28,19 @@ def data() -> tuple[TensorDataset, TensorDataset]:
     return TensorDataset(x[~held], y[~held]), TensorDataset(x[held], y[held])
 
 
-@torch.no_grad()
-def evaluate(model: nn.Module, held: TensorDataset) -> dict[str, float]:
+def validate(model: nn.Module, held: TensorDataset) -> dict[str, float]:
     """Return the share that is right, and the loss, of all validation samples."""
-    model.eval()
-    x, y = held[codedgrad.rank() :: codedgrad.size()]
-    out = model(x)
-    sums = {
-        "right": (out.argmax(1) == y).sum(),
-        "loss": nn.functional.cross_entropy(out, y, reduction="sum"),
-        "samples": torch.tensor(len(y)),
-    }
-    total = codedgrad.allreduce(sums, op="sum")
-    model.train()
-    count = int(total["samples"])
-    return {
-        "accuracy": int(total["right"]) / count,
-        "loss": float(total["loss"]) / count,
-    }
+
+    def sums(x: Tensor, y: Tensor) -> dict[str, Tensor | int]:
+        out = model(x)
+        return {
+            "right": (out.argmax(1) == y).sum(),
+            "loss": nn.functional.cross_entropy(out, y, reduction="sum"),
+            "samples": len(y),
+        }
+
+    total = codedgrad.evaluate(model, held, sums, batch_size=16)
+    return {name: total[name] / total["samples"] for name in ("right", "loss")}
 
 
 def main() -> float:
@@ -69,14 +64,14 @@ def main() -> float:
     def loss_fn(x: Tensor, y: Tensor) -> Tensor:
         return nn.functional.cross_entropy(model(x), y)
 
-    best, since = {"loss": float("inf"), "accuracy": 0.0}, 0
+    best, since = {"loss": float("inf"), "right": 0.0}, 0
     for epoch in range(args.epochs):
         sampler.set_epoch(epoch)
         for shards in coded.steps(sampler):
             coded.backward(loss_fn, shards)
             optimizer.step()
             optimizer.zero_grad()
-        now = evaluate(model, held)
+        now = validate(model, held)
         if codedgrad.rank() == 0:
             print(f"epoch {epoch}:", *(f"{k} {v:.3f}" for k, v in now.items()))
         if now["loss"] < best["loss"]:
@@ -85,7 +80,7 @@ def main() -> float:
             break  # on all workers, since all have the same figures
     model.load_state_dict(weights)
     coded.close()
-    return best["accuracy"]
+    return best["right"]
 
 
 if __name__ == "__main__":

@@ -148,7 +148,7 @@ parallel() {
     --ignore-glob='*/test_many_models.py' --ignore-glob='*/test_features.py' \
     --ignore-glob='*/test_dropin_uses.py' --ignore-glob='*/test_dropin_copies.py'
   pytests "5 workers, some tests" mpi 5 "$CG_PYTHON" -m pytest -q --color=no \
-    -p no:cacheprovider $all/test_{same_bits,whole_pass,loss_weights,values,watch}.py
+    -p no:cacheprovider $all/test_{evaluate,same_bits,whole_pass,loss_weights,values,watch}.py
 }
 
 integrations() {
@@ -199,6 +199,10 @@ bench() {
     --out "$out/overhead.json"
   check "bench_data" mpi 2 "$CG_PYTHON" benchmarks/bench_data.py --toy \
     --out "$out/data.json"
+  check "bench_evaluate" mpi 2 "$CG_PYTHON" benchmarks/bench_evaluate.py --toy \
+    --out "$out/evaluate.json"
+  check "bench_evaluate sleep" mpi 2 "$CG_PYTHON" benchmarks/bench_evaluate.py --toy \
+    --task sleep --out "$out/evaluate-sleep.json"
   check "bench_stall" mpi 4 "$CG_PYTHON" benchmarks/bench_stall.py --toy \
     --out "$out/stall.json"
   check "bench_faults" mpi 4 "$CG_PYTHON" benchmarks/bench_faults.py --toy \
@@ -230,6 +234,7 @@ bench() {
   check "benchmarks wrote JSON" "$CG_PYTHON" -c \
     'import json, sys; [json.load(open(f))["results"] for f in sys.argv[1:]]' \
     "$out/exchange.json" "$out/sleep.json" "$out/digits.json" "$out/overlap.json" \
+    "$out/evaluate.json" "$out/evaluate-sleep.json" \
     "$out/stall.json" "$out/overhead.json" "$out/faults.json" "$out/gpu.json" \
     "$out/scaling-2.json" "$out/pass.json" "$out/scaling_model.json" \
     "$out/cluster/step-digits-2.json" \

@@ -11,20 +11,21 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "codedgrad"
 # What each part may import of the package, beside itself. Nothing imports upwards.
-LOW = {"errors", "settings", "codes", "job"}
+LOW = {"errors", "codes", "job"}
 LAYERS: dict[str, set[str]] = {
     "errors": set(),
     "codes": {"errors"},
     "job": {"errors", "codes"},
     "inputs": {"errors", "codes"},
-    "settings": {"errors", "job"},
     "ops": {"errors"},
     "monitor": {"errors"},
-    "row": {"errors", "settings", "ops", "job"},
+    "row": {"errors", "ops", "job"},
     "exchange": LOW | {"row"},
     "step": LOW | {"row", "exchange", "inputs", "monitor"},
     "groups": LOW | {"row", "exchange", "inputs", "step"},
-    "faces": LOW | {"row", "exchange", "inputs", "monitor", "step", "groups"},
+    "inference": LOW | {"row", "exchange", "inputs", "step"},
+    "faces": LOW
+    | {"row", "exchange", "inputs", "monitor", "step", "groups", "inference"},
     "lab": {"errors", "codes", "monitor"},
     "__main__": {"errors", "job", "monitor", "lab"},
 }

@@ -6,8 +6,6 @@ import dataclasses
 from typing import Any
 
 import pytest
-
-from codedgrad.errors import ConfigError
 from codedgrad.settings import (
     ExchangeSettings,
     HelpSettings,
@@ -18,6 +16,8 @@ from codedgrad.settings import (
     combine,
     resolve,
 )
+
+from codedgrad.errors import ConfigError
 
 GROUPS = {"exchange": ExchangeSettings, "help": HelpSettings, "run": RunSettings}
 

@@ -52,6 +52,11 @@ class Reader:
         self._seed = seed
         self._draws = False  # whether reading several samples at once drew numbers
 
+    @property
+    def rows(self) -> tuple[torch.Tensor, ...] | None:
+        """The tensors whose rows are the samples, as they are; None: there are none."""
+        return tensors_of(self.dataset) if self._collate is default_collate else None
+
     def __getitem__(self, request: Request) -> Any:
         """Return what `batch` returns, as a DataLoader asks for it."""
         return self.batch(request, _nothing)
@@ -67,8 +72,8 @@ class Reader:
             DataError: a sample could not be read, or they could not be collated.
         """
         epoch, samples = request
-        tensors = tensors_of(self.dataset)
-        if tensors is not None and self._collate is default_collate:
+        tensors = self.rows
+        if tensors is not None:
             index = torch.from_numpy(samples % self._size)
             return tuple(t[index] for t in tensors)
         numbers = samples.tolist()

@@ -40,6 +40,7 @@ class Source(ABC):
         epoch: the epoch that is gone through next, or now.
         helpable: whether any worker may compute any part.
         place: copies a batch to the device where it is wanted.
+        loading: how batches are read ahead.
     """
 
     batch_size: int
@@ -58,7 +59,7 @@ class Source(ABC):
             ConfigError: the settings do not fit.
         """
         settings.check()
-        self._reader = reader
+        self._reader, self.loading = reader, settings
         self.place = Placer(settings.device)
         self._loader = Loader(reader, settings) if settings.num_workers else None
         self.epoch = 0

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
     from codedgrad.codes import Code
     from codedgrad.job.runtime import Runtime
+    from codedgrad.job.settings import Approximate, ExchangeSettings
     from codedgrad.row.layout import Layout
-    from codedgrad.settings import Approximate, ExchangeSettings
 
 log = logging.getLogger("codedgrad")
 
@@ -56,7 +56,13 @@ _COUNTERS = (
 
 
 class EngineExchange:
-    """Rows out, the decoded sum in: `base.Exchange` over one session of the engine."""
+    """Rows out, the decoded sum in: `base.Exchange` over one session of the engine.
+
+    Attributes:
+        noun: what messages call a step.
+    """
+
+    noun = "step"
 
     def __init__(
         self,
@@ -179,7 +185,7 @@ class EngineExchange:
         if step == self._begun and self._runtime.size == 1:
             self._begin_again(step)
         self._begun = step
-        occasion, waiting = f"to begin step {step}", None
+        occasion, waiting = f"to begin {self.noun} {step}", None
         while True:
             self._deadlock.look(occasion, step)
             ok, behind = self._core.begin(step, 0.0 if waiting is None else 1.0)
@@ -243,7 +249,7 @@ class EngineExchange:
         self, step: int, help_out: Callable[[int], None] | None = None
     ) -> None:
         """See `base.Exchange`."""
-        occasion, seen = f"in step {step}", _NEVER
+        occasion, seen = f"in {self.noun} {step}", _NEVER
         waiting = Waiting(self._runtime, occasion, quiet_s=5.0)
         if help_out is not None and self._deputised:
             seen = 0

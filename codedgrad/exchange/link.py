@@ -17,8 +17,8 @@ import torch
 from codedgrad import codes
 from codedgrad.exchange.engine import EngineExchange
 from codedgrad.job.runtime import Link
+from codedgrad.job.settings import ExchangeSettings
 from codedgrad.row.layout import Layout
-from codedgrad.settings import ExchangeSettings
 
 if TYPE_CHECKING:
     from codedgrad.job.runtime import Runtime

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from codedgrad.errors import ConfigError
 from codedgrad.exchange import pretrained
-from codedgrad.settings import Approximate, finite_or
+from codedgrad.job.settings import Approximate, finite_or
 
 if TYPE_CHECKING:
     from codedgrad.codes import Code

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from codedgrad.groups.seat import Seat
     from codedgrad.job.faults import Faults
     from codedgrad.job.runtime import Runtime
-    from codedgrad.settings import Approximate, Settings
+    from codedgrad.job.settings import Approximate, Settings
     from codedgrad.step.subject import Subject
 
 log = logging.getLogger("codedgrad")

@@ -15,7 +15,7 @@ from codedgrad.groups.exchange import FollowersExchange, LeadersExchange
 from codedgrad.groups.help import GroupHelpWork
 from codedgrad.groups.membership import form
 from codedgrad.groups.passes import GroupPasses
-from codedgrad.settings import resolve
+from codedgrad.job.settings import resolve
 from codedgrad.step.work import HelpWork, OwnWork
 
 if TYPE_CHECKING:
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from codedgrad.exchange.base import Exchange
     from codedgrad.groups.membership import LocalGroup
     from codedgrad.job.runtime import Runtime
+    from codedgrad.job.settings import Approximate, ExchangeSettings
     from codedgrad.row.layout import Layout
     from codedgrad.row.payload import Payload
-    from codedgrad.settings import Approximate, ExchangeSettings
     from codedgrad.step.items import WorkList
     from codedgrad.step.late import LatePass
     from codedgrad.step.passes import Passes

@@ -38,7 +38,7 @@ from codedgrad.hvd.words import (
     wire_of,
 )
 from codedgrad.job import collectives, runtime
-from codedgrad.settings import combine
+from codedgrad.job.settings import combine
 from codedgrad.step import live, start
 from codedgrad.step.dropin import DropIn
 from codedgrad.step.mean import DropInPlan, Trained
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 
     from codedgrad.codes import Code
     from codedgrad.data import ShardBatchSampler
-    from codedgrad.settings import Keywords
+    from codedgrad.job.settings import Keywords
 
 _attached: weakref.WeakKeyDictionary[torch.optim.Optimizer, DropIn] = (
     weakref.WeakKeyDictionary()
@@ -61,7 +61,7 @@ _attached: weakref.WeakKeyDictionary[torch.optim.Optimizer, DropIn] = (
 class DropInKeywords(TypedDict, total=False):
     """The further keywords of the drop-in.
 
-    See `codedgrad.settings` for the first five. The others are Horovod's:
+    See `codedgrad.job.settings` for the first five. The others are Horovod's:
     `gradient_predivide_factor`, `num_groups`, `groups` and `sparse_as_dense` change no
     result here, since every gradient is divided before the sum, and travels densely, in
     buckets. `process_set` is the global one.
@@ -118,7 +118,7 @@ def DistributedOptimizer(
         sampler: give it so that a worker that lags skips the data of steps which are
             decoded already.
         **keywords: `wire`, `bucket_mb`, `overlap` and `window` (see
-            `codedgrad.settings.ExchangeSettings`); `seed` of the random numbers of a
+            `codedgrad.ExchangeSettings`); `seed` of the random numbers of a
             pass (with `model`); those of Horovod, see `DropInKeywords`.
 
     Raises:

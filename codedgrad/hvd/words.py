@@ -24,7 +24,7 @@ Adasum, Product = ReduceOp.Adasum, ReduceOp.Product
 
 
 class Compressor(enum.Enum):
-    """The type in which gradients travel; see `codedgrad.settings.ExchangeSettings`."""
+    """The type in which gradients travel; see `codedgrad.ExchangeSettings`."""
 
     none = "float32"
     fp16 = "float16"

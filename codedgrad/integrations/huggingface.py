@@ -26,7 +26,7 @@ from codedgrad.integrations import gradients, loaders
 from codedgrad.integrations.accelerate import join
 from codedgrad.job import checkpoint, lifecycle, runtime
 from codedgrad.job.broadcast import broadcast_parameters
-from codedgrad.settings import Settings, combine
+from codedgrad.job.settings import Settings, combine
 
 try:
     from transformers import Trainer

@@ -28,7 +28,7 @@ from codedgrad.integrations.collective import Collectives
 from codedgrad.integrations.logged import Logged, Meters
 from codedgrad.job import environment, lifecycle, runtime
 from codedgrad.job.broadcast import broadcast_parameters
-from codedgrad.settings import Settings, combine
+from codedgrad.job.settings import Settings, combine
 
 try:
     from lightning.fabric.plugins import ClusterEnvironment
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from codedgrad.codes import Code
-    from codedgrad.settings import Keywords
+    from codedgrad.job.settings import Keywords
 
 _STATE = "codedgrad"  # of a checkpoint, what CodedGradient.state_dict() returned
 _TRAIN_LOADER = "train_dataloader()"  # the barrier before Lightning takes it

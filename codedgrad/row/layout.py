@@ -53,9 +53,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from codedgrad.errors import ConfigError
+from codedgrad.job.settings import ExchangeSettings
 from codedgrad.row import checks, cuts, devices, metrics
 from codedgrad.row.tensors import real, travels, writable
-from codedgrad.settings import ExchangeSettings
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

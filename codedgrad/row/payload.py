@@ -11,12 +11,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from codedgrad.job.settings import ExchangeSettings
 from codedgrad.row.buffers import Buffers
 from codedgrad.row.layout import Layout
 from codedgrad.row.scatter import scatter
 from codedgrad.row.tail import Tail
 from codedgrad.row.weights import Weights
-from codedgrad.settings import ExchangeSettings
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

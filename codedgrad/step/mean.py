@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from codedgrad.codes import Code
     from codedgrad.data import ShardBatchSampler
     from codedgrad.exchange.base import RowBuffer
+    from codedgrad.job.settings import Settings
     from codedgrad.row.tensors import Place
-    from codedgrad.settings import Settings
 
 
 _JOINED = 65536.0  # more than the other numbers of all workers together

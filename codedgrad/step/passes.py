@@ -36,8 +36,8 @@ from codedgrad.step.pieces import own_is_whole
 if TYPE_CHECKING:
     from codedgrad.codes import Code
     from codedgrad.job.faults import Injector
+    from codedgrad.job.settings import Approximate, Settings
     from codedgrad.row.payload import Payload
-    from codedgrad.settings import Approximate, Settings
     from codedgrad.step.context import StepContext
     from codedgrad.step.subject import Subject
     from codedgrad.step.watch import Watch

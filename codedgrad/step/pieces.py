@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from codedgrad.codes import Code
-    from codedgrad.settings import RunSettings
+    from codedgrad.job.settings import RunSettings
 
 log = logging.getLogger("codedgrad")
 _MEASURED = 5  # pieces, before their cost is said

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     from codedgrad.codes import Code
     from codedgrad.job.runtime import Runtime
+    from codedgrad.job.settings import Approximate, ExchangeSettings, RunSettings
     from codedgrad.row.payload import Payload
-    from codedgrad.settings import Approximate, ExchangeSettings, RunSettings
 
 
 def agree(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from codedgrad.settings import ExchangeSettings
 
 from codedgrad import codes
 from codedgrad.errors import WorkerError
@@ -16,7 +17,6 @@ from codedgrad.job import _engine, progress
 from codedgrad.job.place import Place
 from codedgrad.job.runtime import Runtime
 from codedgrad.row.payload import Payload
-from codedgrad.settings import ExchangeSettings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -18,6 +18,7 @@ from typing import Any
 
 import data_cases
 import dropin_cases
+import evaluate_cases
 import group_cases
 import torch
 from torch import nn
@@ -306,7 +307,8 @@ def no_thread_multiple() -> None:
 
 def run(case: str) -> None:
     """Call the function of this name."""
-    for where in (sys.modules[__name__], data_cases, dropin_cases, group_cases):
+    others = (data_cases, dropin_cases, evaluate_cases, group_cases)
+    for where in (sys.modules[__name__], *others):
         if hasattr(where, case):
             getattr(where, case)()
             return

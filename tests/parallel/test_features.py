@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from codedgrad.settings import Settings
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from training import DELAYS, SEED, Net, build, dataset, digest, everywhere, plain
@@ -16,7 +17,6 @@ from training import DELAYS, SEED, Net, build, dataset, digest, everywhere, plai
 import codedgrad
 from codedgrad import codes
 from codedgrad.hvd.optimizer import DropInPlan, detach
-from codedgrad.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from codedgrad.settings import ExchangeSettings
 from torch import nn
 from training import everywhere
 
@@ -10,7 +11,6 @@ import codedgrad
 from codedgrad.exchange import link
 from codedgrad.job import runtime
 from codedgrad.row.layout import Layout
-from codedgrad.settings import ExchangeSettings
 
 
 def test_all_workers_find_the_same() -> None:

@@ -7,13 +7,13 @@ import math
 
 import pytest
 import torch
+from codedgrad.settings import ExchangeSettings
 from torch import Tensor, nn
 
 from codedgrad import ConfigError
 from codedgrad.row import encoder as encoding
 from codedgrad.row.encoder import HostEncoder, TorchEncoder, spans
 from codedgrad.row.payload import Payload
-from codedgrad.settings import ExchangeSettings
 
 NARROW = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 

@@ -6,6 +6,7 @@ import itertools
 
 import pytest
 import torch
+from codedgrad.settings import ExchangeSettings
 from torch import Tensor, nn
 
 from codedgrad import ConfigError, codes
@@ -15,7 +16,6 @@ from codedgrad.row.cuts import GRAIN
 from codedgrad.row.encoder import encoder_of
 from codedgrad.row.layout import Layout
 from codedgrad.row.payload import Payload
-from codedgrad.settings import ExchangeSettings
 
 
 def model() -> nn.Module:

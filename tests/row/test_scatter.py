@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from codedgrad.settings import ExchangeSettings
 from torch import Tensor, nn
 
 from codedgrad import ConfigError
 from codedgrad.row.encoder import Encoder, HostEncoder, TorchEncoder, encoder_of
 from codedgrad.row.payload import Payload
-from codedgrad.settings import ExchangeSettings
 
 
 def model() -> nn.Module:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from codedgrad.settings import ExchangeSettings
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -13,7 +14,6 @@ from codedgrad import ConfigError
 from codedgrad.row.arrival import ArrivalOrder
 from codedgrad.row.payload import Payload
 from codedgrad.row.writer import Leaf, RowWriter
-from codedgrad.settings import ExchangeSettings
 
 if TYPE_CHECKING:
     from collections.abc import Callable

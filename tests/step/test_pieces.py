@@ -6,11 +6,11 @@ import logging
 from typing import Any
 
 import pytest
+from codedgrad.settings import RunSettings
 from torch import nn
 
 from codedgrad import codes
 from codedgrad.codes.whole import helps_in_pieces
-from codedgrad.settings import RunSettings
 from codedgrad.step.pieces import PieceCost, code_of, code_of_state, own_is_whole
 
 CODE = codes.spread(5, micro=4, copies=2)
