@@ -117,10 +117,25 @@ void SocketPeer::flush(Ids* done) {
     message.msg_iovlen = static_cast<std::size_t>(count);
     const ssize_t sent = ::sendmsg(fd_, &message, MSG_NOSIGNAL);
     if (sent < 0 && errno == EINTR) continue;
-    if (sent < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) return;
-    if (sent < 0) return drop_queue(done);  // why, the reading will find out
+    if (sent < 0) return not_sent(done);
     advance(static_cast<std::size_t>(sent), done);
   }
+}
+
+void SocketPeer::not_sent(Ids* done) {
+  switch (errno) {
+    case EAGAIN:
+    case ENOBUFS:
+    case ENOMEM:
+      return;  // until the kernel has room
+    case EPIPE:
+    case ECONNRESET:
+      break;  // the reading finds out whether it has said that it ends
+    default:
+      problem_ = std::strerror(errno);
+      at_end_ = true;
+  }
+  drop_queue(done);
 }
 
 void SocketPeer::advance(std::size_t count, Ids* done) {

@@ -75,8 +75,9 @@ class SocketPeer {
   void parse(Ids* done);  // the heads of the buffer, up to one of a message
   bool heard(Ids* done);  // a head: false for one of a message
   void fill(Ids* done);
-  void drain(Ids* done);  // into the place of a message
-  bool took(long count);  // of a read: false where nothing came
+  void drain(Ids* done);     // into the place of a message
+  bool took(long count);     // of a read: false where nothing came
+  void not_sent(Ids* done);  // by errno
   void drop_queue(Ids* done);
   void advance(std::size_t count, Ids* done);  // so much was sent
 
