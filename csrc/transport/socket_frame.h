@@ -18,13 +18,32 @@ static_assert(sizeof(FrameHead) == 16, "the head is sent as it lies in memory");
 constexpr std::uint32_t kMessageMark = 0x316d6763;  // "cgm1"
 constexpr std::uint32_t kEndMark = 0x31656763;      // "cge1": the peer sends no more
 constexpr std::uint64_t kMostFrameBytes = std::uint64_t{2} << 30;
+// Within one machine. In place of a large message comes its address, 8 bytes, and the
+// receiver reads it there, if it has found before that it can: a trial gives the
+// address (in `bytes`) of a number (in `tag`), and is answered by kReadable.
+constexpr std::uint32_t kAddressMark = 0x31616763;  // "cga1": a message, by its address
+constexpr std::uint32_t kTakenMark = 0x31746763;  // "cgt1": the oldest such one is read
+constexpr std::uint32_t kTrialMark = 0x31796763;  // "cgy1"
+constexpr std::uint32_t kReadableMark = 0x31726763;  // "cgr1"
 
 // Throws before anybody takes memory for a frame that cannot be one.
 inline void check_frame(const FrameHead& head, int source) {
-  const bool ends = head.mark == kEndMark && head.tag == 0 && head.bytes == 0;
-  const bool message =
-      head.mark == kMessageMark && head.tag >= 0 && head.bytes <= kMostFrameBytes;
-  if (ends || message) return;
+  bool good = false;
+  switch (head.mark) {
+    case kEndMark:
+    case kTakenMark:
+    case kReadableMark:
+      good = head.tag == 0 && head.bytes == 0;
+      break;
+    case kTrialMark:
+      good = head.tag >= 0;
+      break;
+    case kMessageMark:
+    case kAddressMark:
+      good = head.tag >= 0 && head.bytes <= kMostFrameBytes;
+      break;
+  }
+  if (good) return;
   throw std::runtime_error(
       "worker " + std::to_string(source) + " sent what is no message (mark " +
       std::to_string(head.mark) + ", tag " + std::to_string(head.tag) + ", " +

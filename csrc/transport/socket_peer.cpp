@@ -10,9 +10,11 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <random>
 #include <stdexcept>
 
 #include "transport/open_sockets.h"
+#include "transport/other_memory.h"
 
 namespace codedgrad {
 namespace {
@@ -23,6 +25,9 @@ constexpr int kPiecesPerCall = 64;
 constexpr int kEndMs = 1000;
 // TCP: a machine that is silent for so long is gone; a stopped process is not silent,
 // because its kernel answers.
+// From this size on reading at the address is faster than the stream.
+constexpr std::size_t kByAddressBytes = 256 << 10;
+constexpr std::size_t kCopyBytes = 16 << 20;  // at a time
 constexpr int kIdleS = 5, kBetweenS = 3, kProbes = 4;
 constexpr unsigned kSilentMs = 15000;
 
@@ -51,6 +56,7 @@ SocketPeer::SocketPeer(int rank, int fd)
   set(fd_, IPPROTO_TCP, TCP_KEEPIDLE, kIdleS);
   set(fd_, IPPROTO_TCP, TCP_KEEPINTVL, kBetweenS);
   set(fd_, IPPROTO_TCP, TCP_KEEPCNT, kProbes);
+  if (!tcp_) try_memory();
 }
 
 SocketPeer::~SocketPeer() { close_socket(fd_); }
@@ -63,8 +69,31 @@ void SocketPeer::send(int tag, const void* data, std::size_t bytes, std::uint64_
     done->push_back(id);
     return;
   }
-  out_.push_back({{kMessageMark, tag, bytes}, static_cast<const char*>(data), 0, id});
+  const char* from = static_cast<const char*>(data);
+  if (reads_here_ && bytes >= kByAddressBytes) {
+    const auto address = reinterpret_cast<std::uint64_t>(data);
+    out_.push_back({{kAddressMark, tag, bytes}, nullptr, 8, 0, id, address});
+    out_.back().data = reinterpret_cast<const char*>(&out_.back().address);
+  } else {
+    out_.push_back({{kMessageMark, tag, bytes}, from, bytes, 0, id, 0});
+  }
   if (out_.size() == 1) flush(done);
+}
+
+void SocketPeer::post(const FrameHead& head, Ids* done) {
+  if (deaf_) return;
+  out_.push_back({head, nullptr, 0, 0, 0, 0});
+  if (out_.size() == 1) flush(done);
+}
+
+// The number is random, so that no other process has it at the same address.
+void SocketPeer::try_memory() {
+  process_ = process_behind(fd_);
+  trial_ = std::make_unique<std::uint64_t>(std::random_device{}() >> 1);
+  Ids none;
+  post({kTrialMark, static_cast<std::int32_t>(*trial_),
+        reinterpret_cast<std::uint64_t>(trial_.get())},
+       &none);
 }
 
 void SocketPeer::flush(Ids* done) {
@@ -79,9 +108,8 @@ void SocketPeer::flush(Ids* done) {
                            kHead - frame.sent};
       }
       const std::size_t skip = std::max(frame.sent, kHead) - kHead;
-      if (frame.head.bytes > skip) {
-        pieces[count++] = {const_cast<char*>(frame.data) + skip,
-                           static_cast<std::size_t>(frame.head.bytes) - skip};
+      if (frame.bytes > skip) {
+        pieces[count++] = {const_cast<char*>(frame.data) + skip, frame.bytes - skip};
       }
     }
     msghdr message{};
@@ -89,29 +117,50 @@ void SocketPeer::flush(Ids* done) {
     message.msg_iovlen = static_cast<std::size_t>(count);
     const ssize_t sent = ::sendmsg(fd_, &message, MSG_NOSIGNAL);
     if (sent < 0 && errno == EINTR) continue;
-    if (sent < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) return;
-    if (sent < 0) return drop_queue(done);  // why, the reading will find out
+    if (sent < 0) return not_sent(done);
     advance(static_cast<std::size_t>(sent), done);
   }
+}
+
+void SocketPeer::not_sent(Ids* done) {
+  switch (errno) {
+    case EAGAIN:
+    case ENOBUFS:
+    case ENOMEM:
+      return;  // until the kernel has room
+    case EPIPE:
+    case ECONNRESET:
+      break;  // the reading finds out whether it has said that it ends
+    default:
+      problem_ = std::strerror(errno);
+      at_end_ = true;
+  }
+  drop_queue(done);
 }
 
 void SocketPeer::advance(std::size_t count, Ids* done) {
   while (!out_.empty()) {
     Outgoing& frame = out_.front();
-    const std::size_t rest = sizeof(FrameHead) + frame.head.bytes - frame.sent;
+    const std::size_t rest = sizeof(FrameHead) + frame.bytes - frame.sent;
     if (count < rest) {
       frame.sent += count;
       return;
     }
     count -= rest;
-    done->push_back(frame.id);
+    if (frame.head.mark == kAddressMark) unread_.push_back(frame.id);
+    if (frame.head.mark == kMessageMark) done->push_back(frame.id);
     out_.pop_front();
   }
 }
 
 void SocketPeer::drop_queue(Ids* done) {
   deaf_ = true;
-  for (const Outgoing& frame : out_) done->push_back(frame.id);
+  done->insert(done->end(), unread_.begin(), unread_.end());
+  unread_.clear();
+  for (const Outgoing& frame : out_) {
+    const bool own = frame.head.mark != kMessageMark && frame.head.mark != kAddressMark;
+    if (!own) done->push_back(frame.id);
+  }
   out_.clear();
 }
 
@@ -133,7 +182,7 @@ void SocketPeer::check_machine(Ids* done) {
 }
 
 void SocketPeer::end() {
-  if (deaf_ || !out_.empty()) return;
+  if (deaf_ || !out_.empty() || !unread_.empty()) return;
   const FrameHead head{kEndMark, 0, 0};
   const char* bytes = reinterpret_cast<const char*>(&head);
   std::size_t sent = 0;
@@ -153,6 +202,7 @@ void SocketPeer::end() {
 // ---- receiving ----
 
 void SocketPeer::read(Ids* done) {
+  if (copying_) return;
   if (into_ != nullptr) {
     drain(done);
   } else if (!has_head_) {
@@ -173,6 +223,10 @@ void SocketPeer::receive(void* into, std::uint64_t id, Ids* done) {
   into_ = static_cast<char*>(into);
   left_ = head_.bytes;
   id_ = id;
+  if (address_ != 0) {
+    copying_ = true;
+    return copy(done);
+  }
   const std::size_t here = std::min(left_, have_ - at_);
   if (here > 0) std::memcpy(into_, buffer_.data() + at_, here);
   at_ += here;
@@ -187,22 +241,87 @@ void SocketPeer::receive(void* into, std::uint64_t id, Ids* done) {
   parse(done);
 }
 
-void SocketPeer::parse(Ids* done) {
-  if (has_head_ || ended_ || have_ - at_ < sizeof head_) return;
-  std::memcpy(&head_, buffer_.data() + at_, sizeof head_);
-  at_ += sizeof head_;
-  try {
-    check_frame(head_, rank_);
-  } catch (const std::runtime_error&) {
-    ended_ = true;  // nothing that follows can be understood
+void SocketPeer::copy(Ids* done) {
+  if (!copying_ || at_end_) return;
+  const long count =
+      left_ == 0 ? 0
+                 : read_memory(process_, address_, into_, std::min(left_, kCopyBytes));
+  if (count < 0 && errno == ESRCH) {  // it has died
+    at_end_ = true;
     drop_queue(done);
-    throw;
+    return;
   }
-  if (head_.mark == kEndMark) {
-    ended_ = true;
+  if (count < 0) {
+    throw std::runtime_error("the memory of worker " + std::to_string(rank_) +
+                             " cannot be read any more: " + std::strerror(errno));
+  }
+  address_ += static_cast<std::uint64_t>(count);
+  into_ += count;
+  left_ -= static_cast<std::size_t>(count);
+  if (left_ > 0) return;
+  if (hung_up()) {  // so these bytes may be anything
+    at_end_ = true;
     drop_queue(done);
-  } else {
-    has_head_ = true;
+    return;
+  }
+  copying_ = false;
+  into_ = nullptr;
+  address_ = 0;
+  done->push_back(id_);
+  post({kTakenMark, 0, 0}, done);
+  parse(done);
+}
+
+// Also where something has come before that and was not read yet.
+bool SocketPeer::hung_up() const {
+  pollfd look{fd_, POLLRDHUP, 0};
+  return ::poll(&look, 1, 0) > 0 && (look.revents & (POLLRDHUP | POLLHUP | POLLERR));
+}
+
+void SocketPeer::parse(Ids* done) {
+  while (!has_head_ && !ended_ && have_ - at_ >= sizeof head_) {
+    std::memcpy(&head_, buffer_.data() + at_, sizeof head_);
+    try {
+      check_frame(head_, rank_);
+    } catch (const std::runtime_error&) {
+      ended_ = true;  // nothing that follows can be understood
+      drop_queue(done);
+      throw;
+    }
+    if (head_.mark == kAddressMark) {
+      if (have_ - at_ < sizeof head_ + sizeof address_) return;
+      std::memcpy(&address_, buffer_.data() + at_ + sizeof head_, sizeof address_);
+      at_ += sizeof address_;
+    }
+    at_ += sizeof head_;
+    has_head_ = !heard(done);
+  }
+}
+
+bool SocketPeer::heard(Ids* done) {
+  switch (head_.mark) {
+    case kEndMark:
+      ended_ = true;
+      drop_queue(done);
+      return true;
+    case kTakenMark:
+      if (unread_.empty()) return true;
+      done->push_back(unread_.front());
+      unread_.pop_front();
+      return true;
+    case kReadableMark:
+      reads_here_ = true;
+      return true;
+    case kTrialMark: {
+      std::uint64_t number = 0;
+      const bool all = process_ > 0 && read_memory(process_, head_.bytes, &number,
+                                                   sizeof number) == sizeof number;
+      const bool same = all && number == static_cast<std::uint64_t>(head_.tag);
+      if (same) post({kReadableMark, 0, 0}, done);
+      return true;
+    }
+    default:
+      return false;
   }
 }
 

@@ -1,9 +1,12 @@
 // One connection of a socket transport: a stream of frames in both directions.
 #pragma once
 
+#include <sys/types.h>
+
 #include <cstddef>
 #include <cstdint>
 #include <deque>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -33,6 +36,10 @@ class SocketPeer {
   // Whether the kernel could not take all, so that flush() must be called again.
   bool queues() const { return !out_.empty(); }
 
+  // Whether a message is being read from the peer's memory: copy() goes on with it.
+  bool copies() const { return copying_; }
+  void copy(Ids* done);
+
   // Reads what has come, as far as there is a place for it.
   void read(Ids* done);
   void set_readable() { readable_ = true; }
@@ -55,15 +62,22 @@ class SocketPeer {
  private:
   struct Outgoing {
     FrameHead head;
-    const char* data = nullptr;
+    const char* data = nullptr;  // what follows the head, and how much
+    std::size_t bytes = 0;
     std::size_t sent = 0;  // with the head
     std::uint64_t id = 0;
+    std::uint64_t address = 0;
   };
 
-  void parse(Ids* done);  // the next head of the buffer, if it is whole
+  void try_memory();
+  bool hung_up() const;
+  void post(const FrameHead& head, Ids* done);  // a frame of the connection's own
+  void parse(Ids* done);  // the heads of the buffer, up to one of a message
+  bool heard(Ids* done);  // a head: false for one of a message
   void fill(Ids* done);
-  void drain(Ids* done);  // into the place of a message
-  bool took(long count);  // of a read: false where nothing came
+  void drain(Ids* done);     // into the place of a message
+  bool took(long count);     // of a read: false where nothing came
+  void not_sent(Ids* done);  // by errno
   void drop_queue(Ids* done);
   void advance(std::size_t count, Ids* done);  // so much was sent
 
@@ -73,13 +87,21 @@ class SocketPeer {
 
   std::deque<Outgoing> out_;
   bool deaf_ = false;  // it takes nothing more
+  // Ids of messages that the peer reads in this process's memory, and of those that it
+  // has begun to be told of.
+  std::deque<std::uint64_t> unread_;
+  bool reads_here_ = false;
+  pid_t process_ = 0;  // the peer's; 0 where its memory cannot be read
+  std::unique_ptr<std::uint64_t> trial_;
 
   std::vector<char> buffer_;
   std::size_t at_ = 0, have_ = 0;  // what was read of it, what was filled
   bool readable_ = false, at_end_ = false, ended_ = false;
   FrameHead head_;
   bool has_head_ = false;  // of a message that was not received yet
-  char* into_ = nullptr;   // where the rest of a message goes; null if none is open
+  bool copying_ = false;
+  std::uint64_t address_ = 0;  // of the message in the peer's memory; 0 if it follows
+  char* into_ = nullptr;       // where the rest of a message goes; null if none is open
   std::size_t left_ = 0;
   std::uint64_t id_ = 0;
 };

@@ -46,12 +46,13 @@ class SocketTransport final : public Transport {
     for (int peer = 0; peer < size_; ++peer) {
       if (peer == rank_) {
         peers_.emplace_back();
+        writes_.push_back(false);
         continue;
       }
       peers_.push_back(std::make_unique<SocketPeer>(peer, fds[peer]));
       watch(*peers_[peer], EPOLL_CTL_ADD);
+      writes_.push_back(peers_[peer]->queues());
     }
-    writes_.resize(peers_.size(), false);
     told_.resize(peers_.size(), false);
   }
 
@@ -106,6 +107,7 @@ class SocketTransport final : public Transport {
     ++pending_;
     if (taken_ != rank_) {
       peers_[taken_]->receive(into, id, &done_);
+      watch_writes(*peers_[taken_]);
       return;
     }
     const OwnMessage message = own_.front();
@@ -134,8 +136,10 @@ class SocketTransport final : public Transport {
       if (source == rank_) {
         if (own_.empty()) continue;
         *envelope = {rank_, own_.front().tag, own_.front().bytes};
-      } else if (!peers_[source]->announce(envelope, &done_)) {
-        continue;
+      } else {
+        const bool found = peers_[source]->announce(envelope, &done_);
+        watch_writes(*peers_[source]);  // it may have answered
+        if (!found) continue;
       }
       taken_ = source;
       return true;
@@ -157,6 +161,11 @@ class SocketTransport final : public Transport {
     looked_ = true;
     if (size_ == 1) return;
     check_machines();
+    for (const auto& peer : peers_) {
+      if (!peer || !peer->copies()) continue;
+      peer->copy(&done_);
+      watch_writes(*peer);
+    }
     epoll_event events[kEventsPerLook];
     const int count = ::epoll_wait(epoll_, events, kEventsPerLook, 0);
     for (int i = 0; i < count; ++i) {
