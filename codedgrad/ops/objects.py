@@ -116,6 +116,47 @@ def exchange_offered() -> bool:
 EXCHANGE = exchange_offered()
 
 
+class TensorMarksReference:
+    """What dense tensors show, column by column; see `_ops.TensorMarks`."""
+
+    def __init__(self, versions: bool, addresses: bool) -> None:
+        """Look at versions and addresses, too, if they are wanted."""
+        self._wanted = versions, addresses
+        self._noted: list[list[Any]] = []
+
+    def note(self, tensors: list[Tensor]) -> bool:
+        """Notes the state of all; returns that they can be described."""
+        self._noted = self._columns(tensors)
+        return True
+
+    def note_one(self, index: int, tensor: Tensor) -> bool:
+        """Notes the state of one of them anew."""
+        for column, (now,) in zip(self._noted, self._columns([tensor]), strict=True):
+            column[index] = now
+        return True
+
+    def same(self, tensors: list[Tensor]) -> bool:
+        """Returns whether all are as they were noted."""
+        return self._columns(tensors) == self._noted
+
+    def noted(self) -> list[tuple[int, int, int]]:
+        """Returns version, address, and a hash of the rest, as they were noted."""
+        rows = zip(*self._noted, strict=True)
+        return [(v, address, hash(tuple(rest))) for v, address, *rest in rows]
+
+    def _columns(self, tensors: list[Tensor]) -> list[list[Any]]:
+        versions, addresses = self._wanted
+        none = [0] * len(tensors)
+        return [
+            read(tensors, "_version", False) if versions else none,
+            read(tensors, "data_ptr", True) if addresses else none,
+            read(tensors, "dtype", False),
+            read(tensors, "device", False),
+            read(tensors, "shape", False),
+            read(tensors, "stride", True),
+        ]
+
+
 class Marks:
     """What tensors show at one moment, to be compared with later.
 
@@ -129,35 +170,31 @@ class Marks:
         """Note the state of the tensors, with versions and addresses if wanted."""
         self._tensors = tensors
         self._versions, self._addresses = versions, addresses
-        self._core = _ops.TensorMarks(versions, addresses) if EXCHANGE else None
-        self._plain: list[Tensor] = []
-        self._plain_places: list[int] = []
-        self._odd, self._odd_places = tensors, list(range(len(tensors)))
+        kind: Any = _ops.TensorMarks if EXCHANGE else TensorMarksReference
+        self._core = kind(versions, addresses)
         self._sort()
         self.renew()
 
     def _sort(self) -> None:
         """Find out which tensors can be described to C."""
-        core = self._core
-        if core is not None:
-            plain = [_is_plain(t) for t in self._tensors]
-            if not all(plain) or not core.note(self._tensors):
-                pairs = zip(self._tensors, plain, strict=True)
-                plain = [is_so and core.note([t]) for t, is_so in pairs]
-            self._plain_places = [i for i, is_so in enumerate(plain) if is_so]
-            self._plain = [self._tensors[i] for i in self._plain_places]
-            self._odd_places = [i for i, is_so in enumerate(plain) if not is_so]
-            self._odd = [self._tensors[i] for i in self._odd_places]
+        core, plain = self._core, [_is_plain(t) for t in self._tensors]
+        if not all(plain) or not core.note(self._tensors):
+            pairs = zip(self._tensors, plain, strict=True)
+            plain = [is_so and core.note([t]) for t, is_so in pairs]
+        self._plain_places = [i for i, is_so in enumerate(plain) if is_so]
+        self._plain = [self._tensors[i] for i in self._plain_places]
+        self._odd_places = [i for i, is_so in enumerate(plain) if not is_so]
+        self._odd = [self._tensors[i] for i in self._odd_places]
 
     def same(self) -> bool:
         """Returns whether the tensors are as they were noted."""
-        if self._core is not None and not self._core.same(self._plain):
+        if not self._core.same(self._plain):
             return False
         return not self._odd or [self._shown(t) for t in self._odd] == self._odd_noted
 
     def renew(self) -> None:
         """Note the state anew."""
-        if self._core is not None and not self._core.note(self._plain):
+        if not self._core.note(self._plain):
             self._sort()
             self._core.note(self._plain)
         self._odd_noted = [self._shown(t) for t in self._odd]
@@ -167,7 +204,7 @@ class Marks:
         if index in self._odd_places:
             at = self._odd_places.index(index)
             self._odd_noted[at] = self._shown(self._tensors[index])
-        elif self._core is not None:
+        else:
             at = self._plain_places.index(index)
             self._core.note_one(at, self._tensors[index])
 
@@ -177,9 +214,8 @@ class Marks:
         Version and address are 0 where a tensor has none, or they are not wanted.
         """
         found = [(0, 0, 0)] * len(self._tensors)
-        if self._core is not None:
-            for i, mark in zip(self._plain_places, self._core.noted(), strict=True):
-                found[i] = mark
+        for i, mark in zip(self._plain_places, self._core.noted(), strict=True):
+            found[i] = mark
         for i, shown in zip(self._odd_places, self._odd_noted, strict=True):
             found[i] = shown
         return found
