@@ -1,7 +1,7 @@
 """Data pipelines: samples that cost time, with loader processes on both sides.
 
     mpirun -n 2 python benchmarks/bench_data.py --out FILE.json
-    mpirun -n 4 python benchmarks/bench_data.py --slow 8 --micro 3 --kinds free,sleep \
+    mpirun -n 4 python benchmarks/bench_data.py --slow 8 --pieces 4 --kinds free,sleep \
         --rounds 3 --out FILE.json
 
 The samples of a step of 32 take nothing, 2 ms of sleep or 2 ms of computing each. They
@@ -12,8 +12,8 @@ it. The methods take turns, block by block, and only one of them has loader proc
 a time: each block is an epoch of its own, begun before the clock.
 
 With `--slow 8` the last worker is 8 x slow in every pass, and codedgrad is compared
-with itself without a straggler. `--micro` pieces of a late shard are divided among the
-others: with as many as there are helpers nobody takes two of them.
+with itself without a straggler. `--pieces` adds other numbers of pieces of a late shard
+than the default, which divides it among the others so that nobody takes two.
 """
 
 from __future__ import annotations
@@ -81,10 +81,10 @@ class Task:
 
 
 def coded(
-    task: Task, data: Any, loaders: int, micro: int, faults: str = ""
+    task: Task, data: Any, loaders: int, faults: str = "", pieces: int = 0
 ) -> Callable[[], Iterator[None]]:
     """Return a function that makes steps of codedgrad, one epoch."""
-    code = codedgrad.codes.spread(COMM.size, micro=micro)
+    code = codedgrad.codes.spread(COMM.size, micro=pieces) if pieces else None
     gradient = codedgrad.CodedGradient(task.model, code, faults=faults)
 
     def steps() -> Iterator[None]:
@@ -158,15 +158,19 @@ def methods_of(
     args: argparse.Namespace, data: Any
 ) -> dict[str, Callable[[], Iterator[None]]]:
     """Return what is compared; the first one is what the others are compared with."""
-    pass_s, loaders, micro = args.pass_ms / 1e3, args.loaders, args.micro
-    ours = coded(Task(pass_s), data, loaders, micro)
+    pass_s, loaders = args.pass_ms / 1e3, args.loaders
+    ours = coded(Task(pass_s), data, loaders)
     if args.slow > 1.0:
         faults = f"slow:worker={COMM.size - 1},factor={args.slow}"
-        return {"calm": ours, "slow": coded(Task(pass_s), data, loaders, micro, faults)}
+        compared = {"calm": ours, "slow": coded(Task(pass_s), data, loaders, faults)}
+        for pieces in map(int, args.pieces.split(",") if args.pieces else ()):
+            other = coded(Task(pass_s), data, loaders, faults, pieces)
+            compared[f"slow_{pieces}_pieces"] = other
+        return compared
     return {
         "ddp_gloo": ddp(Task(pass_s), data, loaders),
         "codedgrad": ours,
-        "codedgrad_in_the_pass": coded(Task(pass_s), data, 0, micro),
+        "codedgrad_in_the_pass": coded(Task(pass_s), data, 0),
     }
 
 
@@ -179,14 +183,14 @@ def main() -> None:
     parser.add_argument(
         "--slow", type=float, default=1.0, help="the last worker's factor"
     )
-    parser.add_argument("--micro", type=int, default=4, help="pieces of a shard")
+    parser.add_argument("--pieces", default="", help='of a late shard, e.g. "4,6"')
     parser.add_argument("--rounds", type=int, default=9)
     args = parser.parse_args()
     torch.set_num_threads(1)
     codedgrad.init()
     start_torch(torch.device("cpu"))
     results: dict[str, Any] = {"pass_ms": args.pass_ms, "loaders": args.loaders}
-    results |= {"slow": args.slow, "micro": args.micro}
+    results |= {"slow": args.slow, "pieces": codedgrad.codes.usual_pieces(COMM.size)}
     rounds, count = (2, 4) if args.toy else (args.rounds, 40)
     for kind in args.kinds.split(","):
         data = Costly(kind, BATCH * (WARM_UP + count + 2))

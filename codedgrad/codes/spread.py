@@ -6,8 +6,21 @@ from codedgrad.codes.code import Code
 from codedgrad.codes.rows import own_rows, positive
 from codedgrad.codes.tree import SumTree
 
+_PIECES = 4
 
-def spread(workers: int, micro: int = 4, copies: int = 2) -> Code:
+
+def usual_pieces(workers: int) -> int:
+    """Return the micro-batches of a shard that only helpers compute one by one.
+
+    There are as many as helpers, so that none of them computes two for one late
+    worker, and at most four. One helper so takes the whole shard. With more than four,
+    each costs more for its share of a pass, and once two workers are late, most
+    helpers compute two.
+    """
+    return max(1, min(_PIECES, workers - 1))
+
+
+def spread(workers: int, micro: int = _PIECES, copies: int = 2) -> Code:
     """Build spread repetition: each micro-batch of a shard has `copies` back-ups.
 
     Worker j computes shard j. The back-up for copy c of its micro-batch i is worker

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from codedgrad.data.loader import LoaderSettings
-from codedgrad.data.order import sizes_of
+from codedgrad.data.order import check_enough, sizes_of
 from codedgrad.data.placing import joined
 from codedgrad.data.position import Position
 from codedgrad.data.seeding import reading_rng, seed_sample
@@ -168,12 +168,8 @@ class MadeBatches(Source):
         self, start: Position, parts: int, shards: int | None, whole: bool
     ) -> Epoch:
         units = self._units
-        if units < parts:
-            raise ConfigError(
-                f"a step of {self.batch_size} samples, made {self._chunk} at a time, "
-                f"cannot be cut into {parts} micro-batches; raise batch_size, or lower "
-                f"chunk or the code's `micro`"
-            )
+        step = f"batch_size={self.batch_size}, made {self._chunk} at a time,"
+        check_enough(units, parts, shards, whole=whole, step=step)
         of_shards = shards if whole else None
         sizes = sizes_of(units, parts, of_shards, units)
         self._draws.epoch = start.epoch

@@ -92,6 +92,34 @@ def part_sizes(total: int, parts: int, usual: int) -> list[int]:
     return sizes
 
 
+def check_enough(
+    samples: int, parts: int, shards: int | None, *, whole: bool, step: str
+) -> None:
+    """Check that a step has a sample for each pass that is always made.
+
+    Where own passes are whole, only helpers make more of them than there are shards,
+    and some of these may be empty.
+
+    Args:
+        samples: of a step, or what it has that is not divided.
+        parts: micro-batches of a step.
+        shards: of the code; None: each part is one.
+        whole: whether own passes are whole.
+        step: the words for the step.
+
+    Raises:
+        ConfigError: there are too few.
+    """
+    if whole and shards is not None:
+        if samples < shards:
+            raise ConfigError(f"{step} cannot be cut into {shards} shards: raise it")
+    elif samples < parts:
+        raise ConfigError(
+            f"{step} cannot be cut into {parts} micro-batches: raise it, or lower the "
+            f"code's `micro`"
+        )
+
+
 def sizes_of(total: int, parts: int, shards: int | None, usual: int) -> list[int]:
     """Return the sizes of a step's parts; with `shards`, its shards are even first."""
     if shards is None:

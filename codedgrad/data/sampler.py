@@ -15,6 +15,7 @@ from codedgrad.data.drawn import Order
 from codedgrad.data.loader import LoaderSettings
 from codedgrad.data.order import (
     Cuts,
+    check_enough,
     described,
     label_numbers,
     order_checksum,
@@ -181,11 +182,8 @@ class ShardSampler(Source):
     def _begin(
         self, start: Position, parts: int, shards: int | None, whole: bool
     ) -> Epoch:
-        if self.batch_size < parts:
-            raise ConfigError(
-                f"a step of {self.batch_size} samples cannot be cut into {parts} "
-                f"micro-batches; raise batch_size or lower the code's `micro`"
-            )
+        size, step = self.batch_size, f"batch_size={self.batch_size}"
+        check_enough(size, parts, shards, whole=whole, step=step)
         if self.partition == "fixed":
             return self._fixed(start, parts, shards or parts)
         self._order.forget()  # weights of a sampler may have changed

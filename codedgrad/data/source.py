@@ -146,8 +146,9 @@ class Source(ABC):
                 the passes: the first part of each, and one past the last.
 
         Raises:
-            ConfigError: a step has fewer samples than parts; or the partition is fixed
-                and the shards do not divide the parts or the batch size.
+            ConfigError: a step has fewer samples than passes (shards if `whole`, else
+                parts); or the partition is fixed and the shards do not divide the
+                parts or the batch size.
         """
         start, self._resume = self._resume or Position(self.epoch), None
         epoch = self._begin(start, parts, shards, whole)

@@ -77,7 +77,8 @@ def plan_of(
     live.check(modules[0])
     run = settings.run
     seat = take_seat(job, run.local_group, modules[0])
-    code = code_of(fitting(code, seat.workers, seat.group), modules, run)
+    code = fitting(code, seat.workers, seat.group, whole=not run.same_bits)
+    code = code_of(code, modules, run)
     policy = seat.policy(settings.policy)
     faults = start.faults_of(run.faults, seat.workers)
     return Plan(

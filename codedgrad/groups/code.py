@@ -37,15 +37,29 @@ def _maximal(tree: SumTree, node: int, begin: int, end: int) -> list[int]:
     return _maximal(tree, left, begin, end) + _maximal(tree, right, begin, end)
 
 
-def fitting(code: Code | None, workers: int, group: LocalGroup | None) -> Code:
-    """Returns the code, or if None `codes.spread` with a micro-batch per process.
+def fitting(
+    code: Code | None, workers: int, group: LocalGroup | None, *, whole: bool = False
+) -> Code:
+    """Returns the code, or if None `codes.spread` that suits the job.
+
+    Where own passes are whole, a shard then has `codes.usual_pieces` micro-batches;
+    else four, which are what the bits depend on, or one for each process of a group.
+
+    Args:
+        code: the user's.
+        workers: of the code, which are groups if there are any.
+        group: this process's.
+        whole: whether only helpers compute single micro-batches.
 
     Raises:
         ConfigError: the code is for another number of workers, or has fewer
             micro-batches than a group has processes.
     """
     if code is None:
-        return codes.spread(workers, micro=_micro(1 if group is None else group.size))
+        if group is not None:
+            return codes.spread(workers, micro=_micro(group.size))
+        micro = codes.usual_pieces(workers) if whole else _micro(1)
+        return codes.spread(workers, micro=micro)
     _check(code, workers, group)
     return code
 

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch.distributed as dist
 
 from codedgrad.errors import EnvironmentSetupError, MismatchError
-from codedgrad.groups import addresses
-from codedgrad.job import environment
+from codedgrad.job import addresses, environment
 
 if TYPE_CHECKING:
     from codedgrad.job.runtime import Runtime

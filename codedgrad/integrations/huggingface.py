@@ -125,9 +125,8 @@ class CodedTrainer(Trainer):
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
         """Give every worker the same values, and open the exchange. Collective."""
         prepared = super()._prepare_for_training(*args, **kwargs)
-        code = self._code
-        if code is None and self._settings.run.local_group is None:
-            code = loaders.code_for(self._train_batch_size, runtime.size())
+        run, size = self._settings.run, self._train_batch_size
+        code = loaders.code_for(self._code, size, run)
         broadcast_parameters(self.model.state_dict())
         self.coded = CodedGradient(self.model, code, settings=self._settings)
         state, self._state = self._state, None

@@ -206,10 +206,9 @@ class CodedStrategy(ParallelStrategy):
     def begin(self) -> CodedGradient:
         """Return the CodedGradient, which the first step of a fit makes. Collective."""
         if self.coded is None:
-            module, code = self.lightning_module, self._code
+            module, run = self.lightning_module, self._settings.run
             assert module is not None  # Lightning connects it first
-            if code is None and self._settings.run.local_group is None:
-                code = loaders.code_for(self._batch_size, runtime.size())
+            code = loaders.code_for(self._code, self._batch_size, run)
             self.coded = CodedGradient(module, code, settings=self._settings)
             if self._state is not None:
                 self.coded.load_state_dict(self._state)

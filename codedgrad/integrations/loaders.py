@@ -29,12 +29,14 @@ from codedgrad.codes import spread
 from codedgrad.data import ShardSampler, StepShards
 from codedgrad.data.samples import tensors_of
 from codedgrad.errors import ConfigError
+from codedgrad.job import runtime
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from codedgrad.codes import Code
     from codedgrad.gradient import CodedGradient
+    from codedgrad.job.settings import RunSettings
 
 _ANY_ORDER = (
     "any worker must be able to compute any shard: give the DataLoader batch_size and "
@@ -276,15 +278,19 @@ class ForBatches:
         return self._function(batch, *args, **kwargs)
 
 
-def code_for(batch_size: int, workers: int) -> Code:
-    """Return the code that is taken where the user gives none.
+def code_for(code: Code | None, batch_size: int, run: RunSettings) -> Code | None:
+    """Return the user's code; where there is none, one that suits the batches.
 
-    A shard has four pieces for its helpers; with four workers three, because three
-    helpers would need two rounds for four. A smaller batch has no samples for so many.
+    None is what `CodedGradient` takes. With `same_bits` every pass is cut into pieces,
+    and a batch must have samples for all of them. Then four workers cut a shard in
+    three, because three helpers would need two rounds for four.
 
     Args:
+        code: the user's.
         batch_size: of one worker.
-        workers: their number.
+        run: of it `same_bits` and `local_group`.
     """
-    pieces = 3 if workers == 4 else 4
-    return spread(workers, micro=min(pieces, batch_size))
+    if code is not None or run.local_group is not None or not run.same_bits:
+        return code
+    workers = runtime.size()
+    return spread(workers, micro=min(3 if workers == 4 else 4, batch_size))

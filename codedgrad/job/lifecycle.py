@@ -21,9 +21,8 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from codedgrad.errors import CodedGradError, MismatchError
-from codedgrad.job import environment, runtime, startup
-from codedgrad.job.channel import Channel
+from codedgrad.errors import CodedGradError, EnvironmentSetupError, MismatchError
+from codedgrad.job import environment, exported, runtime, startup
 from codedgrad.job.exit_status import ScriptEnd
 from codedgrad.job.place import find_place
 from codedgrad.job.progress import AT_THE_END, decode_steps, uneven
@@ -45,39 +44,48 @@ _deserted: Runtime | None = None  # was left while others had not left it
 _before_leaving: list[Callable[[], None]] = []
 
 
-def init(comm: Any = None, *, timeout_s: float = 600.0) -> None:
+def init(
+    comm: Any = None, *, timeout_s: float = 600.0, export_env: bool = False
+) -> None:
     """Join the job. Collective; a second call does nothing.
 
     Args:
         comm: mpi4py communicator of the workers; `MPI.COMM_WORLD` if None. It is
             duplicated, so other libraries (Horovod, mpi4py) may go on using it.
         timeout_s: seconds without news after which a wait for others is an error.
+        export_env: True to set RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE,
+            MASTER_ADDR and MASTER_PORT until `shutdown`, for libraries that start by
+            them, such as `torch.distributed`. Some (Accelerate, transformers) then
+            train with DistributedDataParallel, so nothing is set unless you ask.
 
     Raises:
-        EnvironmentSetupError: there is no MPI, it runs below MPI_THREAD_MULTIPLE, the
-            engine was built for another one, or the launcher belongs to another one.
+        EnvironmentSetupError: by MPI, there is none, it runs below MPI_THREAD_MULTIPLE,
+            the engine was built for another one, or the launcher belongs to another
+            one; over sockets, the workers cannot reach one another.
     """
     global _script
     if is_initialized():
         return
-    mpi = startup.load_mpi()
-    engine = startup.load_engine(mpi).Engine
-    world = Channel.of_job(comm)
-    startup.check_launcher(world.size)
-    channel = world.duplicate()
+    if environment.parent_has_joined():
+        raise EnvironmentSetupError(
+            "this process was started by a worker of the job (a loader process with "
+            "multiprocessing_context='spawn', say) and runs the script once more. Put "
+            "all but definitions under `if __name__ == '__main__':`"
+        )
+    channel = startup.open_world(comm).duplicate()
     place = find_place(channel)
-    engine_channel = channel.duplicate()
     runtime.set_current(
         Runtime(
             place=place,
             channel=channel,
-            engine=engine.over_mpi(
-                engine_channel.fortran_handle, environment.max_tag()
-            ),
+            engine=channel.duplicate().start_engine(environment.max_tag()),
             timeout_s=timeout_s,
         )
     )
     environment.keep_others_alone()
+    environment.export({})
+    if export_env:
+        exported.export(runtime.current())
     if _script is None:  # the first `init` of this process
         _script = ScriptEnd()
         _tell_others_of_exceptions()
@@ -115,6 +123,7 @@ def _leave() -> None:
     if leaver is None:
         return
     runtime.set_current(None)
+    environment.withdraw()
     clean, problem = False, None
     try:
         if _crashed or leaver.engine.failed:

@@ -51,7 +51,7 @@ def kernels(module: str) -> Any:
         remedy = "CODEDGRAD_CUDA=1 " if module == "_ops_cuda" else ""
         raise EnvironmentSetupError(
             f"the kernels {name} are not built ({error}); install with "
-            f"`{remedy}pip install --no-build-isolation -e .`, or use the references, "
+            f"`{remedy}pip install -e .`, or use the references, "
             "such as codedgrad.ops.gram_reference"
         ) from error
 

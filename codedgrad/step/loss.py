@@ -12,12 +12,12 @@ one of metrics, see `codedgrad.step.metrics`.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from codedgrad.errors import ConfigError
+from codedgrad.errors import CodedGradError, ConfigError, DataError
 from codedgrad.step.metrics import Returned, metrics_of
 
 
@@ -33,6 +33,53 @@ class Loss(NamedTuple):
     value: Tensor
     weight: float | None
     metrics: Returned | None = None
+
+
+class UnlikeBatchError(DataError):
+    """A loss function failed with a batch that is made unlike the ones before."""
+
+
+class Batches:
+    """Calls a loss function; remembers of what the batches consist that it has taken.
+
+    A collate function that returns something else for some batches makes the loss
+    function fail with words that do not lead there (a missing argument, say).
+    """
+
+    def __init__(self) -> None:
+        """Know no batch yet."""
+        self._usual = ""
+
+    def call(self, loss_fn: Callable[..., Any], batch: tuple[Any, ...]) -> Any:
+        """Returns what the loss function returns.
+
+        Raises:
+            UnlikeBatchError: it failed, and the batch is not made like those before.
+        """
+        made = f"({', '.join(map(_made, batch))})"
+        try:
+            returned = loss_fn(*batch)
+        except (CodedGradError, MemoryError):
+            raise
+        except Exception as error:
+            if self._usual in ("", made):
+                raise
+            raise UnlikeBatchError(
+                f"the loss function failed ({type(error).__name__}: {error}). It was "
+                f"called with {made}, and with {self._usual} in the passes before: let "
+                f"the dataset and collate_fn return the same for all batches"
+            ) from error
+        self._usual = made
+        return returned
+
+
+def _made(value: Any) -> str:
+    """Returns in short of what a value consists."""
+    if isinstance(value, Mapping):
+        return f"{type(value).__name__} of {', '.join(map(str, value))}"
+    if isinstance(value, tuple):
+        return f"{type(value).__name__} of {len(value)}"
+    return type(value).__name__
 
 
 def loss_of(returned: Any, place: str) -> Loss:

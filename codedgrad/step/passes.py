@@ -25,11 +25,12 @@ from torch import Tensor
 
 from codedgrad.data.seeding import seed_pass
 from codedgrad.errors import ConfigError, NonFiniteError
+from codedgrad.ops import objects
 from codedgrad.row import devices
 from codedgrad.row.writer import Leaf, RowWriter
 from codedgrad.step.boundaries import Boundaries
 from codedgrad.step.hooks import PassHooks
-from codedgrad.step.loss import Loss, loss_of
+from codedgrad.step.loss import Batches, Loss, loss_of
 from codedgrad.step.metrics import Metrics
 from codedgrad.step.pieces import own_is_whole
 
@@ -162,6 +163,7 @@ class Passes:
         self._watch = watch
         self.metrics = Metrics(payload, finite=settings.finite)
         self._boundaries = Boundaries(subject.modules)
+        self._batches = Batches()
         self._writer = RowWriter(payload, overlap=settings.overlap)
         device = devices.runtime_of(payload.layout.device)
         self._pace = devices.Pace(device) if device is not None else None
@@ -314,14 +316,13 @@ class Passes:
                 self._writer.nothing(leaf)
         finally:
             self._writer.abort()
-            for p in self._payload.layout.parameters:
-                p.grad = None
+            objects.assign_all(self._payload.layout.parameters, "grad", None)
 
     def _loss(self, context: StepContext, node: int, hooks: PassHooks) -> Loss:
         place = self._place(context.step, node)
         # Samples may take long: a helper must not read what nobody needs any more.
         batch = context.shards.fetch(*self._span(node), between=hooks.leave_if_needless)
-        loss = loss_of(context.loss_fn(*batch), place)
+        loss = loss_of(self._batches.call(context.loss_fn, batch), place)
         more = loss.weight is not None or loss.metrics is not None
         if more and not self._settings.exact:
             beside = "metrics" if loss.weight is None else "weight"

@@ -26,6 +26,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from codedgrad.codes.whole import helps_in_pieces, in_shards
 from codedgrad.errors import CodedGradError, ConfigError, NonFiniteError
+from codedgrad.step.loss import UnlikeBatchError
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -115,11 +116,12 @@ class Trials:
         Args:
             node: of the helper's item.
             error: with which its pass failed. What this package itself refuses, but for
-                numbers that are not finite, is no matter of how many samples there are.
+                numbers that are not finite and batches unlike others, is no matter of
+                how many samples there are.
         """
         leaves = int(self._tree.stop[node] - self._tree.start[node])
         ours = isinstance(error, CodedGradError) and not isinstance(
-            error, NonFiniteError
+            error, NonFiniteError | UnlikeBatchError
         )
         if leaves >= self._most or ours:
             return False

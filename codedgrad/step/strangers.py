@@ -13,14 +13,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn.modules.module import register_module_forward_pre_hook
 
+from codedgrad.errors import ConfigError
+from codedgrad.ops.objects import mark_of
 from codedgrad.row import tensors
 from codedgrad.row.tensors import Place
-from codedgrad.step.witness import FOREIGN, Entry, mark_of
+from codedgrad.step.witness import FOREIGN, Entry
 
 if TYPE_CHECKING:
     from collections.abc import Container
 
     from torch import nn
+
+# They exchange gradients by themselves.
+WRAPPERS = ("DistributedDataParallel", "FullyShardedDataParallel")
 
 
 class Strangers:
@@ -53,6 +58,12 @@ class Strangers:
     def _before_forward(self, module: nn.Module, _inputs: Any) -> None:
         if torch.compiler.is_compiling() or id(module) in self._known:
             return
+        if type(module).__name__ in WRAPPERS:
+            raise ConfigError(
+                f"the loss function calls a {type(module).__name__}, which exchanges "
+                f"gradients by itself, once in every pass of this worker alone: call "
+                f"the model inside it (.module), or leave the wrapper out"
+            )
         met = self._met.get(id(module))
         if met is not None and met() is module:
             return
@@ -71,6 +82,11 @@ class Strangers:
         news = bool(gone) or bool(self._new)
         self._new = set()
         return news
+
+    @property
+    def met(self) -> bool:
+        """Whether there are any."""
+        return bool(self._met)
 
     def modules(self) -> list[nn.Module]:
         """Returns those that are still there."""

@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from codedgrad import ConfigError, DataError, ShardStream
+from codedgrad.data import even
 
 
 class Log:
@@ -142,9 +143,44 @@ def test_streams_are_resumed_at_their_place() -> None:
     assert begun + run(last) == want
     other = ShardStream(log.make, 8, 6)
     other.load_state_dict(first.state_dict())
-    message = r"from 2 streams, and there are 4 shards .* set_epoch\(1\)"
+    message = r"from 2 streams, and there are 4 now.* Give streams=2,.* set_epoch\(1\)"
     with pytest.raises(ConfigError, match=message):
         next(steps_of(other, 4))
+
+
+@pytest.mark.parametrize("given", [None, 4])
+@pytest.mark.parametrize("shards", [1, 2, 3, 4])
+def test_streams_go_on_with_another_number_of_workers(
+    given: int | None, shards: int
+) -> None:
+    """Each stream goes on at its place, whichever shard reads it."""
+
+    def run(stream: ShardStream, shards: int, stop: int = 99) -> list[list[int]]:
+        found = []
+        for step in steps_of(stream, shards):
+            own = [samples(step, 2 * j, 2 * j + 2) for j in range(shards)]
+            assert [len(s) for s in own] == [2 * k for k in even(4, shards)]
+            found.append([x for s in own for x in s])
+            step.note_used()
+            if len(found) == stop:
+                break
+        return found
+
+    log = Log()
+    want = run(ShardStream(log.make, 8, 6), 4)
+    first = ShardStream(log.make, 8, 6, streams=given)
+    begun = run(first, 4, 2)
+    for _ in range(2):
+        again = ShardStream(log.make, 8, 6, streams=4)
+        again.load_state_dict(first.state_dict())
+        begun += run(again, shards, 2)
+        first = again
+    assert begun == want
+
+
+def test_more_workers_than_streams() -> None:
+    with pytest.raises(ConfigError, match="streams=2 cannot be divided among 3 shards"):
+        next(steps_of(ShardStream(Log().make, 12, 2, streams=2), 3))
 
 
 class Counting(IterableDataset[int]):
@@ -216,6 +252,7 @@ def test_streams_that_cannot_be_read(make: Any, message: str) -> None:
     [
         ((Counting(0), 8, 2), {}, r"make\(shard, epoch\) .* got Counting"),
         ((empty, 8, 0), {}, "steps must be a number from 1"),
+        ((empty, 8, 2), {"streams": 0}, "streams must be a number from 1"),
         ((empty, 8, 2), {"at_end": "stop"}, "at_end must be one of"),
         ((empty, 8, 2), {"num_workers": 2}, "batch_size=None and processes of its own"),
     ],
@@ -226,5 +263,5 @@ def test_bad_arguments(arguments: Any, words: Any, message: str) -> None:
 
 
 def test_shards_that_do_not_divide_a_step() -> None:
-    with pytest.raises(ConfigError, match=r"\(8\) that is a multiple of the 3 shards"):
+    with pytest.raises(ConfigError, match=r"\(8\) .* multiple of their number, 3"):
         next(steps_of(ShardStream(empty, 8, 2), 3))

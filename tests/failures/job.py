@@ -256,8 +256,23 @@ def dataset_too_small() -> None:
     train(nn.Linear(4, 3), data=DATA, batch=65)
 
 
+def calls_a_wrapped_model() -> None:
+    class DistributedDataParallel(nn.Module):  # torch's would need a process group
+        def __init__(self, module: nn.Module) -> None:
+            super().__init__()
+            self.module = module
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.module(x)
+
+    model = nn.Linear(4, 3)
+    wrapped = DistributedDataParallel(model)
+    x, y = torch.ones(2, 4), torch.tensor([0, 1])
+    train(model, lambda *_: nn.functional.cross_entropy(wrapped(x), y))
+
+
 def batch_too_small() -> None:
-    train(nn.Linear(4, 3), batch=4 * codedgrad.size() - 1)
+    train(nn.Linear(4, 3), batch=codedgrad.size() - 1, same_bits=False)
 
 
 def bad_faults() -> None:

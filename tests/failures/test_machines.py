@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from codedgrad.groups import addresses
+from codedgrad.job import addresses
 
 ROOT = Path(__file__).parent.parent.parent
 JOB = """

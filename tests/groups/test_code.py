@@ -59,3 +59,20 @@ def test_the_default_code_has_a_micro_batch_for_every_process() -> None:
         group = SimpleNamespace(count=3, size=size)
         assert fitting(None, 3, group) == codes.spread(3, micro=micro)  # type: ignore[arg-type]
     assert fitting(None, 3, None) == codes.spread(3)
+
+
+@pytest.mark.parametrize(
+    ("workers", "pieces"), [(1, 1), (2, 1), (3, 2), (4, 3), (5, 4), (8, 4), (64, 4)]
+)
+def test_a_late_worker_has_a_piece_for_each_helper(workers: int, pieces: int) -> None:
+    assert codes.usual_pieces(workers) == pieces
+    code = fitting(None, workers, None, whole=True)
+    assert code == codes.spread(workers, micro=pieces)
+    late, helped = 0, []
+    for helper in range(1, workers):  # the first of each list that is the late one's
+        shards = [int(code.tree.start[i]) // pieces for i in code.work[helper][1:]]
+        helped.append(
+            code.work[helper][1:][shards.index(late)] if late in shards else -1
+        )
+    assert {*range(pieces)} <= {*helped, 0}
+    assert len(set(helped) - {-1}) == min(pieces, workers - 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import sys
 from types import SimpleNamespace
 from typing import Any
@@ -11,8 +12,8 @@ import pytest
 from job.fakes import fake_runtime
 
 import codedgrad
-from codedgrad.errors import MismatchError, WorkerError
-from codedgrad.job import lifecycle, runtime
+from codedgrad.errors import EnvironmentSetupError, MismatchError, WorkerError
+from codedgrad.job import environment, lifecycle, runtime
 
 
 class Job:
@@ -53,6 +54,20 @@ def test_a_worker_waits_for_all_and_leaves_with_them(
     codedgrad.shutdown()  # a second one does nothing
     lifecycle._at_exit()
     assert len(job.calls) == 3
+
+
+def test_a_process_of_a_worker_joins_no_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where processes are not forked they run a script without a guard once more."""
+    parent = SimpleNamespace(pid=17)
+    monkeypatch.setattr(multiprocessing, "parent_process", lambda: parent)
+    monkeypatch.setenv("CODEDGRAD_JOINED", "17")
+    with pytest.raises(EnvironmentSetupError, match="if __name__ == '__main__'"):
+        codedgrad.init()
+    monkeypatch.setenv("CODEDGRAD_JOINED", "18")  # that of somebody farther up
+    assert not environment.parent_has_joined()
+    running = SimpleNamespace(_inheriting=True)  # the script, for the second time
+    monkeypatch.setattr(multiprocessing, "current_process", lambda: running)
+    assert environment.parent_has_joined()
 
 
 def test_after_a_failure_nobody_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -73,6 +73,8 @@ def test_streams(processes: int) -> None:
     assert not train.helped  # type: ignore[attr-defined]
     assert train(source(helpers=True), faults=slow()) == want
     assert train(source(helpers=True), faults=DELAYS) == want
+    more: Any = {"streams": 2 * codedgrad.size(), "helpers": True}
+    assert train(source(**more), patience=100.0) == train(source(**more), faults=slow())
 
 
 def test_a_stream_that_nobody_else_can_read() -> None:

@@ -49,9 +49,10 @@ class Seen:
 
     def __init__(self, model: nn.Module, steps: int, **how: Any) -> None:
         code = how.pop("code", codes.spread(codedgrad.size(), micro=4))
+        batch = how.pop("batch", BATCH)
         coded = codedgrad.CodedGradient(model, code, **how)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        sampler = codedgrad.ShardSampler(data(), BATCH)
+        sampler = codedgrad.ShardSampler(data(), batch)
         self.gradients: list[Tensor] = []
         self.bits: list[str] = []
         self.sizes: set[int] = set()
@@ -74,10 +75,10 @@ class Seen:
         coded.close()
 
 
-def plain(model: nn.Module, steps: int) -> list[Tensor]:
+def plain(model: nn.Module, steps: int, batch: int = BATCH) -> list[Tensor]:
     """The gradients of a plain loop over whole batches, in one process."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    sampler = codedgrad.ShardSampler(data(), BATCH)
+    sampler = codedgrad.ShardSampler(data(), batch)
     gradients: list[Tensor] = []
     while len(gradients) < steps:
         sampler.set_epoch(len(gradients) // 3)
@@ -143,6 +144,18 @@ def test_every_code_is_the_batch_up_to_rounding() -> None:
         assert len(set(everywhere(str(seen.bits)))) == 1
         for got, truth in zip(seen.gradients, plain(deep(), 3), strict=True):
             assert float((got - truth).norm() / truth.norm()) < 5e-6, code.describe()
+
+
+def test_fewer_samples_than_pieces() -> None:
+    """The default code, and four pieces for shards of one or two samples."""
+    n = codedgrad.size()
+    late = "" if alone() else DELAYS
+    for code in (None, codes.spread(n, micro=4)):
+        seen = Seen(deep(), 6, code=code, batch=n + 1, faults=late, patience=0.0)
+        assert seen.code.micro == (4 if code else codes.usual_pieces(n))
+        assert len(set(everywhere(str(seen.bits)))) == 1
+        for got, truth in zip(seen.gradients, plain(deep(), 6, n + 1), strict=True):
+            assert float((got - truth).norm() / truth.norm()) < 5e-6
 
 
 def test_a_group_makes_whole_passes_of_its_members() -> None:

@@ -54,16 +54,20 @@ def run(args: argparse.Namespace) -> int:
     steps, workers = times.shape
     print(f"{log.source}: {steps} steps, {workers} workers, model {times.model}")
     print(f"recommended       {result.recommend}")
+    chosen_on, judged_on = result.steps
+    apart = f"; on {judged_on} other steps than those below"
     print(
         f"expected          {result.speedup:.2f} x "
         f"({result.speedup_low:.2f} to {result.speedup_high:.2f}, 95 %)"
+        f"{apart if judged_on < steps else ''}"
     )
     print(f"perfect division  {result.bound_speedup:.2f} x")
     print(f"redundant work    {100 * result.redundant_work:.1f} %")
     print(f"why               {result.reason}")
     for note in result.notes:
         print(f"note              {note}")
-    print("\ncandidate                                speed-up   redundant work")
+    print(f"\nthe choice was made on {chosen_on} steps, of which these figures are:")
+    print("candidate                                speed-up   redundant work")
     for row in result.table:
         share = f"{100 * row['redundant']:.1f} %"
         print(f"{row['policy']:<40} {row['speedup']:>8.2f}   {share:>14}")

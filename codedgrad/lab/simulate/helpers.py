@@ -108,7 +108,7 @@ def spread(
     times: Times,
     comm: Comm,
     *,
-    micro: int = 4,
+    micro: int = 0,
     copies: int = 2,
     patience: float = 0.1,
     window: int = 16,
@@ -120,9 +120,11 @@ def spread(
 
     The times are those of a whole pass. With same_bits = 1 the own pass is made in
     pieces, and with pieces = 0 helpers take whole shards; see `Lists.costing` for
-    piece_cost.
+    piece_cost. With micro = 0 a shard has as many as `CodedGradient` makes of it.
     """
-    code = codes.spread(times.shape[1], micro=micro, copies=copies)
+    n = times.shape[1]
+    micro = micro or (4 if same_bits else codes.usual_pieces(n))
+    code = codes.spread(n, micro=micro, copies=copies)
     lists = lists_of(code if pieces else in_shards(code))
     lists = lists.costing(piece_cost, same_bits=bool(same_bits))
     return simulate(times, comm, lists, Helping(patience, window))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from codedgrad import codes
 from codedgrad.errors import ConfigError
 from codedgrad.lab.simulate import policies, simple
 from codedgrad.lab.simulate.outcome import Comm
@@ -44,8 +45,12 @@ class Plan:
         reason: a sentence that says why, and what limits the speed-up.
         table: the figures of the best candidates on the steps they were chosen on.
         choices: for a spread code, what whole passes, `same_bits=True` and
-            `same_bits=True` with `pieces=False` give, on the same steps: `calm`, the
-            time of a step with nobody late, in whole passes, and `speedup`.
+            `same_bits=True` with `pieces=False` give, on the steps of `table`: `calm`,
+            the time of a step with nobody late, in whole passes, and `speedup`.
+        steps: the numbers of steps that the choice was made on, and judged by. The
+            figures of `table` and `choices` are of the first ones and `speedup` is of
+            the others, so the same code has two speed-ups; of the few steps of a short
+            log they are the same.
         notes: what makes the recommendation less certain.
     """
 
@@ -58,6 +63,7 @@ class Plan:
     reason: str
     table: tuple[dict[str, Any], ...]
     choices: tuple[dict[str, Any], ...] = ()
+    steps: tuple[int, int] = (0, 0)
     notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
@@ -86,7 +92,7 @@ def candidates(workers: int) -> list[str]:
     """Return the exact policies that codedgrad can run, with the settings to try."""
     out = [
         f"spread:micro={m},copies={c},patience={p:g}"
-        for m in (4, 8, 16)
+        for m in sorted({codes.usual_pieces(workers), min(8, workers - 1), 4, 8, 16})
         for c in (1, 2, 4, 16)
         for p in (0.02, 0.1, 0.3)
         if c < workers
@@ -148,7 +154,8 @@ def plan(
     frugal = [row for row in near if row["redundant"] <= least + _MORE_WORK]
     chosen = max(frugal, key=lambda row: _helpers(row["policy"]))["policy"]
     found = _verdict(times.rows(judge), chosen, table, job)
-    return replace(found, choices=_choices(chosen, some, sync, job))
+    choices = _choices(chosen, some, sync, job)
+    return replace(found, choices=choices, steps=(len(search), len(judge)))
 
 
 def _choices(

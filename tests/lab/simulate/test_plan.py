@@ -12,6 +12,7 @@ import pytest
 from codedgrad import ConfigError
 from codedgrad import __main__ as cli
 from codedgrad.lab import simulate, traces
+from codedgrad.lab.simulate import policies
 from codedgrad.lab.simulate.plan import plan
 
 SHARED = Path(__file__).parents[4] / "shared" / "traces"
@@ -33,6 +34,20 @@ def test_a_persistent_straggler_is_worth_a_code() -> None:
     assert found.speedup_low <= found.speedup <= found.speedup_high
     assert 5.0 < found.speedup <= found.bound_speedup
     assert "1 worker(s) slow in most steps" in found.reason
+    assert found.steps == (30, 30)
+    few = plan(simulate.from_ratios(one_slow(steps=20)))
+    assert few.steps == (20, 20)  # the same ones, so there is one figure
+    shown = {row["policy"]: row["speedup"] for row in few.table}
+    assert shown[few.recommend] == pytest.approx(few.speedup)
+
+
+@pytest.mark.parametrize("n", [4, 6, 8])
+def test_a_late_shard_is_divided_among_the_helpers(n: int) -> None:
+    times = simulate.from_ratios(one_slow(n=n))
+    assert f"micro={n - 1}," in plan(times).recommend
+    for text, pieces in (("spread", min(4, n - 1)), ("spread:same_bits=1", 4)):
+        more = f"{text}{',' if ':' in text else ':'}micro={pieces}"
+        assert (policies.run(text, times).step == policies.run(more, times).step).all()
 
 
 def test_equal_workers_leave_it_off() -> None:

@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from codedgrad.groups import addresses
-from codedgrad.job import environment
+from codedgrad.job import addresses, environment
 
 DEBIAN = {"lo": "127.0.0.1", "docker0": "172.17.0.1", "eth0": "10.0.0.5"}
 
