@@ -88,14 +88,17 @@ def _contents(cell: types.CellType) -> Any:
 
 def _settings(module: nn.Module) -> str:
     """Returns what a module shows of itself, and all settings of one of torch's own."""
-    text = module.extra_repr()
+    try:
+        text = module.extra_repr()
+    except Exception:  # noqa: BLE001 (of the user's own; the type says enough)
+        text = ""
     if _MEMORY in text or "cuda:" in text:
         text = ""
     if not type(module).__module__.startswith("torch."):
         return text
     shown = (bool, int, float, str, types.NoneType)
     own = {k: v for k, v in vars(module).items() if isinstance(v, shown)}
-    own.pop("training")
+    own.pop("training", None)  # torch.compile's modules have none of their own
     return f"{text} {sorted((k, repr(v)) for k, v in own.items() if k[0] != '_')}"
 
 
