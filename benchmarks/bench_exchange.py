@@ -80,12 +80,12 @@ class Steps:
                 raise SystemExit(f"{name} gave a wrong sum")
 
 
-def codedgrad_sum(source: torch.Tensor) -> Sum:
-    """Return an exchange as CodedGradient makes it.
+def codedgrad_sum(source: torch.Tensor, job: runtime.Runtime | None = None) -> Sum:
+    """Return an exchange as CodedGradient makes it, in this job or in another one.
 
     It copies once on the way in, and on a CPU not at all on the way out.
     """
-    job = runtime.current()
+    job = job or runtime.current()
     each = min(source.numel(), 1 << 20)
     starts = [*range(0, source.numel(), each), source.numel()]
     code = codes.uncoded(job.size)

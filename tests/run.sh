@@ -111,13 +111,16 @@ unit() {
   pytests "unit tests" "$CG_PYTHON" -m pytest -q --color=no -p no:cacheprovider tests \
     --ignore=tests/parallel --ignore=tests/horovod --ignore=tests/failures \
     --ignore=tests/integrations --ignore=tests/examples \
-    --ignore=tests/mpich --ignore=tests/engine/test_stress.py
+    --ignore=tests/mpich --ignore=tests/engine/test_stress.py \
+    --ignore=tests/sockets/test_jobs.py
 }
 
 slow() { # unit tests that build or start something first
   pytests "engine under sanitizers" pytest_by_2 tests/engine/test_stress.py
   # Not two at a time: some of them are about who gives up after how many seconds.
   pytests "failures" "$CG_PYTHON" -m pytest -q --color=no -p no:cacheprovider tests/failures
+  pytests "jobs over sockets" "$CG_PYTHON" -m pytest -q --color=no -p no:cacheprovider \
+    tests/sockets/test_jobs.py
   pytests "examples" "$CG_PYTHON" -m pytest -q --color=no -p no:cacheprovider tests/examples
   pytests "MPICH" mpich_tests
 }
@@ -134,6 +137,9 @@ parallel() {
     fi
   done
   [ -n "${WORKERS:-}" ] && return
+  pytests "2 workers over sockets, some tests" timeout --kill-after=20 900 \
+    "$CG_PYTHON" -m codedgrad run -n 2 --transport socket -- -m pytest -q --color=no \
+    -p no:cacheprovider $all/test_{channel,collectives,values,state}.py
   # More workers than cores take many minutes: what depends on their number.
   pytests "3 workers, most tests" mpi 3 "$CG_PYTHON" -m pytest -q --color=no \
     -p no:cacheprovider $all --ignore-glob='*/test_device.py' \

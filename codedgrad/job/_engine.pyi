@@ -6,6 +6,8 @@ Where steps, buckets, rows and workers are given, they are numbers as in
 `codedgrad.exchange.base`. Every call that may wait releases Python's lock.
 """
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -30,13 +32,14 @@ class Transport:
     def poll(self) -> list[int]: ...
     def pending(self) -> int: ...
 
-def mpi_transport(fortran_comm: int, max_tag: int = ...) -> Transport:
-    """Messages by MPI, with no tag above `max_tag`, even where MPI has more."""
+def foreign_transport(capsule: Any) -> Transport:
+    """The transport that another extension module has put into a capsule."""
 
-def mpi_build_vendor() -> str: ...
-def mpi_build_version() -> str: ...
-def mpi_library_version() -> str: ...
-def mpi_reads_cuda_memory() -> bool: ...
+def sockets_transport(rank: int, fds: list[int], max_tag: int = ...) -> Transport:
+    """Messages over sockets; by rank, those that are connected, -1 for oneself.
+
+    The transport takes the sockets over.
+    """
 
 class LocalHub:
     """What the ranks of one process exchange through; messages come late at random.
@@ -89,7 +92,9 @@ class Engine:
     failure: str
     departed: list[int]
     @staticmethod
-    def over_mpi(fortran_comm: int, max_tag: int = ...) -> Engine: ...
+    def over_foreign(capsule: Any) -> Engine: ...
+    @staticmethod
+    def over_sockets(rank: int, fds: list[int], max_tag: int = ...) -> Engine: ...
     @staticmethod
     def over_local(hub: LocalHub, rank: int) -> Engine: ...
     def announced(self) -> dict[int, bytes]:

@@ -42,6 +42,28 @@ def candidates() -> list[str]:
     return [a for a in dict.fromkeys(every) if not _is_loopback(a)]
 
 
+def towards(host: str, port: int) -> str | None:
+    """Return the address of this machine by which it reaches `host`.
+
+    Returns:
+        What CODEDGRAD_ADDRESS names, if it is set. Where `host` is this machine, the
+        likeliest of the others that `candidates` finds; None if there is none.
+    """
+    given = environment.address()
+    if given:
+        return given
+    with contextlib.suppress(OSError):
+        for family, _, _, _, where in socket.getaddrinfo(
+            host, port, type=socket.SOCK_DGRAM
+        ):
+            with socket.socket(family, socket.SOCK_DGRAM) as asked:
+                asked.connect(where)  # sends nothing
+                own = str(asked.getsockname()[0])
+            if not _is_loopback(own):
+                return own
+    return next(iter(candidates()), None)
+
+
 def first_reachable(hosts: Sequence[str], port: int) -> tuple[str, str]:
     """Connect to the first of another machine's addresses that answers.
 

@@ -1,23 +1,24 @@
-"""The few MPI collectives that codedgrad uses; no other file touches mpi4py.
+"""The few collectives that codedgrad uses, and those of MPI; no other file uses mpi4py.
 
-The C++ engine moves gradients by itself, over a communicator of its own. Python needs
-MPI for little else: to find out who runs where, to hand out the first parameters, and
-to take small decisions inside a local group. A `Channel` offers just these calls:
+The C++ engine moves gradients by itself, over a channel of its own. Python needs little
+else: to find out who runs where, to hand out the first parameters, and to take small
+decisions inside a local group. A `Channel` offers just these calls:
 
     at the start    duplicate, split_by_machine, of_ranks, allgather    they block
     in the job      start_broadcast, start_allgather, start_barrier     `Request`s
     at the end      abort
 
-The calls of the second line return at once, because a process that blocks inside MPI
-cannot hear that another worker has failed. Their callers poll `Request.test` and look
-at the engine in between.
+The calls of the second line return at once, because a process that blocks cannot hear
+that another worker has failed. Their callers poll `Request.test` and look at the engine
+in between.
 
-Importing this module loads no MPI; `load` does, and must be called first.
+`MpiChannel` does it by MPI, `codedgrad.job.sockets.channel` by sockets. Importing this
+module loads no MPI; `load` does, and must be called before the first `MpiChannel`.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, cast
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -69,15 +70,79 @@ def load() -> Library:
     )
 
 
-class Request:
+class Request(Protocol):
     """A collective that is under way.
 
-    MPI may read or write its memory until it is complete, and no collective can be
+    Its memory may be read or written until it is complete, and no collective can be
     cancelled. So a request lives, and keeps the memory alive, until `test` has returned
     True, even where whoever waited for it has given up.
     """
 
-    _under_way: ClassVar[set[Request]] = set()
+    def test(self) -> bool:
+        """Return whether the collective is complete; this also moves it forward."""
+
+
+class Channel(Protocol):
+    """Some processes that talk to one another, and this process among them.
+
+    All processes of a channel must make the same calls in the same order.
+
+    Attributes:
+        rank: the number of this process, 0 to size - 1.
+        size: the number of processes.
+    """
+
+    rank: int
+    size: int
+
+    # ---- at the start; these calls block ----
+
+    def duplicate(self) -> Channel:
+        """Return a channel of the same processes that nobody else sends on."""
+
+    def split_by_machine(self) -> Channel:
+        """Return a channel of those processes that run on this machine."""
+
+    def of_ranks(self, ranks: Sequence[int]) -> Channel:
+        """Return a channel of these ranks, in this order. Collective over them."""
+
+    def start_engine(self, max_tag: int) -> Any:
+        """Return a `_engine.Engine` among these processes; it takes the channel over.
+
+        Args:
+            max_tag: no message has a larger tag.
+        """
+
+    def allgather(self, number: int) -> list[int]:
+        """Return the number that each process gives, in order of their ranks."""
+
+    def free(self) -> None:
+        """Give back what the channel holds. Collective."""
+
+    # ---- in the job; these calls return at once ----
+
+    def start_broadcast(self, data: NDArray[Any], root: int) -> Request:
+        """Begin to copy the root's `data` into the `data` of all others."""
+
+    def start_allgather(self, mine: NDArray[Any], every: NDArray[Any]) -> Request:
+        """Begin to collect each process's `mine`, in order of ranks, in `every`."""
+
+    def start_barrier(self) -> Request:
+        """Begin a barrier: it is complete when all processes have begun it."""
+
+    # ---- beside ----
+
+    def reads_cuda_memory(self) -> bool:
+        """Return whether messages may lie in the memory of CUDA devices."""
+
+    def abort(self, status: int) -> None:
+        """End this process at once, and with it the job, with this exit status."""
+
+
+class MpiRequest:
+    """A collective of MPI; it keeps itself and its memory alive, see `Request`."""
+
+    _under_way: ClassVar[set[MpiRequest]] = set()
 
     def __init__(self, request: MPI.Request, *memory: object) -> None:
         self._request = request
@@ -92,15 +157,8 @@ class Request:
         return True
 
 
-class Channel:
-    """Some processes that talk to one another, and this process among them.
-
-    All processes of a channel must make the same calls in the same order.
-
-    Attributes:
-        rank: the number of this process, 0 to size - 1.
-        size: the number of processes.
-    """
+class MpiChannel:
+    """A channel over a communicator of MPI; `Channel` says what each call does."""
 
     def __init__(self, comm: MPI.Intracomm) -> None:
         self._comm = comm
@@ -108,7 +166,7 @@ class Channel:
         self.size: int = comm.Get_size()
 
     @classmethod
-    def of_job(cls, comm: Any = None) -> Channel:
+    def of_job(cls, comm: Any = None) -> MpiChannel:
         """Return the channel of a communicator of mpi4py; of COMM_WORLD if None."""
         from mpi4py import MPI
 
@@ -121,18 +179,18 @@ class Channel:
 
     # ---- at the start; these calls block ----
 
-    def duplicate(self) -> Channel:
-        """Return a channel of the same processes that no other library sends on."""
-        return Channel(self._comm.Dup())
+    def duplicate(self) -> MpiChannel:
+        """Return a channel of the same processes, on a communicator of its own."""
+        return MpiChannel(self._comm.Dup())
 
-    def split_by_machine(self) -> Channel:
+    def split_by_machine(self) -> MpiChannel:
         """Return a channel of those processes that run on this machine."""
         from mpi4py import MPI
 
         comm = self._comm.Split_type(MPI.COMM_TYPE_SHARED)
-        return Channel(cast("MPI.Intracomm", comm))
+        return MpiChannel(cast("MPI.Intracomm", comm))
 
-    def of_ranks(self, ranks: Sequence[int]) -> Channel:
+    def of_ranks(self, ranks: Sequence[int]) -> MpiChannel:
         """Return a channel of these ranks, in this order. Collective over them."""
         # Not Split: in Open MPI the communicators that it makes have no MPI_TAG_UB,
         # which would leave the engine with tags of 15 bits.
@@ -141,7 +199,7 @@ class Channel:
         comm = self._comm.Create_group(some)
         for group in (some, everybody):
             group.Free()
-        return Channel(comm)
+        return MpiChannel(comm)
 
     def allgather(self, number: int) -> list[int]:
         """Return the number that each process gives, in order of their ranks."""
@@ -151,21 +209,33 @@ class Channel:
         """Give the communicator back to MPI. Collective."""
         self._comm.Free()
 
+    def start_engine(self, max_tag: int) -> Any:
+        """Return an engine over this communicator."""
+        from codedgrad.job import _engine, _mpi
+
+        return _engine.Engine.over_foreign(_mpi.transport(self.fortran_handle, max_tag))
+
     # ---- in the job; these calls return at once ----
 
-    def start_broadcast(self, data: NDArray[Any], root: int) -> Request:
+    def start_broadcast(self, data: NDArray[Any], root: int) -> MpiRequest:
         """Begin to copy the root's `data` into the `data` of all others."""
-        return Request(self._comm.Ibcast(data, root=root), data)
+        return MpiRequest(self._comm.Ibcast(data, root=root), data)
 
-    def start_allgather(self, mine: NDArray[Any], every: NDArray[Any]) -> Request:
+    def start_allgather(self, mine: NDArray[Any], every: NDArray[Any]) -> MpiRequest:
         """Begin to collect each process's `mine`, in order of ranks, in `every`."""
-        return Request(self._comm.Iallgather(mine, every), mine, every)
+        return MpiRequest(self._comm.Iallgather(mine, every), mine, every)
 
-    def start_barrier(self) -> Request:
+    def start_barrier(self) -> MpiRequest:
         """Begin a barrier: it is complete when all processes have begun it."""
-        return Request(self._comm.Ibarrier())
+        return MpiRequest(self._comm.Ibarrier())
 
-    # ---- at the end ----
+    # ---- beside ----
+
+    def reads_cuda_memory(self) -> bool:
+        """Return whether the MPI library says that it takes it."""
+        from codedgrad.job import _mpi
+
+        return bool(_mpi.mpi_reads_cuda_memory())
 
     def abort(self, status: int) -> None:
         """End all processes of the job at once, with this exit status."""

@@ -30,9 +30,9 @@ from codedgrad.job import channel
 mpi = channel.load()
 reads_cuda = False
 try:
-    from codedgrad.job import _engine
-    if _engine.mpi_build_vendor() == mpi.vendor:
-        reads_cuda = _engine.mpi_reads_cuda_memory()
+    from codedgrad.job import _mpi
+    if _mpi.mpi_build_vendor() == mpi.vendor:
+        reads_cuda = _mpi.mpi_reads_cuda_memory()
 except ImportError:  # it is not built, or for another MPI: `_engine` reports that
     pass
 print("codedgrad-doctor" + json.dumps({
@@ -77,7 +77,7 @@ def findings() -> list[Finding]:
         *_mpi(mpi),
         _engine(mpi),
         _fault_tolerance(mpi),
-        _launcher(),
+        _launcher(mpi),
         _horovod(),
         _cuda(mpi),
     ]
@@ -149,7 +149,8 @@ def _probe_mpi() -> dict[str, Any]:
 def _mpi(mpi: dict[str, Any]) -> list[Finding]:
     if "error" in mpi:
         remedy = "pip install mpi4py" if "mpi4py" in mpi["error"] else _MPI
-        return [_missing("mpi", mpi["error"], remedy)]
+        value = f"{mpi['error']}; jobs run over sockets (docs/sockets.md)"
+        return [_absent("mpi", value, remedy)]
     # Open MPI gives a list, MPICH lines; the first entry is the name and version.
     library = " ".join(mpi["library"].splitlines()[0].split(",")[0].split())
     found = Finding("mpi", f"{library} (MPI {mpi['standard']})", needed=True)
@@ -159,22 +160,37 @@ def _mpi(mpi: dict[str, Any]) -> list[Finding]:
 
 
 def _engine(mpi: dict[str, Any]) -> Finding:
-    probe = (
-        "from codedgrad.job import _engine as e;"
-        "print('built', e.mpi_build_vendor(), e.mpi_build_version(), sep='|')"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", probe], capture_output=True, text=True, check=False
-    )
-    if not done.stdout.startswith("built|"):
-        last = done.stderr.strip().splitlines() or ["no message"]
-        return _missing("engine", last[-1][:300], _BUILD)
-    vendor, built = done.stdout.strip().split("|")[1:]
+    """Look at the engine, and at its part for MPI where there is one."""
+    problem = _loads("_engine", "0")
+    if problem[0] is None:
+        return _missing("engine", problem[1], _BUILD)
+    vendor, built = _loads("_mpi", "m.mpi_build_vendor(), m.mpi_build_version()")
+    if vendor is None:
+        value = "built without MPI: jobs run over sockets (docs/sockets.md)"
+        if "error" in mpi:
+            return Finding("engine", value, needed=True)
+        return _absent("engine", f"{value} ({built})", _BUILD)
     value = f"built against {vendor} {built}"
     if "error" in mpi or same_mpi((vendor, built), (mpi["vendor"], mpi["version"])):
         return Finding("engine", value, needed=True)
     value += f", but {mpi['vendor']} {mpi['version']} runs here"
     return _missing("engine", value, _BUILD)
+
+
+def _loads(module: str, words: str) -> tuple[str | None, str]:
+    """Return two words that an extension module says, or None and why it does not."""
+    probe = (
+        f"from codedgrad.job import {module} as m; "
+        f"print('found', *({words},), '', sep='|')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", probe], capture_output=True, text=True, check=False
+    )
+    if not done.stdout.startswith("found|"):
+        last = done.stderr.strip().splitlines() or ["no message"]
+        return None, last[-1][:300]
+    first, second, *_ = [*done.stdout.strip().split("|")[1:], ""]
+    return first, second
 
 
 def _fault_tolerance(mpi: dict[str, Any]) -> Finding:
@@ -188,10 +204,12 @@ def _fault_tolerance(mpi: dict[str, Any]) -> Finding:
     return _absent(name, "none known: a lost process ends the job", remedy)
 
 
-def _launcher() -> Finding:
+def _launcher(mpi: dict[str, Any]) -> Finding:
     found = _tool("mpirun") or shutil.which("srun")
-    if found is None:
-        return _missing("launcher", "no mpirun, no srun", _MPI)
+    if found is None or "error" in mpi:
+        own = "codedgrad run, torchrun"
+        value = f"{own} (over sockets); no mpirun, no srun" if found is None else own
+        return Finding("launcher", value, needed=True)
     return Finding("launcher", found, needed=True)
 
 

@@ -2,7 +2,8 @@
 
 No variable beats an argument in silence: CODEDGRAD_FAULTS is used where no `faults`
 argument was given, CODEDGRAD_GPU_*, CODEDGRAD_TAG_BITS and CODEDGRAD_ADDRESS have no
-argument, and the others belong to launchers and to torch.
+argument, CODEDGRAD_RANK, _SIZE, _FOLDER and _RENDEZVOUS are set by `codedgrad run`, and
+the others belong to launchers and to torch.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,10 +37,14 @@ _WITHOUT_MPI = (
 # By these a process knows that a launcher has started it; the second line is what a
 # user may have set by hand.
 _LAUNCHERS = ("OMPI_", "PMIX_", "PMI_", "HYDRA_", "PRTE_", "HOROVOD_")
+_SUPERVISORS = tuple(
+    f"CODEDGRAD_{name}" for name in ("RANK", "SIZE", "FOLDER", "RENDEZVOUS")
+)
 _USERS = ("OMPI_ALLOW", "PRTE_ALLOW", "OMPI_MCA")
 # What the standard of MPI promises at least, and what an int holds.
 _LEAST_TAG_BITS, _MOST_TAG_BITS = 15, 31
 _JOINED = "CODEDGRAD_JOINED"  # the process that has joined the job
+_TOKEN_BYTES = 16
 _before_export: dict[str, str | None] = {}
 
 
@@ -98,6 +104,142 @@ def address() -> str:
     finds by itself is none that the others can reach. It is an address or a host name.
     """
     return os.environ.get("CODEDGRAD_ADDRESS", "")
+
+
+@dataclass(frozen=True)
+class SocketJob:
+    """What a launcher says of a job over sockets.
+
+    Attributes:
+        rank: the number of this process.
+        size: how many there are.
+        token: the job's secret; b"" if worker 0 is to draw one.
+        folder: where the workers of one machine meet; "" if they do not.
+        store: host, port and prefix of torchrun's store, if they meet there.
+        rendezvous: host and port of the first machine's supervisor, if they meet there.
+        one_machine: whether all run on one machine.
+        by: "unix", "tcp", or "" for what fits.
+    """
+
+    rank: int
+    size: int
+    token: bytes = b""
+    folder: str = ""
+    store: tuple[str, int, str] | None = None
+    rendezvous: tuple[str, int] | None = None
+    one_machine: bool = True
+    by: str = ""
+
+
+def socket_job() -> SocketJob | None:
+    """Return the job over sockets to which this process belongs; None if there is none.
+
+    A launcher of MPI processes comes first, unless a torchrun that it has started has
+    started this process.
+
+    Raises:
+        ConfigError: a variable of codedgrad's own is wrong.
+    """
+    by_mpi = any(os.environ.get(name, "").isdigit() for name, _ in _WORLD_SIZES)
+    if by_mpi and not torchrun_inside_mpirun():
+        return None
+    if "CODEDGRAD_RANK" in os.environ:
+        return _of_the_supervisor()
+    names = ("RANK", "WORLD_SIZE", "MASTER_PORT")
+    numbers = [os.environ.get(name, "") for name in names]
+    if "TORCHELASTIC_RUN_ID" not in os.environ or not all(
+        number.isdigit() for number in numbers
+    ):
+        return None
+    rank, size, port = map(int, numbers)
+    run = os.environ["TORCHELASTIC_RUN_ID"]
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return SocketJob(
+        rank=rank,
+        size=size,
+        token=given_token(),
+        store=(os.environ.get("MASTER_ADDR", ""), port, f"codedgrad/{run}/{attempt}"),
+        one_machine=os.environ.get("LOCAL_WORLD_SIZE", "") == str(size),
+        by=_sockets(),
+    )
+
+
+def _of_the_supervisor() -> SocketJob:
+    numbers = []
+    for name in ("CODEDGRAD_RANK", "CODEDGRAD_SIZE"):
+        value = os.environ.get(name, "")
+        if not value.isdigit():
+            raise ConfigError(f"{name} must be a number, got {value!r}")
+        numbers.append(int(value))
+    rank, size = numbers
+    folder = os.environ.get("CODEDGRAD_FOLDER", "")
+    place = os.environ.get("CODEDGRAD_RENDEZVOUS", "")
+    if not folder and not place and size > 1:
+        raise ConfigError(
+            "CODEDGRAD_RANK is set, and neither CODEDGRAD_FOLDER nor "
+            "CODEDGRAD_RENDEZVOUS is"
+        )
+    return SocketJob(
+        rank=rank,
+        size=size,
+        token=given_token(),
+        folder=folder,
+        rendezvous=host_and_port(place) if place else None,
+        one_machine=not place,
+        by=_sockets(),
+    )
+
+
+def host_and_port(place: str) -> tuple[str, int]:
+    """Return the two parts of "HOST:PORT".
+
+    Raises:
+        ConfigError: they are not that.
+    """
+    host, _, port = place.rpartition(":")
+    if not host or not port.isdigit() or not 0 < int(port) < 1 << 16:
+        raise ConfigError(f"a meeting place is HOST:PORT, got {place!r}")
+    return host.strip("[]"), int(port)
+
+
+def given_token() -> bytes:
+    """Return CODEDGRAD_TOKEN, the job's secret; b"" if it is unset.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    value = os.environ.get("CODEDGRAD_TOKEN", "")
+    try:
+        token = bytes.fromhex(value)
+    except ValueError:
+        token = b"?"
+    if len(token) not in (0, _TOKEN_BYTES):
+        raise ConfigError(
+            f"CODEDGRAD_TOKEN must be {2 * _TOKEN_BYTES} hexadecimal digits or unset, "
+            f"and has {len(value)} characters"
+        )
+    return token
+
+
+def _sockets() -> str:
+    value = os.environ.get("CODEDGRAD_SOCKETS", "")
+    if value not in ("", "unix", "tcp"):
+        raise ConfigError(
+            f"CODEDGRAD_SOCKETS must be unix, tcp or unset, got {value!r}"
+        )
+    return value
+
+
+def of_a_worker(job: SocketJob) -> dict[str, str]:
+    """Return the environment of a worker that this process starts."""
+    return {
+        **without_launcher(),
+        "CODEDGRAD_RANK": str(job.rank),
+        "CODEDGRAD_SIZE": str(job.size),
+        "CODEDGRAD_FOLDER": job.folder,
+        "CODEDGRAD_RENDEZVOUS": "{}:{}".format(*job.rendezvous or ("", "")).strip(":"),
+        "CODEDGRAD_TOKEN": job.token.hex(),
+    }
 
 
 def lightning_seed() -> int:
@@ -190,7 +332,8 @@ def without_launcher() -> dict[str, str]:
     return {
         name: value
         for name, value in os.environ.items()
-        if not name.startswith(_LAUNCHERS) or name.startswith(_USERS)
+        if (not name.startswith(_LAUNCHERS) or name.startswith(_USERS))
+        and name not in _SUPERVISORS
     }
 
 

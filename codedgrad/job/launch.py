@@ -1,8 +1,9 @@
-"""`codedgrad run -n 4 script.py`: mpirun with what the MPI at hand wants.
+"""`codedgrad run -n 4 script.py`: by MPI where there is one, else over sockets.
 
-Open MPI binds each process to a core, refuses root and more processes than cores, and
-looks for fast networks first. A worker has two threads, a job on one machine may have
-more workers than cores, and needs no network. What the user has set stays.
+By MPI it is mpirun with what the MPI at hand wants. Open MPI binds each process to a
+core, refuses root and more processes than cores, and looks for fast networks first. A
+worker has two threads, a job on one machine may have more workers than cores, and needs
+no network. What the user has set stays.
 """
 
 from __future__ import annotations
@@ -12,11 +13,14 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from codedgrad.errors import ConfigError, EnvironmentSetupError
 from codedgrad.job import environment
+from codedgrad.job.sockets import supervisor
+from codedgrad.job.sockets.supervisor import Machines
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -74,10 +78,7 @@ def command_of(program: str, kind: str, job: Job) -> list[str]:
     Raises:
         ConfigError: there are no workers or no script.
     """
-    if job.workers < 1:
-        raise ConfigError(f"-n must be 1 or more, got {job.workers}")
-    if not job.script:
-        raise ConfigError("say what to run: codedgrad run -n 4 script.py")
+    worker = worker_of(job)
     words = [program, "-n", str(job.workers), *job.hosts]
     if kind in (OPEN_MPI_4, OPEN_MPI_5):
         words += ["--bind-to", "none"]
@@ -87,8 +88,33 @@ def command_of(program: str, kind: str, job: Job) -> list[str]:
         else:
             over = {OPEN_MPI_4: ["--oversubscribe"]}
             words += over.get(kind, ["--map-by", ":OVERSUBSCRIBE"])
+    return [*words, *worker]
+
+
+def worker_of(job: Job) -> list[str]:
+    """Return the words of the command that each worker runs.
+
+    Raises:
+        ConfigError: there are no workers or no script.
+    """
+    if job.workers < 1:
+        raise ConfigError(f"-n must be 1 or more, got {job.workers}")
+    if not job.script:
+        raise ConfigError("say what to run: codedgrad run -n 4 script.py")
     by_python = job.script[0].endswith(".py") or job.script[0] == "-m"
-    return [*words, *([sys.executable] if by_python else []), *job.script]
+    return [*([sys.executable] if by_python else []), *job.script]
+
+
+def transport_of(asked: str | None, *, hosts: bool) -> str:
+    """Return "mpi" or "socket": what the user asks for, else what this machine has."""
+    if asked is not None:
+        return asked
+    has_mpi = all(map(find_spec, ("mpi4py", "codedgrad.job._mpi")))
+    try:
+        mpirun()
+    except EnvironmentSetupError:
+        has_mpi = False
+    return "mpi" if has_mpi or hosts else "socket"
 
 
 def settings_of(kind: str, *, one_machine: bool, root: bool) -> dict[str, str]:
@@ -137,21 +163,59 @@ def warnings_of(workers: int, cores: int) -> list[str]:
 def main(args: argparse.Namespace) -> int:
     """Start the job in place of this process; or print the command."""
     hosts = [word for name in ("host", "hostfile") for word in _option(args, name)]
+    job = Job(args.workers, [w for w in args.script if w != "--"], hosts)
+    if not hosts:
+        for text in warnings_of(job.workers, len(os.sched_getaffinity(0))):
+            print(f"codedgrad run: {text}", file=sys.stderr)
+    asked = "socket" if args.rendezvous else args.transport
+    if transport_of(asked, hosts=bool(hosts)) == "socket":
+        machines = machines_of(args.rendezvous, args.machine)
+        return _over_sockets(job, machines, dry_run=args.dry_run)
     program = mpirun()
     shown = subprocess.run(
         [program, "--version"], capture_output=True, text=True, timeout=_VERSION_S
     )
     kind = kind_of(shown.stdout + shown.stderr)
-    job = Job(args.workers, [w for w in args.script if w != "--"], hosts)
     command = command_of(program, kind, job)
-    if not hosts:
-        for text in warnings_of(job.workers, len(os.sched_getaffinity(0))):
-            print(f"codedgrad run: {text}", file=sys.stderr)
     if not args.dry_run:
         wanted = settings_of(kind, one_machine=not hosts, root=os.geteuid() == 0)
         _become(command, environment.with_defaults(wanted))
     print(*command)
     return 0
+
+
+def machines_of(rendezvous: str | None, machine: str | None) -> Machines | None:
+    """Return the machines of a job over sockets; None for this one alone.
+
+    Raises:
+        ConfigError: only one of the two is given, or one is wrong.
+    """
+    if rendezvous is None and machine is None:
+        return None
+    number, _, count = (machine or "").partition("/")
+    if rendezvous is None or not number.isdigit() or not count.isdigit():
+        raise ConfigError(
+            "several machines need --rendezvous HOST:PORT, an address of the first, "
+            "and --machine 0/2, which is the first of two, on each of them"
+        )
+    host, port = environment.host_and_port(rendezvous)
+    return Machines(host, port, int(number), int(count))
+
+
+def _over_sockets(job: Job, machines: Machines | None, *, dry_run: bool) -> int:
+    if job.hosts:
+        raise ConfigError(
+            "--host and --hostfile start workers by mpirun; over sockets, run this "
+            "command on each machine with --rendezvous HOST:PORT --machine 0/2"
+        )
+    command = worker_of(job)
+    if dry_run:
+        print(*command)
+        return 0
+    defaults = {"OMP_NUM_THREADS": "1"}
+    if machines is None:
+        return supervisor.run(command, job.workers, defaults)
+    return supervisor.run_on_machines(command, job.workers, defaults, machines)
 
 
 def _become(command: list[str], variables: dict[str, str]) -> NoReturn:
@@ -170,9 +234,21 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     command = commands.add_parser(
         "run",
         help="start a script with several workers",
-        description="Runs mpirun with the arguments that the MPI at hand wants.",
+        description="Runs mpirun with the arguments that the MPI at hand wants, or "
+        "starts the workers over sockets (docs/sockets.md).",
     )
     command.add_argument("-n", dest="workers", type=int, required=True, help="workers")
+    command.add_argument(
+        "--transport",
+        choices=("mpi", "socket"),
+        help="how the workers talk; by MPI where there is one, unless you say so",
+    )
+    command.add_argument(
+        "--rendezvous",
+        metavar="HOST:PORT",
+        help="where the workers of several machines meet, over sockets",
+    )
+    command.add_argument("--machine", metavar="I/M", help="which of them this one is")
     command.add_argument("--host", help="machines, as mpirun takes them")
     command.add_argument("--hostfile", help="a file of machines")
     command.add_argument("--dry-run", action="store_true", help="print the command")

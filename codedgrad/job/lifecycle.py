@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, Any
 
 from codedgrad.errors import CodedGradError, EnvironmentSetupError, MismatchError
 from codedgrad.job import environment, exported, runtime, startup
-from codedgrad.job.channel import Channel
 from codedgrad.job.exit_status import ScriptEnd
 from codedgrad.job.place import find_place
 from codedgrad.job.progress import AT_THE_END, decode_steps, uneven
@@ -60,8 +59,9 @@ def init(
             train with DistributedDataParallel, so nothing is set unless you ask.
 
     Raises:
-        EnvironmentSetupError: there is no MPI, it runs below MPI_THREAD_MULTIPLE, the
-            engine was built for another one, or the launcher belongs to another one.
+        EnvironmentSetupError: by MPI, there is none, it runs below MPI_THREAD_MULTIPLE,
+            the engine was built for another one, or the launcher belongs to another
+            one; over sockets, the workers cannot reach one another.
     """
     global _script
     if is_initialized():
@@ -72,20 +72,13 @@ def init(
             "multiprocessing_context='spawn', say) and runs the script once more. Put "
             "all but definitions under `if __name__ == '__main__':`"
         )
-    mpi = startup.load_mpi()
-    engine = startup.load_engine(mpi).Engine
-    world = Channel.of_job(comm)
-    startup.check_launcher(world.size)
-    channel = world.duplicate()
+    channel = startup.open_world(comm).duplicate()
     place = find_place(channel)
-    engine_channel = channel.duplicate()
     runtime.set_current(
         Runtime(
             place=place,
             channel=channel,
-            engine=engine.over_mpi(
-                engine_channel.fortran_handle, environment.max_tag()
-            ),
+            engine=channel.duplicate().start_engine(environment.max_tag()),
             timeout_s=timeout_s,
         )
     )

@@ -57,7 +57,7 @@ class Runtime:
 
     Attributes:
         place: the numbers of this process.
-        channel: MPI among the workers.
+        channel: the few collectives among the workers.
         engine: a `codedgrad.job._engine.Engine`, over a communicator of its own.
         timeout_s: seconds without news after which a wait for others is an error.
         unit: what a rank is called in messages.
@@ -103,9 +103,7 @@ class Runtime:
         return Runtime(
             place=Place(channel.rank, channel.size),
             channel=channel,
-            engine=type(self.engine).over_mpi(
-                channel.fortran_handle, environment.max_tag()
-            ),
+            engine=channel.start_engine(environment.max_tag()),
             timeout_s=self.timeout_s,
             unit=unit,
             progress=self.progress,

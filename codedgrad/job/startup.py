@@ -1,4 +1,4 @@
-"""Checks at the start of a job: MPI, the engine built for it, the launcher.
+"""How a job starts: over sockets or MPI, with checks of MPI, engine and launcher.
 
 Each error names what was found and the remedy, and points to the doctor.
 """
@@ -11,26 +11,51 @@ from typing import Any
 
 from codedgrad.errors import EnvironmentSetupError
 from codedgrad.job import channel, environment
+from codedgrad.job.sockets import world
+from codedgrad.job.sockets.channel import SocketChannel
 
 log = logging.getLogger("codedgrad")
 
 _DOCTOR = "`python -m codedgrad doctor` says what this machine has."
 
 
+def open_world(comm: Any = None) -> channel.Channel:
+    """Return a channel of all workers. Collective.
+
+    Args:
+        comm: an mpi4py communicator of the workers, or None.
+
+    Raises:
+        EnvironmentSetupError: MPI, engine or launcher do not fit, or the others did not
+            come.
+    """
+    told = None if comm is not None else environment.socket_job()
+    if told is not None:
+        load_engine()
+        if told.size == 1:
+            _say_alone()
+        return SocketChannel.of_job(world.join(told))
+    try:
+        mpi = load_mpi()
+    except EnvironmentSetupError:
+        if comm is not None or environment.launcher_world() is not None:
+            raise
+        load_engine()
+        _say_alone()  # a script that nobody has launched needs no MPI
+        return SocketChannel.of_job(world.join(environment.SocketJob(0, 1)))
+    check_mpi_of_the_build(mpi)
+    load_engine()
+    joined = channel.MpiChannel.of_job(comm)
+    check_launcher(joined.size)
+    return joined
+
+
 def load_mpi() -> channel.Library:
     """Load MPI, initialised for calls from any thread.
 
     Raises:
-        EnvironmentSetupError: there is no MPI, or it runs below MPI_THREAD_MULTIPLE, or
-            it would hang, because torchrun runs in a worker of mpirun.
+        EnvironmentSetupError: there is no MPI, or it runs below MPI_THREAD_MULTIPLE.
     """
-    if environment.torchrun_inside_mpirun():
-        raise EnvironmentSetupError(
-            f"torchrun has started this process in a worker of mpirun. MPI takes all "
-            f"that torchrun starts for that one worker, and would hang. Start the "
-            f"script itself with mpirun, a worker for each process: `mpirun -n 4 "
-            f"python train.py`. {_DOCTOR}"
-        )
     try:
         mpi = channel.load()
     except (ImportError, RuntimeError, OSError) as error:
@@ -48,20 +73,36 @@ def load_mpi() -> channel.Library:
     return mpi
 
 
-def load_engine(mpi: channel.Library) -> Any:
-    """Return the extension module `_engine`, if it was built for this MPI.
+def load_engine() -> None:
+    """Load the extension module `_engine`.
+
+    Raises:
+        EnvironmentSetupError: it is missing.
+    """
+    try:
+        from codedgrad.job import _engine  # noqa: F401
+    except ImportError as error:
+        raise EnvironmentSetupError(
+            f"the engine cannot be loaded ({error}). Build it: "
+            f"`pip install --no-build-isolation -e .` in the checkout. {_DOCTOR}"
+        ) from error
+
+
+def check_mpi_of_the_build(mpi: channel.Library) -> None:
+    """Load the transport over MPI, if it was built for this MPI.
 
     Raises:
         EnvironmentSetupError: it is missing, or was built for another MPI.
     """
     try:
-        from codedgrad.job import _engine
+        from codedgrad.job import _mpi
     except ImportError as error:
         raise EnvironmentSetupError(
-            f"the engine cannot be loaded ({error}). Build it against the MPI in use: "
-            f"`pip install --no-build-isolation -e .` in the checkout. {_DOCTOR}"
+            f"the engine's part for MPI cannot be loaded ({error}). Build it against "
+            f"the MPI in use: `pip install --no-build-isolation -e .` in the checkout; "
+            f"or do without MPI: `codedgrad run --transport socket`. {_DOCTOR}"
         ) from error
-    built = (_engine.mpi_build_vendor(), _engine.mpi_build_version())
+    built = (_mpi.mpi_build_vendor(), _mpi.mpi_build_version())
     running = (mpi.vendor, mpi.version)
     if not same_mpi(built, running):
         raise EnvironmentSetupError(
@@ -70,7 +111,6 @@ def load_engine(mpi: channel.Library) -> Any:
             f"Build it again with this MPI's mpicc (`MPICC=... pip install "
             f"--no-build-isolation -e .`) or load the other MPI. {_DOCTOR}"
         )
-    return _engine
 
 
 def same_mpi(built: tuple[str, str], running: tuple[str, str]) -> bool:

@@ -9,8 +9,9 @@
 #include <utility>
 
 #include "bindings/bindings.h"
+#include "bindings/handover.h"
 #include "transport/local_transport.h"
-#include "transport/mpi_transport.h"
+#include "transport/socket_transport.h"
 
 using namespace pybind11::literals;
 
@@ -78,12 +79,11 @@ void define_transport(py::module_& m) {
 void define_transports(py::module_& m, EngineClass& engine) {
   define_transport(m);
 
+  // A transport of another extension module, in a capsule.
+  add(m, engine, "foreign", &take_over, "capsule"_a);
   constexpr int kAny = std::numeric_limits<int>::max();
-  add(m, engine, "mpi", &make_mpi_transport, "fortran_comm"_a, "max_tag"_a = kAny);
-  m.def("mpi_build_vendor", &mpi_build_vendor);
-  m.def("mpi_build_version", &mpi_build_version);
-  m.def("mpi_library_version", &mpi_library_version);
-  m.def("mpi_reads_cuda_memory", &mpi_reads_cuda_memory);
+  add(m, engine, "sockets", &make_socket_transport, "rank"_a, "fds"_a,
+      "max_tag"_a = kAny);
 
   py::class_<LocalHub, std::shared_ptr<LocalHub>>(m, "LocalHub")
       .def(py::init<int, int, std::uint64_t, int>(), "size"_a, "max_delay_us"_a = 0,

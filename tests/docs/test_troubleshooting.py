@@ -19,7 +19,7 @@ MESSAGES = [m for row in ROWS for m in re.findall(r"`([^`]+)`", row)]
 @cache
 def texts() -> str:
     """All texts of the package, with a mark where a value stands in them."""
-    found = []
+    found = [path.read_text() for path in (ROOT / "csrc").rglob("*.cpp")]
     for path in (ROOT / "codedgrad").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.JoinedStr):

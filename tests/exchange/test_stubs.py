@@ -9,7 +9,7 @@ import stubs
 
 from codedgrad.exchange.base import Exchange
 from codedgrad.exchange.engine import EngineExchange
-from codedgrad.job import _engine
+from codedgrad.job import _engine, _mpi
 from codedgrad.ops import _ops
 
 STUB = stubs.PACKAGE / "job" / "_engine.pyi"
@@ -17,6 +17,10 @@ STUB = stubs.PACKAGE / "job" / "_engine.pyi"
 
 def test_engine() -> None:
     assert stubs.differences(_engine, STUB) == []
+
+
+def test_the_transport_over_mpi() -> None:
+    assert stubs.differences(_mpi, stubs.PACKAGE / "job" / "_mpi.pyi") == []
 
 
 def test_kernels() -> None:
@@ -28,7 +32,7 @@ def test_a_drift_is_found() -> None:
     text = STUB.read_text()
     for now, other, name in (
         ("window: int = 16", "window: int", "SessionSettings.__init__"),
-        ("def mpi_build_vendor", "def mpi_vendor", "mpi_vendor"),
+        ("def sockets_transport", "def sockets", "sockets"),
         ("timeout_s: float", "limit_s: float", "Engine.gather"),
         ("    missing: float\n", "", "Settled.missing"),
     ):

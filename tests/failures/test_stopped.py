@@ -1,8 +1,8 @@
 """SIGSTOP of whole processes: the others go on, and no bit depends on it.
 
 One job for each number of workers trains all its cases, since starting takes longer
-than they do. How long the longest step is, on a machine that does nothing else, is
-for `benchmarks/bench_faults.py`.
+than they do. That of 3 runs over sockets, the others by MPI. How long the longest step
+is, on a machine that does nothing else, is for `benchmarks/bench_faults.py`.
 """
 
 from __future__ import annotations
@@ -93,10 +93,13 @@ def stop(folder: Path, wanted: Stop, n: int, job: Any) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("n", JOBS)
 def test_the_others_go_on_with_the_same_bits(tmp_path: Path, n: int) -> None:
     cases = JOBS[n]
-    launch = ["timeout", "--kill-after=5", str(LIMIT_S), "bash", "launch/mpirun.sh"]
+    launch = ["bash", "launch/mpirun.sh", "-n", str(n), sys.executable]
+    if n == 3:
+        own = [sys.executable, "-m", "codedgrad", "run", "--transport", "socket"]
+        launch = [*own, "-n", str(n)]
     script = ["tests/failures/stopped.py", str(tmp_path), *(c.case for c in cases)]
     job = subprocess.Popen(
-        [*launch, "-n", str(n), sys.executable, *script],
+        ["timeout", "--kill-after=5", str(LIMIT_S), *launch, *script],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

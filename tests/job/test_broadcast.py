@@ -13,7 +13,7 @@ from job.fakes import fake_runtime
 
 from codedgrad.errors import WorkerError
 from codedgrad.job import broadcast
-from codedgrad.job.channel import Channel, Request
+from codedgrad.job.channel import MpiChannel, MpiRequest
 
 
 class SlowMpi:
@@ -37,7 +37,7 @@ class SlowMpi:
 
 def test_a_broadcast_that_is_given_up_keeps_its_memory() -> None:
     mpi = SlowMpi()
-    channel: Any = Channel(mpi)  # type: ignore[arg-type]
+    channel: Any = MpiChannel(mpi)  # type: ignore[arg-type]
     runtime = fake_runtime(
         2, rank=1, channel=channel, failed=True, failure="worker 0 has no more disk"
     )
@@ -46,6 +46,6 @@ def test_a_broadcast_that_is_given_up_keeps_its_memory() -> None:
     gc.collect()
     assert mpi.array() is not None  # MPI may write it
     mpi.done = True
-    assert all(request.test() for request in list(Request._under_way))
+    assert all(request.test() for request in list(MpiRequest._under_way))
     gc.collect()
     assert mpi.array() is None

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from codedgrad.job import environment
-from codedgrad.job.channel import Library, Request
+from codedgrad.job.channel import Library, MpiRequest
 
 ALONE = """
 import gc
@@ -30,7 +30,7 @@ assert mpi.vendor in mpi.text.replace("\\n", " ") and mpi.version[0].isdigit(), 
 from mpi4py import MPI
 
 for comm in (None, MPI.COMM_SELF):
-    world = channel.Channel.of_job(comm)
+    world = channel.MpiChannel.of_job(comm)
     own = world.duplicate()
     assert own.fortran_handle != world.fortran_handle
     machine, some = own.split_by_machine(), own.of_ranks([0])
@@ -52,7 +52,7 @@ for comm in (None, MPI.COMM_SELF):
         each.free()
 print("done", flush=True)
 MPI.COMM_SELF.Dup()
-channel.Channel.of_job().abort(3)
+channel.MpiChannel.of_job().abort(3)
 """
 
 
@@ -88,7 +88,7 @@ def test_a_request_keeps_its_memory() -> None:
     fake: Any = SimpleNamespace(Test=lambda: next(answers))
     data = np.zeros(3)
     memory = weakref.ref(data)
-    request = Request(fake, data)
+    request = MpiRequest(fake, data)
     del data
     gc.collect()
     assert memory() is not None

@@ -41,8 +41,10 @@ def test_an_mpi_without_threads() -> None:
 )
 def test_no_mpi(error: str, remedy: str) -> None:
     (found,) = doctor._mpi({"error": error})
-    assert (found.ok, found.needed) == (False, True)
+    assert (found.ok, found.needed) == (False, False)
+    assert "jobs run over sockets" in found.value
     assert remedy in found.remedy
+    assert "torchrun" in doctor._launcher({"error": error}).value
 
 
 def test_an_mpi_that_cannot_be_loaded_is_an_answer(

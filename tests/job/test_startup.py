@@ -46,7 +46,7 @@ def test_no_mpi(error: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None
 def test_an_engine_of_another_mpi() -> None:
     mpi = Library("", "Some MPI", "1.2", "4.1", thread_level=3, thread_multiple=3)
     with pytest.raises(EnvironmentSetupError, match=r"Some MPI 1.2 runs here. Build"):
-        startup.load_engine(mpi)
+        startup.check_mpi_of_the_build(mpi)
 
 
 @pytest.mark.parametrize(

@@ -45,9 +45,9 @@ def run(
 
 
 def test_an_engine_of_another_mpi_is_refused(mpich: dict[str, str]) -> None:
-    from codedgrad.job import _engine
+    from codedgrad.job import _mpi
 
-    if _engine.mpi_build_vendor() == "MPICH":
+    if _mpi.mpi_build_vendor() == "MPICH":
         return  # then it is not another
     script = [sys.executable, "-c", "import codedgrad; codedgrad.init()"]
     done = run(mpich, [f"{PREFIX}/bin/mpirun", "-n", "2", *script])

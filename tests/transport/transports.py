@@ -6,6 +6,7 @@ A new transport is one more function here, in THREADS or in PROCESSES.
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from transport.contract import CASES, Peer
 
-from codedgrad.job import _engine
+from codedgrad.job import _engine, _mpi
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,10 +37,36 @@ def short_tags(ranks: int) -> Callable[[int], Any]:
     return lambda rank: _engine.local_transport(hub, rank)
 
 
+def tcp_pair() -> tuple[socket.socket, socket.socket]:
+    """Two sockets that are connected by TCP, as between machines."""
+    with socket.create_server(("127.0.0.1", 0)) as door:
+        caller = socket.create_connection(door.getsockname())
+        return caller, door.accept()[0]
+
+
+def sockets(ranks: int, pair: Callable[[], Any]) -> Callable[[int], Any]:
+    """One connection for each pair of ranks."""
+    fds = [[-1] * ranks for _ in range(ranks)]
+    for a in range(ranks):
+        for b in range(a):
+            ends = pair()
+            fds[a][b], fds[b][a] = (end.detach() for end in ends)
+    return lambda rank: _engine.sockets_transport(rank, fds[rank])
+
+
+def unix(ranks: int) -> Callable[[int], Any]:
+    return sockets(ranks, socket.socketpair)
+
+
+def tcp(ranks: int) -> Callable[[int], Any]:
+    return sockets(ranks, tcp_pair)
+
+
 def mpi(world: Any) -> Any:
     """On a communicator of its own, as in a job, with the tags of UCX."""
     messages = world.Dup()  # it lives until MPI ends
-    return _engine.mpi_transport(messages.py2f(), (1 << 23) - 1)
+    capsule = _mpi.transport(messages.py2f(), (1 << 23) - 1)
+    return _engine.foreign_transport(capsule)
 
 
 # Transports whose ranks are threads of one process: from the number of ranks to what
@@ -47,6 +74,8 @@ def mpi(world: Any) -> Any:
 THREADS: dict[str, Callable[[int], Callable[[int], Any]]] = {
     "local": local,
     "short_tags": short_tags,
+    "unix": unix,
+    "tcp": tcp,
 }
 # Transports whose ranks are processes, which mpirun starts: what makes a process's
 # transport; it gets mpi4py's communicator.

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from codedgrad.errors import EnvironmentSetupError
+from codedgrad.job import runtime
 from codedgrad.ops.library import kernels
 
 if TYPE_CHECKING:
@@ -109,10 +110,8 @@ class CudaRuntime:
         return calls | self._sums(calls["device"])
 
     def direct(self) -> bool:
-        """Returns whether the MPI library says that it takes the device's memory."""
-        from codedgrad.job import _engine
-
-        return bool(_engine.mpi_reads_cuda_memory())
+        """Returns whether the job's messages may lie in the device's memory."""
+        return runtime.current().channel.reads_cuda_memory()
 
     def view(self, buffer: Any, dtype: torch.dtype) -> Tensor:
         """Returns the engine's `buffer` as a vector, by CUDA's array interface.

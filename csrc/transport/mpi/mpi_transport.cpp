@@ -1,4 +1,4 @@
-#include "transport/mpi_transport.h"
+#include "transport/mpi/mpi_transport.h"
 
 #include <mpi.h>
 

@@ -1,0 +1,230 @@
+"""Starts the workers of a job over sockets, and ends them together.
+
+Each worker leads a process group of its own, so that what it has started ends with it.
+The kernel ends the workers when the supervisor dies, whatever kills it. A shell, which
+waits for its end, does the same with all that they have started.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING, NamedTuple
+
+from codedgrad.errors import ConfigError
+from codedgrad.job import environment
+from codedgrad.job.environment import SocketJob
+from codedgrad.job.sockets import proof
+from codedgrad.job.sockets.reception import Reception
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import FrameType
+
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+_PASSED_ON = (*_ENDING, signal.SIGUSR1, signal.SIGUSR2)
+_OWN_END_S = 5.0  # workers know that another one has failed, and end by themselves
+_SIGTERM_S = 5.0  # from SIGTERM to SIGKILL
+_LOOK_S = 0.02
+_PR_SET_PDEATHSIG = 1
+# It reads the numbers of process groups, until it reads "done" or the supervisor dies.
+_KEEPER = (
+    'while read -r group; do [ "$group" = done ] && exit; all="$all -$group"; done; '
+    "kill -s KILL -- $all"
+)
+
+
+class Supervisor:
+    """Some workers, from their start to the end of the last one.
+
+    Args:
+        command: what each worker runs.
+        jobs: what each is told of the job.
+        defaults: environment variables that they get where the user has not set them.
+    """
+
+    def __init__(
+        self, command: Sequence[str], jobs: list[SocketJob], defaults: dict[str, str]
+    ) -> None:
+        self._workers: dict[int, subprocess.Popen[bytes]] = {}  # those that run
+        self._status = 0
+        self._ends: list[tuple[float, signal.Signals]] = []  # what is sent when
+        self._command, self._jobs, self._defaults = command, jobs, defaults
+
+    def run(self) -> int:
+        """Run all workers; return the status of the one that failed first."""
+        before = {number: signal.signal(number, self._pass_on) for number in _PASSED_ON}
+        keeper = subprocess.Popen(
+            ["/bin/sh", "-c", _KEEPER],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            bufsize=0,
+        )
+        try:
+            self._start(keeper)
+            self._wait()
+        finally:
+            self._send(signal.SIGKILL)
+            _tell(keeper, "done")
+            keeper.communicate()
+            for number, handler in before.items():
+                signal.signal(number, handler)
+        return self._status
+
+    def _start(self, keeper: subprocess.Popen[bytes]) -> None:
+        try:
+            for job in self._jobs:
+                worker = _start(self._command, job, self._defaults)
+                self._workers[job.rank] = worker
+                _tell(keeper, str(worker.pid))
+        except OSError as error:
+            raise ConfigError(
+                f"{self._command[0]} cannot be started: {error}"
+            ) from None
+
+    def _wait(self) -> None:
+        while self._workers:
+            for rank, worker in list(self._workers.items()):
+                status = worker.poll()
+                if status is not None:
+                    del self._workers[rank]
+                    _signal_group(worker.pid, signal.SIGKILL)  # what it left behind
+                    self._ended(rank, status)
+            while self._ends and time.monotonic() > self._ends[0][0]:
+                self._send(self._ends.pop(0)[1])
+            time.sleep(_LOOK_S)
+
+    def _ended(self, rank: int, status: int) -> None:
+        if status == 0 or self._status != 0:
+            return
+        self._status = status if status > 0 else 128 - status
+        text = f"with status {status}"
+        if status < 0:
+            text = f"by signal {-status} ({signal.Signals(-status).name})"
+        others = f"; ending worker(s) {sorted(self._workers)}" if self._workers else ""
+        sys.stderr.write(f"codedgrad run: worker {rank} ended {text}{others}\n")
+        self._end_all(_OWN_END_S)
+
+    def _end_all(self, grace_s: float) -> None:
+        if not self._ends:
+            term = time.monotonic() + grace_s
+            self._ends = [(term, signal.SIGTERM), (term + _SIGTERM_S, signal.SIGKILL)]
+
+    def _pass_on(self, number: int, _: FrameType | None) -> None:
+        self._send(signal.Signals(number))
+        if number in _ENDING:
+            self._end_all(_OWN_END_S)
+
+    def _send(self, number: signal.Signals) -> None:
+        for worker in self._workers.values():
+            _signal_group(worker.pid, number)
+
+
+class Machines(NamedTuple):
+    """Several machines of one job; each runs its supervisor.
+
+    Attributes:
+        host: an address of the first machine, which all others reach.
+        port: the port there at which the workers meet.
+        number: of this machine, 0 for the first.
+        total: how many machines there are.
+    """
+
+    host: str
+    port: int
+    number: int
+    total: int
+
+
+def run_on_machines(
+    command: Sequence[str], workers: int, defaults: dict[str, str], machines: Machines
+) -> int:
+    """Run this machine's part of a job; return its exit status.
+
+    Args:
+        command: what each worker runs.
+        workers: how many there are on all machines together.
+        defaults: environment variables, where the user has not set them.
+        machines: the machines.
+
+    Raises:
+        ConfigError: the numbers do not fit, there is no token, or nobody can listen.
+    """
+    each, rest = divmod(workers, machines.total)
+    if rest or not 0 <= machines.number < machines.total:
+        raise ConfigError(
+            f"-n counts the workers of all machines and must be a multiple of their "
+            f"number; got -n {workers} --machine {machines.number}/{machines.total}"
+        )
+    token = environment.given_token()
+    if not token:
+        raise ConfigError(f"--rendezvous needs a token; {proof.REMEDY}")
+    place = machines.host, machines.port
+    job = SocketJob(0, workers, token=token, rendezvous=place, one_machine=False)
+    first = machines.number * each
+    jobs = [replace(job, rank=first + local) for local in range(each)]
+    desk = Reception(*place, workers, token) if machines.number == 0 else None
+    try:
+        return Supervisor(command, jobs, defaults).run()
+    finally:
+        if desk is not None:
+            desk.close()
+
+
+def run(command: Sequence[str], workers: int, defaults: dict[str, str]) -> int:
+    """Run a job on this machine; return its exit status.
+
+    Args:
+        command: what each worker runs.
+        workers: how many there are.
+        defaults: environment variables, where the user has not set them.
+
+    Raises:
+        ConfigError: the command cannot be started.
+    """
+    with tempfile.TemporaryDirectory(
+        prefix="codedgrad-", ignore_cleanup_errors=True
+    ) as folder:
+        job = SocketJob(0, workers, token=proof.new_token(), folder=folder)
+        jobs = [replace(job, rank=rank) for rank in range(workers)]
+        return Supervisor(command, jobs, defaults).run()
+
+
+def _start(
+    command: Sequence[str], job: SocketJob, defaults: dict[str, str]
+) -> subprocess.Popen[bytes]:
+    parent = os.getpid()
+    libc = ctypes.CDLL(None)
+
+    def before() -> None:
+        os.setpgid(0, 0)
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it has died before the kernel knew
+            os._exit(1)
+
+    return subprocess.Popen(
+        command,
+        env={**defaults, **environment.of_a_worker(job)},
+        stdin=None if job.rank == 0 else subprocess.DEVNULL,
+        preexec_fn=before,
+    )
+
+
+def _tell(keeper: subprocess.Popen[bytes], word: str) -> None:
+    assert keeper.stdin is not None
+    with contextlib.suppress(BrokenPipeError):  # somebody has ended it
+        keeper.stdin.write(f"{word}\n".encode())
+
+
+def _signal_group(leader: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(leader, number)

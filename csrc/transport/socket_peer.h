@@ -1,0 +1,87 @@
+// One connection of a socket transport: a stream of frames in both directions.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <deque>
+#include <string>
+#include <vector>
+
+#include "transport/socket_frame.h"
+#include "transport/transport.h"
+
+namespace codedgrad {
+
+using Ids = std::vector<std::uint64_t>;
+
+// Sends are completed when the kernel has taken their bytes, and receives when the
+// bytes are in their place; both append their ids to `done`. No call blocks, but end().
+class SocketPeer {
+ public:
+  // Takes over the socket `fd`, which is connected to the worker `rank`.
+  SocketPeer(int rank, int fd);
+  ~SocketPeer();
+  SocketPeer(const SocketPeer&) = delete;
+  SocketPeer& operator=(const SocketPeer&) = delete;
+
+  int rank() const { return rank_; }
+  int fd() const { return fd_; }
+
+  // What is sent to a peer that takes nothing more is dropped, and reported as done.
+  void send(int tag, const void* data, std::size_t bytes, std::uint64_t id, Ids* done);
+  void flush(Ids* done);
+  // Whether the kernel could not take all, so that flush() must be called again.
+  bool queues() const { return !out_.empty(); }
+
+  // Reads what has come, as far as there is a place for it.
+  void read(Ids* done);
+  void set_readable() { readable_ = true; }
+  // As Transport::probe and receive, for the messages of this peer.
+  bool announce(Envelope* envelope, Ids* done);
+  void receive(void* into, std::uint64_t id, Ids* done);
+
+  bool at_end() const { return at_end_; }  // nothing more will come
+  // Whether the connection has ended without an end frame, and all that came before
+  // has been announced.
+  bool gone() const { return at_end_ && !ended_ && !has_head_; }
+  const std::string& problem() const { return problem_; }
+
+  // Over TCP: looks whether its machine answers still; to be called now and then.
+  void check_machine(Ids* done);
+
+  // Says that nothing more will be sent; waits, not for long, for the kernel's room.
+  void end();
+
+ private:
+  struct Outgoing {
+    FrameHead head;
+    const char* data = nullptr;
+    std::size_t sent = 0;  // with the head
+    std::uint64_t id = 0;
+  };
+
+  void parse(Ids* done);  // the next head of the buffer, if it is whole
+  void fill(Ids* done);
+  void drain(Ids* done);  // into the place of a message
+  bool took(long count);  // of a read: false where nothing came
+  void drop_queue(Ids* done);
+  void advance(std::size_t count, Ids* done);  // so much was sent
+
+  const int rank_, fd_;
+  const bool tcp_;
+  std::string problem_ = "it ended without a goodbye";
+
+  std::deque<Outgoing> out_;
+  bool deaf_ = false;  // it takes nothing more
+
+  std::vector<char> buffer_;
+  std::size_t at_ = 0, have_ = 0;  // what was read of it, what was filled
+  bool readable_ = false, at_end_ = false, ended_ = false;
+  FrameHead head_;
+  bool has_head_ = false;  // of a message that was not received yet
+  char* into_ = nullptr;   // where the rest of a message goes; null if none is open
+  std::size_t left_ = 0;
+  std::uint64_t id_ = 0;
+};
+
+}  // namespace codedgrad

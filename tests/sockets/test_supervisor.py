@@ -1,0 +1,128 @@
+"""The supervisor of `codedgrad run --transport socket`: signals, statuses, orphans.
+
+Its workers here train nothing, and start in no time.
+"""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from codedgrad.errors import ConfigError
+from codedgrad.job import environment
+from codedgrad.job.sockets import supervisor
+
+ROOT = Path(__file__).parent.parent.parent
+# A worker says who it is by a file, then does what FOLDER/do.RANK says.
+WORKER = """
+import os, pathlib, signal, subprocess, sys, time
+folder, rank = pathlib.Path(sys.argv[1]), os.environ["CODEDGRAD_RANK"]
+signal.signal(signal.SIGUSR1, lambda *_: (folder / f"heard.{rank}").write_text("x"))
+assert len(os.environ["CODEDGRAD_TOKEN"]) == 32 and "OMPI_X" not in os.environ
+child = subprocess.Popen(["sleep", "60"])
+part = folder / f"part.{rank}"
+part.write_text(f"{os.getpid()} {child.pid}")
+part.rename(folder / f"here.{rank}")
+order = folder / f"do.{rank}"
+while not order.exists():
+    time.sleep(0.01)
+exec(order.read_text())
+"""
+SUPERVISE = (
+    "import sys; from codedgrad.job.sockets import supervisor as s;"
+    "s._OWN_END_S = s._SIGTERM_S = 0.3;"
+    "sys.exit(s.run(sys.argv[1:], 3, {}))"
+)
+
+
+class Job:
+    """A supervisor in a process of its own, and three workers."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        command = [sys.executable, "-c", SUPERVISE, sys.executable, "-c", WORKER]
+        self.process = subprocess.Popen(
+            [*command, str(folder)],
+            cwd=ROOT,
+            env=environment.without_launcher() | {"OMPI_X": "1"},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.wait_for(lambda: all(f.exists() for f in self.files("here")))
+        lines = [f.read_text().split() for f in self.files("here")]
+        self.pids = [int(pid) for line in lines for pid in line]
+
+    def files(self, kind: str) -> list[Path]:
+        return [self.folder / f"{kind}.{rank}" for rank in range(3)]
+
+    def do(self, rank: int, text: str) -> None:
+        self.files("part")[rank].write_text(text)
+        self.files("part")[rank].rename(self.files("do")[rank])
+
+    def wait_for(self, there: Any) -> None:
+        limit = time.monotonic() + 30.0
+        while not there():
+            assert time.monotonic() < limit
+            time.sleep(0.01)
+
+    def end(self) -> tuple[int, str]:
+        """Returns status and messages; nothing of the job is left."""
+        said = self.process.communicate(timeout=30.0)[1]
+        self.wait_for(lambda: not any(map(lives, self.pids)))
+        return self.process.returncode, said
+
+
+def lives(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
+
+
+def test_all_end_well(tmp_path: Path) -> None:
+    job = Job(tmp_path)
+    for rank in (2, 0, 1):
+        job.do(rank, "sys.exit(0)")
+    assert job.end() == (0, "")
+
+
+def test_a_signal_is_passed_on_and_the_failed_one_is_named(tmp_path: Path) -> None:
+    job = Job(tmp_path)
+    job.process.send_signal(signal.SIGUSR1)
+    job.wait_for(lambda: all(f.exists() for f in job.files("heard")))
+    job.do(1, "os.kill(os.getpid(), signal.SIGSEGV)")
+    job.do(2, "signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)")
+    status, said = job.end()
+    assert status == 128 + signal.SIGSEGV
+    assert said.strip() == (
+        "codedgrad run: worker 1 ended by signal 11 (SIGSEGV); ending worker(s) [0, 2]"
+    )
+
+
+def test_a_status_comes_back(tmp_path: Path) -> None:
+    job = Job(tmp_path)
+    job.do(2, "sys.exit(3)")
+    status, said = job.end()
+    assert status == 3
+    assert "worker 2 ended with status 3; ending worker(s) [0, 1]" in said
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_a_supervisor_that_is_ended_leaves_nobody(
+    tmp_path: Path, how: signal.Signals
+) -> None:
+    job = Job(tmp_path)
+    job.process.send_signal(how)
+    assert job.end()[0] != 0
+
+
+def test_a_command_that_is_not_there() -> None:
+    with pytest.raises(ConfigError, match="/no/such/program cannot be started"):
+        supervisor.run(["/no/such/program"], 2, {})
