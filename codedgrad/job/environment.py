@@ -370,21 +370,10 @@ def master() -> tuple[str, str] | None:
     return (host, port) if host and port else None
 
 
-def note_joined() -> None:
-    """Let processes that this one starts know that it has joined the job."""
-    os.environ[_JOINED] = str(os.getpid())
-
-
-def forget_joined() -> None:
-    """Let processes that this one starts join a job."""
-    os.environ.pop(_JOINED, None)
-
-
 def parent_has_joined() -> bool:
     """Return whether multiprocessing started this process, in one that has joined.
 
-    One that is not forked runs the script first, and knows no parent until then; Python
-    looks at the same attribute to see that.
+    One that is not forked runs the script before it knows its parent.
     """
     if getattr(multiprocessing.current_process(), "_inheriting", False):
         return os.environ.get(_JOINED, str(os.getpid())) != str(os.getpid())
@@ -393,14 +382,14 @@ def parent_has_joined() -> bool:
 
 
 def export(values: dict[str, str]) -> None:
-    """Set variables until `withdraw`."""
-    withdraw()
-    _before_export.update({name: os.environ.get(name) for name in values})
-    os.environ.update(values)
+    """Set variables until `withdraw`, and that by which `parent_has_joined` knows."""
+    for name, value in {**values, _JOINED: str(os.getpid())}.items():
+        _before_export.setdefault(name, os.environ.get(name))
+        os.environ[name] = value
 
 
 def withdraw() -> None:
-    """Give the variables of `export` the values that they had before it."""
+    """Give the variables of `export` the values that they had before."""
     for name, value in _before_export.items():
         if value is None:
             os.environ.pop(name, None)

@@ -83,7 +83,7 @@ def init(
         )
     )
     environment.keep_others_alone()
-    environment.note_joined()
+    environment.export({})
     if export_env:
         exported.export(runtime.current())
     if _script is None:  # the first `init` of this process
@@ -124,7 +124,6 @@ def _leave() -> None:
         return
     runtime.set_current(None)
     environment.withdraw()
-    environment.forget_joined()
     clean, problem = False, None
     try:
         if _crashed or leaver.engine.failed:
