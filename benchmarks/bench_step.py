@@ -42,7 +42,8 @@ def methods(args: Any) -> dict[str, Any]:
     def job() -> Job:
         return Job(args.task, args.batch_size * n, args.device)
 
-    code, default = codes.spread(n, micro=MICRO), codes.usual_pieces(n)
+    code = codes.spread(n, micro=MICRO)
+    default = codes.spread(n, micro=args.default_pieces)
     settings = {
         "bucket_mb": args.bucket_mb,
         "wire": args.wire,
@@ -51,7 +52,7 @@ def methods(args: Any) -> dict[str, Any]:
     }
     uncoded = codes.uncoded(n, micro=MICRO)
     compared: dict[str, Any] = {
-        "codedgrad": Coded(job(), codes.spread(n, micro=default), **settings),
+        "codedgrad": Coded(job(), default, **settings),
         "codedgrad_same_bits": Coded(job(), code, **{**settings, "same_bits": True}),
         "codedgrad_uncoded": Coded(job(), uncoded, **settings),
         "no_exchange": Alone(job()),
@@ -137,6 +138,7 @@ def options() -> Any:
     )
     parser.add_argument("--factors", default="1,2,8,40")
     parser.add_argument("--pieces", default="", help='of a late shard, e.g. "4,7"')
+    parser.set_defaults(default_pieces=codes.usual_pieces(COMM.size))
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--steps", type=int, default=10, help="of a block")
     parser.add_argument(
@@ -162,7 +164,7 @@ def main() -> None:
         "task": args.task,
         "device": args.device.type,
         "micro_batches": MICRO,
-        "pieces": codes.usual_pieces(COMM.size),
+        "pieces": args.default_pieces,
         "batch_size_of_a_worker": args.batch_size,
         "bucket_mb": args.bucket_mb,
         "wire": args.wire,

@@ -16,6 +16,7 @@ from bench_exchange import measure
 from bench_step import methods, scenario
 from harness import COMM, device_of, say, start_torch, write
 from jobs import PASS_S
+from step_methods import MICRO
 
 import codedgrad
 
@@ -72,6 +73,8 @@ def steps(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
         horovod=args.horovod,
         horovod_aside=False,
         same_micro_batches=False,
+        pieces="",
+        default_pieces=MICRO,  # those of scaling_model.DEFAULT
         device=device,
         toy=args.toy,
     )
