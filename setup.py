@@ -62,16 +62,8 @@ def find_mpiccs() -> list[str]:
 def vendor_of(mpicc: str) -> str:
     """The word for the MPI of an `mpicc` in names, by the macros of its mpi.h."""
     flags, _ = mpi_flags(mpicc)
-    command = [
-        os.environ["CXX"],
-        *flags,
-        "-include",
-        "mpi.h",
-        "-E",
-        "-dM",
-        "-xc++",
-        "-",
-    ]
+    shown = ["-include", "mpi.h", "-E", "-dM", "-xc++", "-"]
+    command = [os.environ["CXX"], *flags, *shown]
     done = subprocess.run(
         command, input="", capture_output=True, text=True, check=False
     )
@@ -147,6 +139,8 @@ class Build(build_ext):
         if not (mpiccs := find_mpiccs()):
             print("codedgrad: no mpicc: jobs will run over sockets only")  # noqa: T201
             self.extensions.remove(mpis[0])
+        if len(mpis) > 1:  # the same sources, with other flags: one after the other
+            self.parallel = False
         for mpi, mpicc in zip(mpis, mpiccs, strict=False):
             compile_flags, link_flags = mpi_flags(mpicc)
             print(f"codedgrad: building {mpi.name} against {mpicc}")  # noqa: T201
