@@ -189,7 +189,8 @@ mpis = [extension(f"codedgrad.job.{name}", MPI) for name in names]
 for mpi in mpis:
     # The C++ bindings were removed from the standard; old headers still have them.
     mpi.define_macros += [("OMPI_SKIP_MPICXX", "1"), ("MPICH_SKIP_MPICXX", "1")]
-kernels = extension("codedgrad.ops._ops", (*KERNELS, "csrc/bindings/ops.cpp"))
+looks = [f"csrc/bindings/{name}.cpp" for name in ("ops", "objects", "tensors")]
+kernels = extension("codedgrad.ops._ops", (*KERNELS, *looks))
 cuda = extension("codedgrad.ops._ops_cuda", ("csrc/bindings/ops_cuda.cpp",))
 wanted = [cuda] if os.environ.get("CODEDGRAD_CUDA") == "1" else []
 ParallelCompile(default=os.cpu_count() or 1).install()

@@ -21,7 +21,7 @@ LAYERS: dict[str, set[str]] = {
     "monitor": {"errors"},
     "row": {"errors", "ops", "job"},
     "exchange": LOW | {"row"},
-    "step": LOW | {"row", "exchange", "inputs", "monitor"},
+    "step": LOW | {"ops", "row", "exchange", "inputs", "monitor"},
     "groups": LOW | {"row", "exchange", "inputs", "step"},
     "inference": LOW | {"row", "exchange", "inputs", "step"},
     "faces": LOW

@@ -15,6 +15,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from codedgrad.ops import objects
 from codedgrad.row.weak import weakly
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ class ArrivalOrder:
             inside: for every bucket, the indices of the parameters in it.
             complete: called with a bucket whose gradients have all come.
         """
-        self._parameters = parameters
+        self._parameters = list(parameters)
         self._inside = inside
         self._complete = weakly(complete)
         self.learned = False
@@ -95,8 +96,14 @@ class ArrivalOrder:
                 _last_hook(self._parameters[i]) == handle.id
                 for i, handle in zip(self._closes, self._handles, strict=True)
             )
-            and all(p.grad is None or p is first for p in self._parameters)
+            and self._empty_but(first)
         )
+
+    def _empty_but(self, first: Tensor | None) -> bool:
+        """Returns whether no parameter, but for `first`, has a gradient."""
+        if first is None:
+            return bool(objects.all_none(self._parameters, "grad"))
+        return all(p.grad is None or p is first for p in self._parameters)
 
     def end(self) -> None:
         """Stop to listen, after a backward that is complete."""

@@ -23,13 +23,13 @@ and an operation of torch on each costs microseconds. Other buffers use torch.
 
 from __future__ import annotations
 
-import operator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from codedgrad.errors import ConfigError
+from codedgrad.ops import objects
 from codedgrad.ops.library import NAMES, kernels
 from codedgrad.row import tensors
 
@@ -65,13 +65,15 @@ class Buffers:
         self._type = NAMES[layout.dtype]
         # Where buffers are to be found, the buffer of each place, and the step's own
         # tensor for it; empty: it is not known.
-        self._slots: list[tuple[dict[str, Any], str]] = []
+        self._holders: list[dict[str, Any]] = []
+        self._keys: list[str] = []
         self._owners: list[int] = []
         self._own: list[Tensor] = []
         self._left: list[Tensor] | None = None  # what a pass has left, see `collect`
         self._fresh = False  # `remember` was called, and no pass has begun since
-        # Addresses, sizes and types of the buffers; what kernels were told of them.
-        self._marks: list[Any] = []
+        # What the buffers showed when the kernels were told of them; None: they were
+        # not told yet.
+        self._marks: objects.Marks | None = None
         self._table: Any = None
         # Address, size and type of each copy, for the kernels; None: torch is used.
         self._copies: list[tuple[int, int, str]] | None = None
@@ -97,7 +99,8 @@ class Buffers:
 
     def look_up_in(self, places: Sequence[Sequence[Place]]) -> None:
         """Says where each buffer is to be found from now on; by buffer, in order."""
-        self._slots = [(p.holder, p.key) for some in places for p in some]
+        self._holders = [p.holder for some in places for p in some]
+        self._keys = [p.key for some in places for p in some]
         self._owners = [i for i, some in enumerate(places) for _ in some]
         self._parameters = {i for i, some in enumerate(places) if some[0].parameter}
         self._own = [self._buffers[i] for i in self._owners]
@@ -109,12 +112,12 @@ class Buffers:
             ConfigError: a buffer has another size or type than before.
         """
         self.remembered = self._fresh = True
-        if not all(map(operator.is_, found := self._found(), self._own)):
-            self._take_over(found)
+        if not self._in_place():
+            self._take_over(self._found())
+            self._put_back()
         self._left = None
-        self._put_back()
-        if self._buffers and self._by_kernel(self._buffers):
-            kernels("_ops").copies(self._for_kernels(), False)
+        if (table := self._for_kernels()) is not None:
+            kernels("_ops").copies(table, False)
         elif self._buffers:
             with torch.no_grad():
                 torch._foreach_copy_(self._before, self._buffers)
@@ -130,8 +133,8 @@ class Buffers:
         """Puts the noted values back, so that every pass begins from the same ones."""
         self._fresh, self._left = False, None
         self._put_back()
-        if self._buffers and self._by_kernel(self._buffers):
-            kernels("_ops").copies(self._for_kernels(), True)
+        if (table := self._for_kernels()) is not None:
+            kernels("_ops").copies(table, True)
         elif self._buffers:
             with torch.no_grad():
                 torch._foreach_copy_(self._buffers, self._before)
@@ -157,9 +160,14 @@ class Buffers:
         if self._left is not self._buffers:
             self._put_back()
 
+    def _in_place(self) -> bool:
+        """Returns whether the step's own tensors are in their places."""
+        return bool(objects.items_are(self._holders, self._keys, self._own))
+
     def _found(self) -> list[Any]:
         """Returns what is in the places now."""
-        return [holder.get(key) for holder, key in self._slots]
+        slots = zip(self._holders, self._keys, strict=True)
+        return [holder.get(key) for holder, key in slots]
 
     def _take_over(self, found: list[Any]) -> None:
         """Let what was assigned between the steps be the step's own from now on."""
@@ -170,12 +178,14 @@ class Buffers:
                     tensor = tensors.writable(tensor.detach())
                 self._buffers[index] = tensor
         self._own = [self._buffers[i] for i in self._owners]
+        self._marks = None
 
     def _put_back(self) -> None:
         """Puts the step's own tensors into their places."""
-        if all(map(operator.is_, self._found(), self._own)):
+        if self._in_place():
             return
-        for (holder, key), tensor in zip(self._slots, self._own, strict=True):
+        slots = zip(self._holders, self._keys, self._own, strict=True)
+        for holder, key, tensor in slots:
             holder[key] = tensor
 
     def shaped(self, changes: Tensor) -> list[Tensor]:
@@ -196,9 +206,8 @@ class Buffers:
         if not self._buffers:
             return
         now = self._now() if self._left is None else self._left
-        if now is self._buffers and self._by_kernel(now):
-            place = out.data_ptr()
-            kernels("_ops").changes(self._for_kernels(), self._type, place, True)
+        if now is self._buffers and (table := self._for_kernels()) is not None:
+            kernels("_ops").changes(table, self._type, out.data_ptr(), True)
             return
         with torch.no_grad():
             for index, (change, before) in enumerate(
@@ -217,25 +226,20 @@ class Buffers:
             return
         self._put_back()
         tail = total[self._gradients :]
-        if self._by_kernel(self._buffers):
-            place = tail.data_ptr()
-            kernels("_ops").changes(self._for_kernels(), self._type, place, False)
+        if (table := self._for_kernels()) is not None:
+            kernels("_ops").changes(table, self._type, tail.data_ptr(), False)
             return
         with torch.no_grad():
             parts = self.shaped(tail[self._area])
             values = list(map(tensors.changed, self._before, parts))
             torch._foreach_copy_(self._buffers, values)
 
-    def _by_kernel(self, now: Sequence[Tensor]) -> bool:
-        return self._copies is not None and all(b.is_contiguous() for b in now)
-
     def _now(self) -> list[Tensor]:
         """Returns the tensors that a pass has left, the step's own list if it can."""
-        found = self._found()
-        if all(map(operator.is_, found, self._own)):
+        if self._in_place():
             return self._buffers
         now: list[Any] = list(self._buffers)
-        for tensor, index in zip(found, self._owners, strict=True):
+        for tensor, index in zip(self._found(), self._owners, strict=True):
             if tensor is not self._buffers[index]:
                 self._check(index, tensor)
                 now[index] = tensor
@@ -255,17 +259,17 @@ class Buffers:
     def _for_kernels(self) -> Any:
         """Returns a table of address now and of the copy, size and type of each buffer.
 
-        The addresses are asked for in every call, because a model may have moved a
-        buffer to other memory (`buffer.data = ...`).
+        The buffers are looked at in every call, because a model may have moved one to
+        other memory (`buffer.data = ...`). None: there is none, or one has to be left
+        to torch.
         """
-        assert self._copies is not None
-        marks: list[Any] = [
-            [b.data_ptr() for b in self._buffers],
-            [b.numel() for b in self._buffers],
-            [b.dtype for b in self._buffers],
-        ]
-        if marks == self._marks:
+        if self._copies is None or not self._buffers:
+            return None
+        if self._marks is not None and self._marks.same():
             return self._table
+        self._marks = None
+        if not all(b.is_contiguous() for b in self._buffers):
+            return None
         found = []
         for name, b, (before, size, letter) in zip(
             self._names, self._buffers, self._copies, strict=True
@@ -277,5 +281,7 @@ class Buffers:
                     f"passes change must keep its shape and type"
                 )
             found.append((b.data_ptr(), before, size, letter))
-        self._marks, self._table = marks, kernels("_ops").BufferTable(found)
+        self._table = kernels("_ops").BufferTable(found)
+        held = list(self._buffers)
+        self._marks = objects.Marks(held, versions=False, addresses=True)
         return self._table

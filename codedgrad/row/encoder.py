@@ -20,22 +20,21 @@ metrics (`codedgrad.row.metrics`), those are not multiplied by w.
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from codedgrad.errors import ConfigError
+from codedgrad.ops import objects
 from codedgrad.ops.library import NAMES, kernels
+from codedgrad.row.spans import METRICS, Span, dense, spans
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from codedgrad.row.layout import Layout
     from codedgrad.row.payload import Payload
 
-_TAIL = -1
-_METRICS = -2
 # Rows of so many bytes have left the caches before they are read again.
 _STREAMED = 16 << 20
 
@@ -84,66 +83,19 @@ def encoder_of(payload: Payload) -> Encoder:
     return HostEncoder(payload) if payload.layout.on_host else TorchEncoder(payload)
 
 
-class Span(NamedTuple):
-    """A run of elements inside a bucket that belong to one parameter, or to the tail.
+class _Part(NamedTuple):
+    """A run of spans that is written by one call.
 
-    `parameter` is the parameter's index, -1 for the tail or -2 for the metrics at its
-    end; `first` is the first element, counted from where the parameter, or the tail,
-    begins.
+    `place` is its first element in a row, `weighed` whether it is multiplied by the
+    weight, `parameters` are those in it, and `gradients` is what finds their gradients
+    in one call, if that can be done.
     """
 
-    parameter: int
-    first: int
-    length: int
-
-
-def spans(layout: Layout) -> list[list[Span]]:
-    """Returns for every bucket what lies in it, in order and without gaps."""
-    starts = layout.bucket_starts
-    found: list[list[Span]] = [[] for _ in starts[1:]]
-    places = [
-        (layout.offset(i), layout.parameters[i].numel(), i)
-        for i in range(len(layout.parameters))
-    ]
-    measures = layout.metric_area.start
-    places.append((layout.gradients, measures, _TAIL))
-    metrics = layout.count - layout.gradients - measures
-    places.append((layout.gradients + measures, metrics, _METRICS))
-    bucket = 0
-    for offset, size, index in sorted(p for p in places if p[1]):
-        at = offset
-        while at < offset + size:
-            while starts[bucket + 1] <= at:
-                bucket += 1
-            end = min(offset + size, starts[bucket + 1])
-            first = layout.gradients if index == _METRICS else offset
-            found[bucket].append(Span(index, at - first, end - at))
-            at = end
-    return found
-
-
-def dense(layout: Layout, index: int) -> Tensor | None:
-    """Returns a parameter's gradient in the row's type and memory order.
-
-    It is a copy only where `p.grad` has another type or order, and None where the
-    parameter has no gradient.
-
-    Raises:
-        ConfigError: the gradient is sparse.
-    """
-    g = layout.parameters[index].grad
-    if g is None:
-        return None
-    if g.layout != torch.strided:
-        raise ConfigError(
-            f"parameter {layout.names[index]!r} has a sparse gradient ({g.layout}), "
-            f"which cannot be coded; use sparse=False in its embedding"
-        )
-    strides = layout.strides(index)
-    if g.dtype == layout.dtype and g.stride() == strides:
-        return g.detach()
-    out = torch.empty_strided(g.shape, strides, dtype=layout.dtype, device=g.device)
-    return out.copy_(g.detach())
+    spans: list[Span]
+    place: int
+    weighed: bool
+    parameters: list[Tensor]
+    gradients: Any
 
 
 class HostEncoder:
@@ -162,6 +114,7 @@ class HostEncoder:
         self._itemsize = layout.dtype.itemsize
         self._kernel = kernels("_ops").encode
         self._streamed = False
+        self._runs: dict[tuple[int, int, bool], list[_Part]] = {}
 
     def begin(self, *, soon: bool = True) -> None:
         """Begins a new row, see `Encoder`."""
@@ -172,7 +125,7 @@ class HostEncoder:
         self, bucket: int, out: Tensor, weight: float, sums: Sequence[Tensor]
     ) -> bool:
         """Writes one bucket of a row, see `Encoder`."""
-        return self._write(self._spans[bucket], bucket, out, weight, sums)
+        return self._write(bucket, bucket + 1, out, weight, sums)
 
     def row(self, out: Tensor, weight: float, sums: Sequence[Tensor]) -> bool:
         """Writes all buckets of a row, those with one rounding in one call."""
@@ -180,8 +133,7 @@ class HostEncoder:
         finite = True
         for first, until in ((0, narrow), (narrow, last + 1)):
             if first < until:
-                inside = [s for spans in self._spans[first:until] for s in spans]
-                finite &= self._write(inside, first, out, weight, sums)
+                finite &= self._write(first, until, out, weight, sums)
         return finite
 
     def nothing(self, bucket: int, out: Tensor, sums: Sequence[Tensor]) -> None:
@@ -198,27 +150,78 @@ class HostEncoder:
         """Returns the spans that are multiplied by the weight, and the other ones."""
         if not self._tail.measured:
             return inside, []
-        metrics = [span for span in inside if span.parameter == _METRICS]
+        metrics = [span for span in inside if span.parameter == METRICS]
         return inside[: len(inside) - len(metrics)], metrics
 
+    def _parts(self, first: int, until: int) -> list[_Part]:
+        """Returns the parts of a run of buckets, which are kept for the next time."""
+        measured = self._tail.measured
+        parts = self._runs.get((first, until, measured))
+        if parts is None:
+            inside = [s for spans in self._spans[first:until] for s in spans]
+            parts, place = [], self._bounds[first][0]
+            for spans, weighed in zip(self._split(inside), (True, False), strict=True):
+                if spans:
+                    found = self._found_by_kernel(spans)
+                    parts.append(_Part(spans, place, weighed, *found))
+                    place += sum(span.length for span in spans)
+            self._runs[first, until, measured] = parts
+        return parts
+
+    def _found_by_kernel(self, spans: list[Span]) -> tuple[list[Tensor], Any]:
+        """Returns what finds the spans' gradients in one call, None if torch cannot.
+
+        The parameters whose gradients are asked for come first.
+        """
+        if not objects.EXCHANGE:
+            return [], None
+        inside = sorted({span.parameter for span in spans if span.parameter >= 0})
+        at = {index: place for place, index in enumerate(inside)}
+        kinds = [(self._sizes[i], list(self._strides[i])) for i in inside]
+        table = [(at.get(index, -1), *rest) for index, *rest in spans]
+        found = kernels("_ops").Gradients(table, kinds)
+        return [self._parameters[i] for i in inside], found
+
     def _write(
-        self,
-        inside: list[Span],
-        first: int,
-        out: Tensor,
-        weight: float,
-        sums: Sequence[Tensor],
+        self, first: int, until: int, out: Tensor, weight: float, sums: Sequence[Tensor]
     ) -> bool:
-        """Writes the spans of a run of buckets, of which `first` is the first."""
-        finite, place = True, self._bounds[first][0]
-        for part, factor in zip(self._split(inside), (weight, 1.0), strict=True):
-            if not part:
-                continue
-            pieces, copies = self._pieces(part)
-            finite &= self._encode(pieces, place, out, factor, sums)
-            del copies  # the kernel has read them
-            place += sum(span.length for span in part)
+        """Writes the buckets from `first` to before `until`, with one rounding."""
+        finite = True
+        for part in self._parts(first, until):
+            factor = weight if part.weighed else 1.0
+            answer = None
+            if part.gradients is not None:
+                answer = self._encode_found(part, out, factor, sums)
+            if answer is None:
+                pieces, copies = self._pieces(part.spans)
+                answer = self._encode(pieces, part.place, out, factor, sums)
+                del copies  # the kernel has read them
+            finite &= answer
         return finite
+
+    def _encode_found(
+        self, part: _Part, out: Tensor, weight: float, sums: Sequence[Tensor]
+    ) -> bool | None:
+        """Encodes the gradients that the parameters have now, in one call.
+
+        Returns:
+            What `_encode` does; None, and nothing is written, where a gradient does not
+            lie in memory as in the row.
+        """
+        skip = part.place * self._itemsize
+        wire = self._layout.wire_at(part.place)
+        answer: bool | None = kernels("_ops").encode_gradients(
+            part.gradients,
+            part.parameters,
+            self._tail.values.data_ptr(),
+            weight,
+            [s.data_ptr() + skip for s in sums],
+            type=self._type,
+            out=out.data_ptr() + skip,
+            wire="" if wire is None else NAMES[wire],
+            streamed=self._streamed,
+        )
+        return answer
 
     def _pieces(
         self, inside: list[Span]
@@ -307,7 +310,7 @@ class TorchEncoder:
         begin, end = self._layout.bucket_starts[bucket : bucket + 2]
         out[begin:end] = 0
         for index, at, length in self._spans[bucket]:
-            if index == _METRICS and self._tail.measured:
+            if index == METRICS and self._tail.measured:
                 values = self._tail.values[at : at + length]
                 out[begin : begin + length].copy_(values)
             begin += length
@@ -333,7 +336,7 @@ class TorchEncoder:
             flat = g.as_strided((g.numel(),), (1,))
             places.append(place)
             values.append(flat[at : at + length])
-            if index == _METRICS and self._tail.measured:
+            if index == METRICS and self._tail.measured:
                 unweighted = 1  # it is the last of all spans
         if places:
             torch._foreach_copy_(places, values)

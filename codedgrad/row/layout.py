@@ -54,6 +54,7 @@ import torch
 
 from codedgrad.errors import ConfigError
 from codedgrad.job.settings import ExchangeSettings
+from codedgrad.ops import objects
 from codedgrad.row import checks, cuts, devices, metrics
 from codedgrad.row.tensors import real, travels, writable
 
@@ -127,8 +128,9 @@ class Layout:
         self.parameters = [p for _, p in named]
         self.buffer_names = [n for n, _ in kept]
         self.buffers = [b for _, b in kept]
-        wide = any(p.dtype == torch.float64 for _, p in named)
-        self.dtype = torch.float64 if wide else torch.float32
+        types = {p.dtype for _, p in named}
+        self.dtype = torch.float64 if torch.float64 in types else torch.float32
+        self._of_one_type = types == {self.dtype}
         self.device = named[0][1].device
         self.on_host = self.device.type == "cpu"
         self._shapes = [p.shape for p in self.parameters]
@@ -137,13 +139,10 @@ class Layout:
         self.gradients = sum(self._sizes)
         ends = itertools.accumulate(self._sizes)
         self._offsets = [self.gradients - end for end in ends]
-        changes = sum(real(b).numel() for b in self.buffers)
-        self.change_area = slice(0, changes)
-        self.used_area = slice(changes, changes + len(named))
-        self.moved_place = self.used_area.stop + checks.ELEMENTS
-        self.check_area = slice(self.used_area.stop, self.moved_place)
-        self.loss_place = self.moved_place + 1
-        self.weight_place = self.loss_place + 1
+        self._places = objects.Places(
+            list(zip(self._shapes, self._strides, self._offsets, strict=True))
+        )
+        self._place_tail()
         self.wire = settings.wire
         self._narrow = self._narrow_type(settings.wire)
         self._workers, self._bucket_mb = workers, settings.bucket_mb
@@ -153,6 +152,16 @@ class Layout:
         self.narrow_buckets = 0
         self.bucket_starts: list[int] = []
         self.cut(cuts.LATENCY_MB)
+
+    def _place_tail(self) -> None:
+        """Says where the parts of the tail lie, but for the metrics at its end."""
+        changes = sum(real(b).numel() for b in self.buffers)
+        self.change_area = slice(0, changes)
+        self.used_area = slice(changes, changes + len(self.parameters))
+        self.moved_place = self.used_area.stop + checks.ELEMENTS
+        self.check_area = slice(self.used_area.stop, self.moved_place)
+        self.loss_place = self.moved_place + 1
+        self.weight_place = self.loss_place + 1
 
     def _narrow_type(self, wire: str) -> torch.dtype | None:
         if wire not in _WIRES:
@@ -228,6 +237,11 @@ class Layout:
 
     # ---- gradients ----
 
+    @property
+    def of_one_type(self) -> bool:
+        """Whether all gradients have the type in which they lie in a row."""
+        return self._of_one_type
+
     def offset(self, index: int) -> int:
         """Returns where a parameter's gradient begins in a row."""
         return self._offsets[index]
@@ -246,9 +260,8 @@ class Layout:
         )
 
     def views(self, flat: Tensor) -> list[Tensor]:
-        """Returns what `view` does, of all parameters."""
-        at = zip(self._shapes, self._strides, self._offsets, strict=True)
-        return [flat.as_strided(*place) for place in at]
+        """Returns what `view` does, of all parameters; they keep `flat` alive."""
+        return self._places.views(flat)
 
     def tensor_ends(self) -> list[int]:
         """Returns where each gradient ends in a row, in rising order."""

@@ -81,4 +81,4 @@ class Payload:
         Args:
             tail: of the decoded sum, on the CPU.
         """
-        return float(tail[self.layout.moved_place]) != 0.0
+        return bool(tail.numpy()[self.layout.moved_place] != 0.0)

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from codedgrad.ops import objects
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -30,16 +32,22 @@ def scatter(layout: Layout, buffers: Buffers, total: Tensor, tail: Tensor) -> Te
         The mean loss of the batch, a scalar on `tail`'s device.
     """
     with torch.no_grad():
-        shares = tail[layout.used_area].tolist()
-        for p, share, view in zip(
-            layout.parameters, shares, layout.views(total), strict=True
-        ):
-            if share == 0.0:
-                continue
-            gradient = view if view.dtype == p.dtype else view.to(p.dtype)
-            if p.grad is None:
-                p.grad = gradient
-            else:
-                p.grad.add_(gradient)
+        shares, views = tail.numpy()[layout.used_area], layout.views(total)
+        parameters = layout.parameters
+        usual = layout.of_one_type and bool(shares.all())
+        if usual and objects.all_none(parameters, "grad"):
+            objects.assign(parameters, "grad", views)
+        else:
+            for p, share, view in zip(parameters, shares.tolist(), views, strict=True):
+                if share != 0.0:
+                    _add(p, view)
         buffers.apply(total)
     return tail[layout.loss_place].clone()
+
+
+def _add(parameter: Tensor, view: Tensor) -> None:
+    gradient = view if view.dtype == parameter.dtype else view.to(parameter.dtype)
+    if parameter.grad is None:
+        parameter.grad = gradient
+    else:
+        parameter.grad.add_(gradient)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from codedgrad.ops import objects
 from codedgrad.row import checks, metrics
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ class Tail:
             given_back: for every parameter, whether the pass gave it a gradient that
                 is encoded already and no longer in `p.grad`. Empty if none is.
         """
-        used = [p.grad is not None for p in self._parameters]
+        used = objects.filled(self._parameters, "grad")
         if any(given_back):
             used = [u or g for u, g in zip(used, given_back, strict=True)]
         if used != self._used:

@@ -61,7 +61,7 @@ class Weights:
         Raises:
             MismatchError: some passes gave a weight and some did not.
         """
-        weighted, plain = tail[self._place : self._place + 2].tolist()
+        weighted, plain = tail.numpy()[self._place : self._place + 2].tolist()
         if weighted == 0.0:
             if plain == 0.0 and not self._said:
                 self._said = True

@@ -190,9 +190,10 @@ class RowWriter:
     def _check_order(self, order: ArrivalOrder) -> None:
         """Refuses gradients that came, or changed, after they were encoded."""
         parameters, names = self._layout.parameters, self._layout.names
-        for index, given_back in enumerate(self._given_back):
-            if given_back and parameters[index].grad is not None:
-                self._refuse(names[index])
+        if any(self._given_back):
+            for index, given_back in enumerate(self._given_back):
+                if given_back and parameters[index].grad is not None:
+                    self._refuse(names[index])
         for index, (gradient, version) in self._read.items():
             now = parameters[index].grad
             if now is None and self._given_back[index]:

@@ -105,7 +105,8 @@ class ValueCheck:
         self._step = 0
         self._word = 0
         self._sent: int | None = None  # the word in the tail, if all bits count 1
-        self._pairs: Pairs = []  # what of a step is not the sampler's
+        # Index in the epoch, samples before it, sizes; None in the drop-in.
+        self._position: tuple[Any, ...] | None = None
         self._epoch: _Epoch | None = None
         self._epochs: dict[int, _Epoch] = {}  # the last ones, by the sampler's id
         self._unreadable: list[Any] = []  # datasets that are not deterministic
@@ -118,13 +119,9 @@ class ValueCheck:
         Raises:
             MismatchError: the values differ before the first step.
         """
-        self._pairs = [
-            ("step of the epoch", str(shards.index)),
-            ("samples of the epoch before", str(shards.before)),
-            ("sizes of micro-batches", str(shards.sizes)),
-        ]
+        self._position = shards.index, shards.before, shards.sizes
         sampler = getattr(shards, "sampler", None)
-        mark = hash((shards.index, shards.before, shards.sizes))
+        mark = hash(self._position)
         self._begin(step, sampler, shards.epoch, mark)
 
     def begin_drop_in(self, step: int, sampler: ShardBatchSampler | None) -> None:
@@ -208,10 +205,18 @@ class ValueCheck:
     # ---- where something differs ----
 
     def _described(self) -> Pairs:
+        pairs: Pairs = []
+        if self._position is not None:
+            index, before, sizes = self._position
+            pairs = [
+                ("step of the epoch", str(index)),
+                ("samples of the epoch before", str(before)),
+                ("sizes of micro-batches", str(sizes)),
+            ]
         epoch = self._epoch
         if epoch is None or epoch.sampler is None:
-            return self._pairs
-        return [*epoch.sampler.describe(epoch.number), *self._pairs]
+            return pairs
+        return [*epoch.sampler.describe(epoch.number), *pairs]
 
     def _compare_data(self, disputed: bool = False) -> bool:
         """Compare what all workers say of the step's data. Collective.

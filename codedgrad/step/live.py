@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("codedgrad")
 
-_subjects: weakref.WeakSet[Subject] = weakref.WeakSet()
+_subjects: list[weakref.ref[Subject]] = []  # in the order of their making
 _exchanged: weakref.WeakKeyDictionary[torch.optim.Optimizer, set[int]] = (
     weakref.WeakKeyDictionary()
 )  # of each optimizer that is distributed, the ids of its parameters
@@ -34,7 +34,7 @@ _guarding: list[Any] = []  # the hook on all optimizers, once there is one
 
 def subjects() -> list[Subject]:
     """Returns the subjects of all live payloads, in the order of their making."""
-    return sorted(_subjects, key=lambda subject: subject.number)
+    return [subject for ref in _subjects if (subject := ref()) is not None]
 
 
 def check(model: torch.nn.Module) -> None:
@@ -53,7 +53,7 @@ def check(model: torch.nn.Module) -> None:
                 f"DistributedOptimizer; use one of the two, or call "
                 f"codedgrad.hvd.detach(optimizer) first"
             )
-    if any(subject.model is model for subject in _subjects):
+    if any(subject.model is model for subject in subjects()):
         raise ConfigError(
             f"this {type(model).__name__} is trained by a CodedGradient already, whose "
             f"hooks are on it; call its close() first, or use `with "
@@ -76,7 +76,8 @@ def owner_of(parameter: torch.Tensor) -> str | None:
 def enter(subject: Subject) -> None:
     """Counts a subject as live until `leave`, or until nobody holds it."""
     _guard()
-    _subjects.add(subject)
+    known = sorted({*subjects(), subject}, key=lambda one: one.number)
+    _subjects[:] = map(weakref.ref, known)
 
 
 def enter_optimizer(
@@ -100,9 +101,9 @@ def _guard() -> None:
 
 def leave(subject: Subject) -> bool:
     """Counts a subject as live no more; returns whether it was."""
-    was = subject in _subjects
-    _subjects.discard(subject)
-    return was
+    known = subjects()
+    _subjects[:] = [weakref.ref(one) for one in known if one is not subject]
+    return any(one is subject for one in known)
 
 
 def check_open(subject: Subject) -> None:
@@ -111,7 +112,7 @@ def check_open(subject: Subject) -> None:
     Raises:
         ConfigError: it is.
     """
-    if subject not in _subjects:
+    if not any(one is subject for one in subjects()):
         raise ConfigError(
             f"the CodedGradient of {subject.title} is closed; make another one to go "
             f"on: CodedGradient(model)"
@@ -131,9 +132,13 @@ def _before_step(optimizer: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> 
     known = subjects()
     if not known:
         return
-    inside: set[int] = set().union(*(s.inside for s in known))
+    inside = known[0].inside
+    if len(known) > 1:
+        inside = set().union(*(s.inside for s in known))
     ignored: set[int] = set().union(*(s.ignored for s in known))
     held = [p for group in optimizer.param_groups for p in group["params"]]
+    if inside.issuperset(map(id, held)):
+        return
     outside = [p for p in held if id(p) not in inside]
     if len(outside) == len(held):
         return
@@ -151,7 +156,9 @@ def _before_step(optimizer: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> 
 def _tell_of_another(optimizer: torch.optim.Optimizer) -> None:
     """Warns of an optimizer that is not distributed, beside one that is."""
     held = [p for group in optimizer.param_groups for p in group["params"]]
-    theirs: set[int] = set().union(*_exchanged.values(), *(s.inside for s in _subjects))
+    theirs: set[int] = set().union(
+        *_exchanged.values(), *(s.inside for s in subjects())
+    )
     local = [p for p in held if p.grad is not None and id(p) not in theirs]
     kind = type(optimizer).__name__, len(local)
     if local and kind not in _told:

@@ -165,7 +165,7 @@ class GradientMean:
         self._row: RowBuffer | None = None
         self.sent = False
         self._area = 0, 0  # address and bytes of the last decoded sum
-        self._version = 0  # of it
+        self._version = 0  # of the gradients in it
         runtime.barrier()  # nobody sends before all have opened their exchange
 
     def _lay_out(self, trained: Trained, workers: int) -> Payload:
@@ -262,7 +262,9 @@ class GradientMean:
         # A second backward of the same forward shall find buffers that do not change.
         self.payload.buffers.remember()
         self._area = total.data_ptr(), total.numel() * total.element_size()
-        self._version = total._version
+        held = (p.grad for p in self.payload.layout.parameters if p.grad is not None)
+        inside = (g._version for g in held if self._lies_inside(g))
+        self._version = next(inside, 0)  # it is the same for all
         joined = self._check(progress, mine, mean)
         self.number += 1
         self.sent = False
@@ -301,11 +303,14 @@ class GradientMean:
         """
         if gradient.layout is not torch.strided:
             return False
-        begin, size = self._area
-        inside = begin <= gradient.data_ptr() < begin + size
+        inside = self._lies_inside(gradient)
         if inside and gradient._version != self._version:
             return False
         return inside or gradient.dtype != self.payload.layout.dtype
+
+    def _lies_inside(self, gradient: Tensor) -> bool:
+        begin, size = self._area
+        return begin <= gradient.data_ptr() < begin + size
 
     def done(self, number: int) -> bool:
         """Returns whether an exchange is decoded."""

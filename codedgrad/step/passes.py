@@ -25,6 +25,7 @@ from torch import Tensor
 
 from codedgrad.data.seeding import seed_pass
 from codedgrad.errors import ConfigError, NonFiniteError
+from codedgrad.ops import objects
 from codedgrad.row import devices
 from codedgrad.row.writer import Leaf, RowWriter
 from codedgrad.step.boundaries import Boundaries
@@ -315,8 +316,7 @@ class Passes:
                 self._writer.nothing(leaf)
         finally:
             self._writer.abort()
-            for p in self._payload.layout.parameters:
-                p.grad = None
+            objects.assign_all(self._payload.layout.parameters, "grad", None)
 
     def _loss(self, context: StepContext, node: int, hooks: PassHooks) -> Loss:
         place = self._place(context.step, node)

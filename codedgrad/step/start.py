@@ -12,6 +12,7 @@ from codedgrad.job.faults import Faults
 from codedgrad.job.runtime import failure
 from codedgrad.monitor.recorder import Recorder
 from codedgrad.monitor.reporter import Reporter
+from codedgrad.ops import objects
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -137,11 +138,14 @@ def failing_together(runtime: Runtime, doing: str) -> Iterator[None]:
 def own_gradients(payload: Payload) -> Iterator[None]:
     """Sets aside what `p.grad` holds (gradient accumulation) during the passes."""
     parameters = payload.layout.parameters
-    before = [p.grad for p in parameters]
-    for p in parameters:
-        p.grad = None
+    before = None
+    if not objects.all_none(parameters, "grad"):
+        before = objects.read(parameters, "grad", False)
+        objects.assign_all(parameters, "grad", None)
     try:
         yield
     finally:
-        for p, g in zip(parameters, before, strict=True):
-            p.grad = g
+        if before is None:
+            objects.assign_all(parameters, "grad", None)
+        else:
+            objects.assign(parameters, "grad", before)

@@ -14,9 +14,10 @@ import torch
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from codedgrad.errors import ConfigError
+from codedgrad.ops.objects import mark_of
 from codedgrad.row import tensors
 from codedgrad.row.tensors import Place
-from codedgrad.step.witness import FOREIGN, Entry, mark_of
+from codedgrad.step.witness import FOREIGN, Entry
 
 if TYPE_CHECKING:
     from collections.abc import Container
@@ -81,6 +82,11 @@ class Strangers:
         news = bool(gone) or bool(self._new)
         self._new = set()
         return news
+
+    @property
+    def met(self) -> bool:
+        """Whether there are any."""
+        return bool(self._met)
 
     def modules(self) -> list[nn.Module]:
         """Returns those that are still there."""

@@ -8,7 +8,6 @@ reassign, and each step sees the model as it is.
 from __future__ import annotations
 
 import itertools
-import operator
 import re
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -18,6 +17,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parameter import is_lazy
 
 from codedgrad.errors import ConfigError
+from codedgrad.ops import objects
 from codedgrad.row import tensors
 from codedgrad.row.tensors import Place, own_dict
 
@@ -97,10 +97,11 @@ class Subject:
         self._dicts = [
             d for m in self.modules for d in (m._modules, m._parameters, m._buffers)
         ]
-        self._contents = self._now()
+        self._contents = objects.values_of(self._dicts)
         held = (place.tensor() for place in self.parameters)
         self._tensors = [t for t in held if t is not None and not is_lazy(t)]
-        self._traits = self._traits_now()
+        self._requires = [t.requires_grad for t in self._tensors]
+        self._marks = objects.Marks(self._tensors, versions=False, addresses=False)
 
     def _add(self, module: nn.Module, name: str, ignored: set[str], path: str) -> None:
         self.modules.append(module)
@@ -124,29 +125,15 @@ class Subject:
 
     def same(self) -> bool:
         """Returns whether the lists still hold."""
-        now, then = self._now(), self._contents
         return (
-            len(now) == len(then)
-            and all(map(operator.is_, now, then))
-            and self._traits_now() == self._traits
+            self.same_tensors()
+            and objects.reads(self._tensors, "requires_grad", False, self._requires)
+            and self._marks.same()
         )
 
     def same_tensors(self) -> bool:
         """Returns whether all modules still hold the same modules and tensors."""
-        now, then = self._now(), self._contents
-        return len(now) == len(then) and all(map(operator.is_, now, then))
-
-    def _now(self) -> list[Any]:
-        return list(chain.from_iterable([d.values() for d in self._dicts]))
-
-    def _traits_now(self) -> list[Any]:
-        held = self._tensors
-        return [
-            [p.requires_grad for p in held],
-            [p.dtype for p in held],
-            [p.shape for p in held],
-            [p.device for p in held],
-        ]
+        return bool(objects.values_are(self._dicts, self._contents))
 
     # ---- what travels ----
 

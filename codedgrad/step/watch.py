@@ -24,6 +24,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from codedgrad.errors import ConfigError
+from codedgrad.ops import objects
 from codedgrad.step import live
 from codedgrad.step.boundaries import Abandoned
 from codedgrad.step.leaves import Leaves
@@ -156,12 +157,11 @@ class Watch:
             self._compare(finished=kind is None)
 
     def _compare(self, *, finished: bool) -> None:
-        self._compare_gradients()
-        subjects = (self._subject, *self._others)
-        same = all(s.same_tensors() for s in subjects)
-        in_place = same and not self._strangers.entries()
-        changes = self._witness.changes(in_place=in_place)
-        for change in changes:
+        if self._outside:
+            self._compare_gradients()
+        same = self._in_place()
+        in_place = same and not self._strangers.met
+        for change in self._witness.changes(in_place=in_place):
             entry = change.entry
             if entry.role == TRAINABLE and change.copied and not finished:
                 self._witness.put_back(entry)  # weights were exchanged for a while
@@ -176,11 +176,18 @@ class Watch:
                 self._witness.put_back(entry)
                 self.found.add(entry.place.name)
                 self._payload.tail.moved = True
-        new = [*self._strangers.changed_entries(), *self._plain.changed_entries()]
-        if new:
-            raise ConfigError(_refusal(new[0]))
-        if not same and not all(s.same_tensors() for s in subjects):
+        if self._values:  # else nobody listens
+            new = [*self._strangers.changed_entries(), *self._plain.changed_entries()]
+            if new:
+                raise ConfigError(_refusal(new[0]))
+        if not same and not self._in_place():
             self._see_new()
+
+    def _in_place(self) -> bool:
+        """Returns whether all modules hold the same modules and tensors as before."""
+        if not self._subject.same_tensors():
+            return False
+        return not self._others or all(s.same_tensors() for s in self._others)
 
     def _compare_gradients(self) -> None:
         for p, g, v in zip(
@@ -218,14 +225,14 @@ class _Flags:
 
     def __init__(self, modules: list[Any], parameters: list[Tensor]) -> None:
         self._modules, self._parameters = modules, parameters
-        self._training = [m.training for m in modules]
-        self._requires = [p.requires_grad for p in parameters]
+        self._training = objects.read(modules, "training", False)
+        self._requires = objects.read(parameters, "requires_grad", False)
 
     def put_back(self) -> None:
-        if [m.training for m in self._modules] != self._training:
+        if not objects.reads(self._modules, "training", False, self._training):
             for module, flag in zip(self._modules, self._training, strict=True):
                 module.training = flag
-        if [p.requires_grad for p in self._parameters] != self._requires:
+        if not objects.reads(self._parameters, "requires_grad", False, self._requires):
             for p, flag in zip(self._parameters, self._requires, strict=True):
                 if p.requires_grad != flag:
                     p.requires_grad_(flag)

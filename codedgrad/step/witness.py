@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
+from codedgrad.ops.objects import Marks, mark_of
 from codedgrad.row import tensors
 from codedgrad.row.tensors import travels
 
@@ -112,12 +113,11 @@ class Witness:
         # The optimizer changes trainable ones in every step, the others rest.
         self._entries = sorted(entries, key=lambda e: e.role == TRAINABLE)
         self._resting = sum(e.role != TRAINABLE for e in entries)
-        self._tensors = [e.tensor for e in self._entries]
-        self._versioned = [t for t in self._tensors if not t.is_inference()]
-        self._placed = [t for t in self._tensors if _has_address(t)]
-        self._plain = len(self._versioned) == len(self._placed) == len(self._tensors)
-        self._marks: list[tuple[int, int]] | None = None
-        self._quickly: list[list[int]] = []
+        held = [e.tensor for e in self._entries]
+        self._rest = Marks(held[: self._resting], versions=True, addresses=True)
+        self._trained = Marks(held[self._resting :], versions=True, addresses=True)
+        self._begun = False  # no `begin` has been called since
+        self._kept_trained = False  # there may be copies of trainable parameters
         self._digests = False
         trainable = sum(e.tensor.nbytes for e in self._entries[self._resting :])
         self._small = trainable <= _SMALL
@@ -133,35 +133,43 @@ class Witness:
     def begin(self, *, values: bool) -> None:
         """Note the step's state; with `values`, passes are compared by values, too."""
         self._values = values
-        quickly, self._quickly = self._quickly, self._quick()
-        if not values and quickly == self._quickly and self._marks is not None:
-            return
-        marks, before = self._now(), self._marks
-        self._marks = marks
-        resting = self._resting
-        if values or before is None or marks[:resting] != before[:resting]:
-            for i, e in enumerate(self._entries):
-                if before is None or values or i >= resting or marks[i] != before[i]:
-                    self._note(i, e)
-        for i in range(resting, len(self._entries)):
-            e = self._entries[i]
-            e.mark = marks[i]
-            if e.touched or not values:
-                e.copy = e.tensor.detach().clone() if e.touched else None
+        anew = values or not self._begun
+        self._begun = True
+        if anew or not self._rest.same():
+            before = self._rest.noted()
+            self._rest.renew()
+            for e, old, now in zip(
+                self._entries, before, self._rest.noted(), strict=False
+            ):
+                if anew or old != now:
+                    self._note(e)
+        if anew or not self._trained.same():
+            self._trained.renew()
+            if anew or self._kept_trained:
+                self._note_trained(anew=anew)
         if self._digests and not values:
             for e in self._entries:
                 e.digest = None
         self._digests = values
 
-    def _note(self, index: int, e: Entry) -> None:
+    def _note_trained(self, *, anew: bool) -> None:
+        """Note the state of the trainable parameters, with the wanted copies."""
+        trained = self._entries[self._resting :]
+        for e in trained:
+            if anew:
+                self._note(e)
+            if e.touched or not self._values:
+                e.copy = e.tensor.detach().clone() if e.touched else None
+        self._kept_trained = self._values or any(e.touched for e in trained)
+
+    def _note(self, e: Entry) -> None:
         """Note the state of one tensor, with its values if they are wanted."""
-        assert self._marks is not None  # since `begin`
         if id(e) in self._kept:
             e.copy = e.tensor.detach().clone()
-        elif index >= self._resting:
+        elif e.role == TRAINABLE:
             keep = self._values and self._small
             e.copy = e.tensor.detach().clone() if keep else None
-        e.note(self._marks[index], digest=self._values and e.copy is None)
+        e.note(mark_of(e.tensor), digest=self._values and e.copy is None)
 
     def changes(self, *, in_place: bool) -> list[Change]:
         """Returns what a pass has changed.
@@ -171,24 +179,29 @@ class Witness:
         Args:
             in_place: all tensors are known to be in their places.
         """
-        if in_place and not self._values and self._quick() == self._quickly:
+        marks = (self._rest, self._trained)
+        if in_place and not self._values and all(m.same() for m in marks):
             return []
-        now, found = self._now(), []
+        then = [mark for m in marks for mark in m.noted()]
+        now = [mark for m in marks for mark in m.now()]
+        found = []
         there = [e.place.holder.get(e.place.key) for e in self._entries]
         for i, (e, tensor) in enumerate(zip(self._entries, there, strict=True)):
-            same = tensor is e.tensor
-            if same and now[i] == e.mark and not self._values:
+            same, marked = tensor is e.tensor, now[i] == then[i]
+            if same and marked and not self._values:
                 continue
             got = tensors.kind(tensor)
             reshaped = None if got == e.kind else got
             if (
                 reshaped is None
                 and tensor is not None
-                and self._equal(e, tensor, now[i])
+                and self._equal(e, tensor, marked)
             ):
-                e.touched = e.touched or now[i] != e.mark
+                e.touched = e.touched or not marked
+                self._kept_trained = self._kept_trained or e.touched
                 e.place.holder[e.place.key] = e.tensor
-                self._mark_again(i)
+                if not (same and marked):
+                    self._mark_again(i)
             else:
                 found.append(Change(e, reshaped, e.copy is not None, not same))
         return found
@@ -202,8 +215,14 @@ class Witness:
                 entry.tensor.copy_(entry.copy)
         self._mark_again(self._entries.index(entry))
 
-    def _equal(self, e: Entry, tensor: Any, mark: tuple[int, int]) -> bool:
-        """Returns whether a tensor of the right shape and type has its old values."""
+    def _equal(self, e: Entry, tensor: Any, marked: bool) -> bool:
+        """Returns whether a tensor of the right shape and type has its old values.
+
+        Args:
+            e: the tensor of the step's beginning.
+            tensor: what is in its place now.
+            marked: the former has the mark that it had then.
+        """
         same = tensor is e.tensor
         if not same and e.role == TRAINABLE:
             return False  # gradients would come to the other one
@@ -211,7 +230,7 @@ class Witness:
             return tensors.same_bits(e.copy, tensor)
         if e.digest is not None:
             return tensors.digest(tensor) == e.digest
-        if mark != e.mark:
+        if not marked:
             return False
         return same or (
             tensors.plain_parts(tensor) is not None
@@ -219,29 +238,6 @@ class Witness:
         )
 
     def _mark_again(self, index: int) -> None:
-        assert self._marks is not None  # since `begin`
-        e = self._entries[index]
-        e.mark = self._marks[index] = mark_of(e.tensor)
-        self._quickly = self._quick()
-
-    def _quick(self) -> list[list[int]]:
-        """Returns what changes whenever a mark does; it is quicker than the marks."""
-        return [
-            [t._version for t in self._versioned],
-            [t.data_ptr() for t in self._placed],
-        ]
-
-    def _now(self) -> list[tuple[int, int]]:
-        if self._plain:
-            return [(t._version, t.data_ptr()) for t in self._tensors]
-        return list(map(mark_of, self._tensors))
-
-
-def mark_of(t: Tensor) -> tuple[int, int]:
-    """Returns a tensor's version and address, as far as it has them."""
-    version = 0 if t.is_inference() else t._version
-    return version, t.data_ptr() if _has_address(t) else 0
-
-
-def _has_address(t: Tensor) -> bool:
-    return t.layout == torch.strided and type(t) in (torch.Tensor, torch.nn.Parameter)
+        first = index < self._resting
+        marks = self._rest if first else self._trained
+        marks.renew_one(index if first else index - self._resting)

@@ -11,6 +11,8 @@
 #include <type_traits>
 #include <vector>
 
+#include "bindings/objects.h"
+#include "bindings/tensors.h"
 #include "ops/cpu/encode.h"
 #include "ops/cpu/gram.h"
 #include "ops/cpu/half.h"
@@ -186,6 +188,18 @@ bool encode(const std::vector<std::pair<std::uintptr_t, std::size_t>>& leaf,
   no_such_type(type);
 }
 
+// As `encode`, of the gradients that parameters have now. None where one of them does
+// not lie in memory as in the row; nothing is written then.
+py::object encode_gradients(const Gradients& gradients, const py::list& parameters,
+                            std::uintptr_t tail, double weight, const Addresses& sums,
+                            const std::string& type, std::uintptr_t out,
+                            const std::string& wire, bool streamed) {
+  Gradients::Pieces pieces;
+  const std::size_t itemsize = type == "float64" ? sizeof(double) : sizeof(float);
+  if (!gradients.pieces(parameters, tail, itemsize, &pieces)) return py::none();
+  return py::bool_(encode(pieces, weight, sums, type, out, wire, streamed));
+}
+
 }  // namespace
 }  // namespace codedgrad
 
@@ -195,6 +209,10 @@ PYBIND11_MODULE(_ops, m) {
         "out"_a, "out_type"_a, "count"_a, "wire"_a, "threads"_a);
   m.def("encode", &codedgrad::encode, "leaf"_a, "weight"_a, "sums"_a, "type"_a, "out"_a,
         "wire"_a, "streamed"_a);
+  codedgrad::define_objects(m);
+  codedgrad::define_tensors(m);
+  m.def("encode_gradients", &codedgrad::encode_gradients, "gradients"_a, "parameters"_a,
+        "tail"_a, "weight"_a, "sums"_a, "type"_a, "out"_a, "wire"_a, "streamed"_a);
   py::class_<codedgrad::BufferTable>(m, "BufferTable")
       .def(py::init<std::vector<codedgrad::Buffer>>(), "buffers"_a);
   m.def("changes", &codedgrad::changes, "table"_a, "type"_a, "row"_a, "into_row"_a);

@@ -127,8 +127,12 @@ def test_gradients_are_views_and_accumulate() -> None:
     for p in net.parameters():
         p.grad = None
     payload.scatter(row)
-    assert net.weight.grad.untyped_storage().data_ptr() == row.data_ptr()
-    payload.scatter(row.clone())
+    tail = row[payload.layout.gradients :].clone()
+    place = payload.layout.view(0, row)
+    assert net.weight.grad.data_ptr() == place.data_ptr()
+    del row, place  # the views keep the memory
+    assert (net.weight.grad == 3.0).all()
+    payload.scatter(torch.cat([net.bias.grad, net.weight.grad.flatten(), tail]))
     assert (net.weight.grad == 6.0).all()
 
 

@@ -1,0 +1,49 @@
+// Attributes of many Python objects, read and set without the interpreter's loop.
+//
+// A model has hundreds of tensors and modules, and a step looks at each of them several
+// times. All functions here are plain loops over lists, and keep no object alive: what
+// they compare with is a list of the caller's.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <cstddef>
+#include <utility>
+#include <vector>
+
+namespace codedgrad {
+
+namespace py = pybind11;
+
+// One attribute of objects of few types. The way to it is looked up once for each type:
+// a getter in C is called directly, an instance's own dictionary is asked where no
+// class has the attribute, and Python's getattr is the way for all the rest.
+class Attribute {
+ public:
+  // With `call` the attribute is a method, and its value is what it returns.
+  Attribute(py::str name, bool call) : name_(std::move(name)), call_(call) {}
+
+  // Throws error_already_set, as the functions below do.
+  py::object get(py::handle object);
+  void set(py::handle object, py::handle value);
+
+ private:
+  struct Way {
+    PyTypeObject* type;  // only compared; its objects are alive meanwhile
+    PyGetSetDef* accessors = nullptr;
+    PyMethodDef* method = nullptr;
+    bool own = false;  // no class has it, so it lies in the object's own dictionary
+  };
+  const Way& way_of(PyTypeObject* type);
+  Way found(PyTypeObject* type) const;
+  py::object from_own_dictionary(py::handle object) const;
+
+  py::str name_;
+  bool call_;
+  std::vector<Way> ways_;
+  std::size_t last_ = 0;
+};
+
+void define_objects(py::module_& m);
+
+}  // namespace codedgrad
