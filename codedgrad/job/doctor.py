@@ -26,13 +26,13 @@ from codedgrad.job.startup import same_mpi
 _PROBE_S = 60.0
 _PROBE = """
 import json
-from codedgrad.job import channel
+from codedgrad.job import channel, mpi_part
 mpi = channel.load()
 reads_cuda = False
 try:
-    from codedgrad.job import _mpi
-    if _mpi.mpi_build_vendor() == mpi.vendor:
-        reads_cuda = _mpi.mpi_reads_cuda_memory()
+    part = mpi_part.load(mpi.vendor)
+    if part.mpi_build_vendor() == mpi.vendor:
+        reads_cuda = part.mpi_reads_cuda_memory()
 except ImportError:  # it is not built, or for another MPI: `_engine` reports that
     pass
 print("codedgrad-doctor" + json.dumps({
@@ -164,7 +164,9 @@ def _engine(mpi: dict[str, Any]) -> Finding:
     problem = _loads("_engine", "0")
     if problem[0] is None:
         return _missing("engine", problem[1], _BUILD)
-    vendor, built = _loads("_mpi", "m.mpi_build_vendor(), m.mpi_build_version()")
+    part = f"m.load({mpi.get('vendor', '')!r})"
+    words = f"{part}.mpi_build_vendor(), {part}.mpi_build_version()"
+    vendor, built = _loads("mpi_part", words)
     if vendor is None:
         value = "built without MPI: jobs run over sockets (docs/sockets.md)"
         if "error" in mpi:

@@ -44,8 +44,8 @@ _USERS = ("OMPI_ALLOW", "PRTE_ALLOW", "OMPI_MCA")
 # What the standard of MPI promises at least, and what an int holds.
 _LEAST_TAG_BITS, _MOST_TAG_BITS = 15, 31
 _JOINED = "CODEDGRAD_JOINED"  # the process that has joined the job
-_before_export: dict[str, str | None] = {}
 _TOKEN_BYTES = 16
+_before_export: dict[str, str | None] = {}
 
 
 def faults_text() -> str:

@@ -10,7 +10,7 @@ import multiprocessing
 from typing import Any
 
 from codedgrad.errors import EnvironmentSetupError
-from codedgrad.job import channel, environment
+from codedgrad.job import channel, environment, mpi_part
 from codedgrad.job.sockets import world
 from codedgrad.job.sockets.channel import SocketChannel
 
@@ -84,7 +84,7 @@ def load_engine() -> None:
     except ImportError as error:
         raise EnvironmentSetupError(
             f"the engine cannot be loaded ({error}). Build it: "
-            f"`pip install --no-build-isolation -e .` in the checkout. {_DOCTOR}"
+            f"`pip install -e .` in the checkout. {_DOCTOR}"
         ) from error
 
 
@@ -95,21 +95,21 @@ def check_mpi_of_the_build(mpi: channel.Library) -> None:
         EnvironmentSetupError: it is missing, or was built for another MPI.
     """
     try:
-        from codedgrad.job import _mpi
+        part = mpi_part.load(mpi.vendor)
     except ImportError as error:
         raise EnvironmentSetupError(
             f"the engine's part for MPI cannot be loaded ({error}). Build it against "
-            f"the MPI in use: `pip install --no-build-isolation -e .` in the checkout; "
+            f"the MPI in use: `pip install -e .` in the checkout; "
             f"or do without MPI: `codedgrad run --transport socket`. {_DOCTOR}"
         ) from error
-    built = (_mpi.mpi_build_vendor(), _mpi.mpi_build_version())
+    built = (part.mpi_build_vendor(), part.mpi_build_version())
     running = (mpi.vendor, mpi.version)
     if not same_mpi(built, running):
         raise EnvironmentSetupError(
             f"the engine was built for {' '.join(built)}, but {' '.join(running)} runs "
             f"here. "
-            f"Build it again with this MPI's mpicc (`MPICC=... pip install "
-            f"--no-build-isolation -e .`) or load the other MPI. {_DOCTOR}"
+            f"Build it again with this MPI's mpicc (`MPICC=... pip install .`), or for "
+            f"both (`MPICC=...:...`), or load the other MPI. {_DOCTOR}"
         )
 
 

@@ -17,7 +17,8 @@ import codedgrad
 from codedgrad import codes
 from codedgrad.data.seeding import spread_bits
 from codedgrad.job import runtime
-from codedgrad.step import check, start
+from codedgrad.step import start
+from codedgrad.step.strangers import refuse_wrapped
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -303,7 +304,7 @@ def test_a_model_of_another_library() -> None:
         pass
 
     with pytest.raises(codedgrad.ConfigError, match=r"model\.module"):
-        check.refuse_wrapped(DistributedDataParallel(2, 1))
+        refuse_wrapped(DistributedDataParallel(2, 1))
 
 
 def dropped_in(epochs: tuple[int, ...], change: Any = None, **settings: Any) -> None:
