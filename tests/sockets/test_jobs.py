@@ -60,17 +60,16 @@ def launchers(n: int) -> dict[str, list[str]]:
 
 @pytest.mark.parametrize("n", [2, 3])
 def test_the_same_bits_by_every_launcher(tmp_path: Path, n: int) -> None:
-    commands = {}
+    found = {}
     for name, command in launchers(n).items():
-        (tmp_path / name).mkdir()
-        commands[name] = [*command, JOB, str(tmp_path / name)]
-    guarded = commands.pop("socket") if n == 2 else None
-    jobs = [start(command) for command in commands.values()]  # all at a time
-    if guarded is not None:
-        train_among_strangers([*guarded, "guarded"], tmp_path / "socket" / "door")
-    for job in jobs:
-        end(job)
-    found = {name: bits(tmp_path / name, n) for name in launchers(n)}
+        folder = tmp_path / name
+        folder.mkdir()
+        job = [*command, JOB, str(folder)]
+        if (name, n) == ("socket", 2):
+            train_among_strangers([*job, "guarded"], folder / "door")
+        else:
+            end(start(job))
+        found[name] = bits(folder, n)
     digest = found["mpi"][0].split()[0]
     assert found.pop("mpi") == [f"{digest} mpi"] * n
     assert found == dict.fromkeys(found, [f"{digest} no mpi"] * n)
