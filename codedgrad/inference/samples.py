@@ -206,9 +206,11 @@ def _samples_of(data: Any) -> int | None:
 def _of_loader(loader: DataLoader[Any], batch_size: int | None) -> Whole:
     chosen: Any = loader.sampler
     size = batch_size or loader.batch_size
-    known = type(chosen) in (SequentialSampler, DistributedSampler)
-    if type(chosen) is RandomSampler:
-        known = not chosen.replacement and chosen.num_samples == len(chosen)
+    known = type(chosen) is DistributedSampler
+    if type(chosen) in (SequentialSampler, RandomSampler):
+        samples = len(chosen.data_source)
+        known = len(chosen) == samples == _samples_of(loader.dataset)
+        known = known and not getattr(chosen, "replacement", False)
     if (
         isinstance(loader.dataset, IterableDataset)
         or type(loader.batch_sampler) is not BatchSampler

@@ -39,7 +39,7 @@ def candidates() -> list[str]:
     found = _interfaces()
     wired = sorted(found, key=lambda name: name.startswith(_BRIDGES))
     every = [*(found[name] for name in wired), *_of_the_name()]
-    return [a for a in dict.fromkeys(every) if not _is_loopback(a)]
+    return [a for a in dict.fromkeys(every) if not is_loopback(a)]
 
 
 def towards(host: str, port: int) -> str | None:
@@ -59,9 +59,19 @@ def towards(host: str, port: int) -> str | None:
             with socket.socket(family, socket.SOCK_DGRAM) as asked:
                 asked.connect(where)  # sends nothing
                 own = str(asked.getsockname()[0])
-            if not _is_loopback(own):
+            if not is_loopback(own):
                 return own
     return next(iter(candidates()), None)
+
+
+def listen(host: str, port: int, backlog: int) -> socket.socket:
+    """Return a socket that listens at an address of this machine, IPv4 or IPv6.
+
+    Raises:
+        OSError: nobody can listen there.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.create_server((host, port), family=family, backlog=backlog)
 
 
 def first_reachable(hosts: Sequence[str], port: int) -> tuple[str, str]:
@@ -119,5 +129,6 @@ def _of_the_name() -> list[str]:
     return [str(info[4][0]) for info in infos]
 
 
-def _is_loopback(address: str) -> bool:
+def is_loopback(address: str) -> bool:
+    """Return whether no other machine reaches this address."""
     return ipaddress.ip_address(address).is_loopback

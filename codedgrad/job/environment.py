@@ -2,8 +2,9 @@
 
 No variable beats an argument in silence: CODEDGRAD_FAULTS is used where no `faults`
 argument was given, CODEDGRAD_GPU_*, CODEDGRAD_TAG_BITS and CODEDGRAD_ADDRESS have no
-argument, CODEDGRAD_RANK, _SIZE, _FOLDER and _RENDEZVOUS are set by `codedgrad run`, and
-the others belong to launchers and to torch.
+argument, nor have CODEDGRAD_TOKEN and CODEDGRAD_SOCKETS; CODEDGRAD_RANK, _SIZE, _FOLDER
+and _RENDEZVOUS are set by `codedgrad run`, CODEDGRAD_JOINED by `init`, and the others
+belong to launchers and to torch.
 """
 
 from __future__ import annotations

@@ -167,7 +167,9 @@ def main(args: argparse.Namespace) -> int:
     if not hosts:
         for text in warnings_of(job.workers, len(os.sched_getaffinity(0))):
             print(f"codedgrad run: {text}", file=sys.stderr)
-    asked = "socket" if args.rendezvous else args.transport
+    if args.transport == "mpi" and args.rendezvous:
+        raise ConfigError("--rendezvous is for sockets; leave out --transport mpi")
+    asked = "socket" if args.rendezvous or args.machine else args.transport
     if transport_of(asked, hosts=bool(hosts)) == "socket":
         machines = machines_of(args.rendezvous, args.machine)
         return _over_sockets(job, machines, dry_run=args.dry_run)
@@ -193,7 +195,8 @@ def machines_of(rendezvous: str | None, machine: str | None) -> Machines | None:
     if rendezvous is None and machine is None:
         return None
     number, _, count = (machine or "").partition("/")
-    if rendezvous is None or not number.isdigit() or not count.isdigit():
+    numbers = number.isdigit() and count.isdigit() and int(count) > 0
+    if rendezvous is None or not numbers:
         raise ConfigError(
             "several machines need --rendezvous HOST:PORT, an address of the first, "
             "and --machine 0/2, which is the first of two, on each of them"

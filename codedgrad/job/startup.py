@@ -36,14 +36,14 @@ def open_world(comm: Any = None) -> channel.Channel:
             _say_alone()
         return SocketChannel.of_job(world.join(told))
     try:
-        mpi = load_mpi()
+        check_mpi_of_the_build(load_mpi())
     except EnvironmentSetupError:
-        if comm is not None or environment.launcher_world() is not None:
+        launched = environment.launcher_world()
+        if comm is not None or (launched is not None and launched[1] > 1):
             raise
         load_engine()
         _say_alone()  # a script that nobody has launched needs no MPI
         return SocketChannel.of_job(world.join(environment.SocketJob(0, 1)))
-    check_mpi_of_the_build(mpi)
     load_engine()
     joined = channel.MpiChannel.of_job(comm)
     check_launcher(joined.size)

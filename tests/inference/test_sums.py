@@ -11,7 +11,7 @@ import torch
 import codedgrad
 from codedgrad.errors import ConfigError
 from codedgrad.inference import sums
-from codedgrad.inference.row import Format, Marks, lines_for
+from codedgrad.inference.row import Format, Marks, digest40, lines_for
 
 LARGE = 2**62 + 12345
 
@@ -22,7 +22,7 @@ def total(*results: dict[str, Any]) -> dict[str, Any]:
     schema = found[0][0]
     lines = lines_for(schema, 8)
     form = Format(lines, 8, 8)
-    marks = Marks(2**40 - 1, 12345).with_metrics(sums.text_of(schema))
+    marks = Marks(digest40("w"), 12345).with_metrics(sums.text_of(schema))
     rows = np.zeros(lines * 16)
     for part, (other, values) in enumerate(found):
         sums.check_same(schema, other, part)
@@ -122,10 +122,13 @@ def test_other_metrics_are_named() -> None:
 def test_rows_that_disagree_fit_nobody() -> None:
     schema, values = sums.read({"n": 1}, 0)
     form = Format(4, 8, 8)
-    ours, theirs = Marks(5, 6), Marks(5, 7)
+    model, data, other = map(digest40, "abc")
+    ours, theirs = Marks(model, data), Marks(model, other)
     payload = form.write(schema, values, part=1, worker=0)
     mixed = form.read(form.marked(payload, ours, 7) + form.marked(payload, theirs, 1))
     assert not mixed.alike()
+    even = form.read(form.marked(payload, ours, 4) + form.marked(payload, theirs, 4))
+    assert not even.alike()  # a mean of two marks is none
     assert mixed.fits(ours) == (True, False)
     large = form.read(form.too_small(9, ours))
     assert large.need == 9

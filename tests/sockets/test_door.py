@@ -136,8 +136,8 @@ def test_garbage_is_refused_and_logged_once(
     text = caplog.text
     assert text.count("it did not greet as a worker does") == 1
     assert place.door.refusals["it did not greet as a worker does"] == 3
-    assert "it speaks version 9, and this worker 1" in text
-    assert text.count("it wanted worker 3") == 1
+    assert "it speaks another version than 1" in text
+    assert text.count("it wanted another worker") == 1
     assert text.count("hung up before it had proved itself") == 1
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 import time
 from typing import TYPE_CHECKING
@@ -12,6 +13,9 @@ from codedgrad.job.sockets import proof
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+log = logging.getLogger("codedgrad")
+
+QUIET_S = 10.0  # before the first word about who is missing
 _PROVE_S = 10.0  # longer than a door gives, so that the door is who ends it
 _NAP_S = 0.05
 _HANG_UPS = 60
@@ -41,6 +45,7 @@ def call(
         OSError: nobody answers, or the door's process has ended.
     """
     hung_up = 0
+    said = time.monotonic()
     while True:
         try:
             return _call_once(open_line, token, greeting)
@@ -52,9 +57,15 @@ def call(
                 raise Refused(
                     f"the door of worker {greeting.door} hangs up; its log says why"
                 ) from None
-        except OSError:
-            if time.monotonic() > until:
+        except OSError as error:
+            now = time.monotonic()
+            if now > until:
                 raise
+            if now - said > QUIET_S:
+                said = now
+                log.warning(
+                    "the door of worker %d does not answer (%s)", greeting.door, error
+                )
         time.sleep(_NAP_S)
 
 

@@ -166,7 +166,7 @@ class Door:
     def _answer(self, caller: _Caller, said: bytes) -> None:
         greeting = proof.read_greeting(said)
         if greeting.door != self._rank:
-            raise ValueError(f"it wanted worker {greeting.door}")
+            raise ValueError("it wanted another worker")
         caller.greeting = greeting
         mine = proof.prove(self._token, "door", said, caller.random)
         caller.connection.sendall(caller.random + mine)

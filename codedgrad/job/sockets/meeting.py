@@ -12,6 +12,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from codedgrad.errors import EnvironmentSetupError
+from codedgrad.job.sockets.calling import QUIET_S
 from codedgrad.job.sockets.card import Card
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("codedgrad")
 
 _NAP_S = 0.01
-QUIET_S = 10.0  # before the first word about who is missing
 
 
 class Meeting(Protocol):

@@ -66,7 +66,7 @@ def read_greeting(data: bytes) -> Greeting:
     if name != _NAME:
         raise ValueError("it did not greet as a worker does")
     if version != _VERSION:
-        raise ValueError(f"it speaks version {version}, and this worker {_VERSION}")
+        raise ValueError(f"it speaks another version than {_VERSION}")
     return Greeting(*parts)
 
 

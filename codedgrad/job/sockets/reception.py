@@ -6,15 +6,19 @@ Who calls has to prove that it has the token before its card is read.
 from __future__ import annotations
 
 import contextlib
+import logging
 import socket
 import struct
 import threading
 import time
 
 from codedgrad.errors import ConfigError, EnvironmentSetupError
+from codedgrad.job import addresses
 from codedgrad.job.sockets import calling, proof
 from codedgrad.job.sockets.card import MOST_BYTES
 from codedgrad.job.sockets.door import Door
+
+log = logging.getLogger("codedgrad")
 
 DESK = 0xFFFFFFFF  # stands for the reception where others give a worker's rank
 _MESH = "meeting"
@@ -38,12 +42,19 @@ class Reception:
 
     def __init__(self, host: str, port: int, size: int, token: bytes) -> None:
         try:
-            listening = socket.create_server((host, port), backlog=size)
+            listening = addresses.listen(host, port, backlog=size)
         except OSError as error:
             raise ConfigError(
                 f"--rendezvous {host}:{port}: this machine, which is the first, cannot "
                 f"listen there ({error}); give one of its addresses, and a free port"
             ) from None
+        where = str(listening.getsockname()[0])
+        if addresses.is_loopback(where) and host not in (where, "localhost"):
+            listening.close()
+            raise ConfigError(
+                f"--rendezvous {host}:{port}: on this machine {host} is {where}, where "
+                f"no other machine can call; give one of its addresses"
+            )
         self._size = size
         self._door = Door(DESK, token, [listening], "the meeting place")
         self._closed = False
@@ -100,7 +111,8 @@ class Guest:
 
     def leave(self, rank: int, card: bytes) -> None:
         """Call at the reception, and leave the card."""
-        until = time.monotonic() + self._wait_s
+        said = time.monotonic()
+        until = said + self._wait_s
 
         def line(timeout_s: float) -> socket.socket:
             return socket.create_connection(self._where, timeout_s)
@@ -117,6 +129,10 @@ class Guest:
                         f"nobody answers at --rendezvous {host}:{port} ({error}); is "
                         f"the first machine's `codedgrad run` at work?"
                     ) from None
+                if time.monotonic() - said > calling.QUIET_S:
+                    said = time.monotonic()
+                    where = f"{self._where[0]}:{self._where[1]}"
+                    log.warning("nobody answers at --rendezvous %s (%s)", where, error)
                 time.sleep(_LOOK_S)
             else:
                 self._line.settimeout(_LOOK_S)

@@ -60,7 +60,11 @@ class Supervisor:
 
     def run(self) -> int:
         """Run all workers; return the status of the one that failed first."""
-        before = {number: signal.signal(number, self._pass_on) for number in _PASSED_ON}
+        before = {
+            number: signal.signal(number, self._pass_on)
+            for number in _PASSED_ON
+            if signal.getsignal(number) is not signal.SIG_IGN  # by nohup, or `&`
+        }
         keeper = subprocess.Popen(
             ["/bin/sh", "-c", _KEEPER],
             stdin=subprocess.PIPE,
@@ -207,6 +211,9 @@ def _start(
 
     def before() -> None:
         os.setpgid(0, 0)
+        # A process in the background that reads the terminal gets an error, not a stop.
+        for number in (signal.SIGTTIN, signal.SIGTTOU):
+            signal.signal(number, signal.SIG_IGN)
         libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:  # it has died before the kernel knew
             os._exit(1)

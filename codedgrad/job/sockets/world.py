@@ -116,7 +116,7 @@ class World:
                     f"worker {rank} did not connect to worker {self.rank} within "
                     f"{now - begin:.0f} s"
                 )
-            if now - said > meeting.QUIET_S:
+            if now - said > calling.QUIET_S:
                 said = now
                 log.warning("worker %d waits for worker %d to connect", self.rank, rank)
 
@@ -157,7 +157,7 @@ class World:
             listening.append(near)
         if job.by == "tcp" or not job.one_machine:
             host = addresses.LOOPBACK if job.one_machine else _address(job)
-            far = socket.create_server((host, 0), backlog=_BACKLOG)
+            far = addresses.listen(host, 0, backlog=_BACKLOG)
             port = far.getsockname()[1]
             listening.append(far)
         if token:
