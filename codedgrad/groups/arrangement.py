@@ -214,6 +214,8 @@ class Arrangement:
             self._subject.learned.update(state.get("travelling", ()))
         fresh = Arrangement(self._plan, self._subject, step)
         fresh.passes.go_on_from(self.passes)
+        # Passes of the step's first try may have changed what the loss function keeps.
+        fresh.check.values_compared = self.check.values_compared
         if self._plan.policy is not None and state is not None and "decoder" in state:
             layout, saved = fresh.payload.layout, state["decoder"]
             settle.restore(fresh.exchange, fresh.code, layout, saved)

@@ -20,6 +20,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import time
 import zlib
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,7 @@ from torch import Tensor
 
 from codedgrad.job import agreement
 from codedgrad.row.digest import tensor_digest
-from codedgrad.step.functions import code_digest, code_of
+from codedgrad.step.functions import code_digest, codes_of
 from codedgrad.step.reach import Reached
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ log = logging.getLogger("codedgrad")
 
 _MOST_KNOWN = 64
 _CLOCK = 1e8  # a number beyond is a time
+_DAY_S = 86400.0
 _SHOWN = 200  # characters of a text
 _TYPED = 8  # characters of a number that somebody has chosen
 _FUNCTIONS = (
@@ -61,7 +63,8 @@ class FunctionsOfAll:
     def __init__(self, job: Runtime) -> None:
         """Compare over all workers of `job`."""
         self._job = job
-        self._known: dict[int, tuple[Any, int]] = {}  # a code, and its digest, by id
+        # Codes, and their digest, by their ids.
+        self._known: dict[tuple[int, ...], tuple[Any, int]] = {}
         self._now: tuple[Any, Any] = None, None
 
     def word(self, loss_fn: Any, collate_fn: Any) -> int:
@@ -77,13 +80,14 @@ class FunctionsOfAll:
     def _digest(self, function: Any) -> int:
         if function is None:
             return 0
-        code = code_of(function)
-        known = self._known.get(id(code))
+        codes = codes_of(function)
+        key = tuple(map(id, codes))
+        known = self._known.get(key)
         if known is None:
             if len(self._known) == _MOST_KNOWN:
                 self._known.clear()
             digest = code_digest(function, bytecode=not self._job.unlike)
-            known = self._known[id(code)] = code, digest
+            known = self._known[key] = codes, digest
         return known[1]
 
     def compare(self, step: int) -> None:
@@ -164,7 +168,7 @@ def _values_of(
             else:
                 own[name] = [text]  # a list, which is no text of the user's
         elif isinstance(value, float):
-            if variable and not abs(value) > _CLOCK:
+            if variable and not _is_a_time(value):
                 strict[name] = repr(value)
             elif len(repr(value)) <= _TYPED:
                 own[name] = [repr(value)]
@@ -178,6 +182,12 @@ def _values_of(
         for name, t in (*parameters, *module.named_buffers(recurse=False)):
             strict[f"{name!r} of {title}"] = f"digest {tensor_digest(t)}"
     return strict, own
+
+
+def _is_a_time(value: float) -> bool:
+    """Returns whether a number looks like a reading of a clock of today."""
+    recent = 0.0 <= time.monotonic() - value < _DAY_S and len(repr(value)) > _TYPED
+    return abs(value) > _CLOCK or recent
 
 
 def _title(function: Any) -> str:

@@ -111,3 +111,9 @@ class Weakly:
         """Returns `owner.method(*args)`, or None where there is no owner any more."""
         owner = self._owner()
         return None if owner is None else self._method(owner, *args)
+
+
+def call_all(functions: list[Any]) -> None:
+    """Call each of the functions, which take nothing."""
+    for function in functions:
+        function()

@@ -1,6 +1,7 @@
 """Before a decoded sum is used: was it computed from the same model and data by all?
 
-Two comparisons, both of values:
+Three comparisons; the functions of a step (`codedgrad.step.alike`) are compared by
+their code, and two of them compare values:
 
 - Before the first step, and before the first one after a checkpoint was loaded, all
   workers compare digests of their parameters, buffers and data. This is a collective.
@@ -20,6 +21,8 @@ import contextlib
 import hashlib
 import logging
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+from torch.utils.data import default_collate
 
 from codedgrad.data.seeding import spread_bits
 from codedgrad.errors import ConfigError, DataError, MismatchError
@@ -106,6 +109,7 @@ class ValueCheck:
         self._functions, self._modules = FunctionsOfAll(job), modules
         self._estimates = estimates
         self._begun = False
+        self.values_compared = False  # those that the loss function can reach
         self._joined = False  # this step has nothing of this worker's
         self._step = 0
         self._word = 0
@@ -128,6 +132,8 @@ class ValueCheck:
         self._position = shards.index, shards.before, shards.sizes
         sampler = getattr(shards, "sampler", None)
         collate_fn = getattr(getattr(sampler, "reader", None), "collate", None)
+        if collate_fn is default_collate:  # torch's own, of whichever version
+            collate_fn = None
         functions = self._functions.word(loss_fn, collate_fn)
         mark = hash((*self._position, functions))
         self._begin(step, sampler, shards.epoch, mark)
@@ -167,8 +173,9 @@ class ValueCheck:
         if not self._begun:
             self._functions.compare(step)
             self._compare_data()
-            if step == 0:
+            if step == 0 and not self.values_compared:
                 self._functions.compare_values(self._modules)
+                self.values_compared = True
             self._begun = True
         self._send()
 

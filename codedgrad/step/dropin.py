@@ -30,7 +30,7 @@ from codedgrad.job import collectives
 from codedgrad.job.broadcast import broadcast_optimizer_state, broadcast_parameters
 from codedgrad.step import closures, live, start
 from codedgrad.step.ahead import BatchesAhead
-from codedgrad.step.attach import Weakly, before_forward, is_exported
+from codedgrad.step.attach import Weakly, before_forward, call_all, is_exported
 from codedgrad.step.backwards import Backwards, inside_backward
 from codedgrad.step.counts import Counts
 from codedgrad.step.mean import GradientMean, check_outside
@@ -113,7 +113,7 @@ class DropIn:
         handles.append(self._sparse)
         calls = [h.remove for h in handles] + [self._backwards.remove, writer.close]
         calls.append(self._outer.put_back)
-        self._detach = weakref.finalize(self, _call, calls)
+        self._detach = weakref.finalize(self, call_all, calls)
         self._detach.atexit = False
         self._ahead: BatchesAhead | None = None
         if trained.sampler is not None:
@@ -206,6 +206,7 @@ class DropIn:
         if self._passed == self._passes - 1:
             progress = Progress(self._passes, self._counts.steps)
             with self._failing_together():
+                self._sparse.make_dense()
                 self._mean.begin(own=not self._small, progress=progress, first=first)
 
     def backward_ended(self) -> None:
@@ -284,6 +285,7 @@ class DropIn:
         if self._has_more():
             progress = Progress(self._passed, self._counts.steps)
             with self._failing_together():
+                self._sparse.make_dense()
                 self._mean.begin(own=not self._small, progress=progress)
             self._complete()
 
@@ -393,8 +395,3 @@ class DropIn:
         """Returns whether the exchange is decoded that holds the pass so many later."""
         later = (self._passed + passes) // self._passes
         return self._mean.done(self._mean.number + later)
-
-
-def _call(functions: list[Any]) -> None:
-    for function in functions:
-        function()

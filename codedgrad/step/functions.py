@@ -21,11 +21,32 @@ def code_of(function: Any) -> Any:
         elif isinstance(function, types.MethodType):
             function = function.__func__
         elif isinstance(function, types.FunctionType):
-            return function.__code__
+            inner = getattr(function, "__wrapped__", None)  # by a decorator
+            if inner is None:
+                return function.__code__
+            function = inner
         elif isinstance(function, type) or hasattr(function, "__qualname__"):
             return function  # a class, or a function of C
         else:
             return type(function)
+
+
+def codes_of(function: Any) -> tuple[Any, ...]:
+    """Returns `code_of` a function, and of the functions that it was made with.
+
+    Two losses of one factory, or of one `functools.partial`, differ in these only.
+    """
+    found = [code_of(function)]
+    while isinstance(function, (functools.partial, types.MethodType)):
+        if isinstance(function, functools.partial):
+            held = (*function.args, *function.keywords.values())
+            found += [code_of(one) for one in held if callable(one)]
+            function = function.func
+        else:
+            function = function.__func__
+    cells = map(_contents, getattr(function, "__closure__", None) or ())
+    found += [code_of(one) for one in cells if callable(one)]
+    return tuple(found)
 
 
 def code_digest(function: Any, *, bytecode: bool = True) -> int:
@@ -59,7 +80,7 @@ def _pieces(thing: Any, bytecode: bool, depth: int) -> Any:
         yield from _of_code(thing.__code__, bytecode)
         held = [*(thing.__defaults__ or ()), *(thing.__kwdefaults__ or {}).values()]
         held += list(map(_contents, thing.__closure__ or ()))
-        names = thing.__code__.co_names
+        names = thing.__code__.co_names if bytecode else ()
         found = (thing.__globals__.get(name) for name in names)
         held += [one for one in found if isinstance(one, types.FunctionType)]
     elif isinstance(thing, nn.Module):
@@ -103,9 +124,11 @@ def _settings(module: nn.Module) -> str:
 
 
 def _of_code(code: types.CodeType, bytecode: bool) -> Any:
+    if not bytecode:  # names and constants depend on the version of Python, too
+        yield f"{code.co_name} {code.co_varnames[: code.co_argcount]}"
+        return
     yield f"{code.co_names} {code.co_varnames} {code.co_freevars}"
-    if bytecode:
-        yield code.co_code.hex()
+    yield code.co_code.hex()
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
             yield from _of_code(constant, bytecode)

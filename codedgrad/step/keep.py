@@ -3,21 +3,25 @@
 A pass that is only a rehearsal must leave no trace in the user's counters, lists and
 running means. What is put back is what can be named: a variable of a closure or of a
 module of Python, an attribute, an item of a list or dictionary, the values of a small
-tensor, the members of a list, dictionary or queue.
+tensor or array, the members of a list, set, dictionary or queue, the state of a
+generator of random numbers.
 """
 
 from __future__ import annotations
 
+import random
 import types
 from collections import deque
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from codedgrad.row import tensors
 
 SMALL_BYTES = 1 << 20  # larger tensors are known by version and address only
+_GENERATORS = (torch.Generator, random.Random, np.random.Generator)
 _MEMBERS = 4096  # of a longer list, only what was added is taken away again
 
 
@@ -29,6 +33,8 @@ class Kept:
         self._values: list[tuple[tuple[Any, Any], Any]] = []
         self._copies: list[tuple[Tensor, Tensor]] = []
         self._members: list[tuple[Any, Any]] = []  # a container, and what it held
+        self._arrays: list[tuple[Any, Any]] = []
+        self._generators: list[tuple[Any, Any]] = []  # of random numbers
 
     def note(self, value: Any, place: tuple[Any, Any] | None) -> None:
         """Keep a value.
@@ -39,7 +45,15 @@ class Kept:
         """
         if place is not None:
             self._values.append((place, value))
-        if isinstance(value, Tensor):
+        if isinstance(value, _GENERATORS):
+            self._generators.append((value, _state(value)))
+        elif isinstance(value, np.ndarray):
+            if value.nbytes <= SMALL_BYTES and value.flags.writeable:
+                self._arrays.append((value, value.copy()))
+        elif isinstance(value, set):
+            if len(value) <= _MEMBERS:
+                self._members.append((value, set(value)))
+        elif isinstance(value, Tensor):
             if _can_be_copied(value):
                 self._copies.append((value, value.detach().clone()))
         elif isinstance(value, (list, deque, dict)):
@@ -47,8 +61,16 @@ class Kept:
             held = (dict if isinstance(value, dict) else list)(value) if few else None
             self._members.append((value, len(value) if held is None else held))
 
+    def drawn(self) -> bool:
+        """Returns whether a generator of the user's own has drawn numbers since."""
+        return any(not _equal(_state(g), before) for g, before in self._generators)
+
     def put_back(self) -> None:
         """Put everything back that is no longer as it was."""
+        for generator, state in self._generators:
+            _set_state(generator, state)
+        for array, copy in self._arrays:
+            array[...] = copy
         for container, held in self._members:
             _hold_again(container, held)
         for place, value in self._values:
@@ -61,7 +83,7 @@ class Kept:
 
 def _can_be_copied(t: Tensor) -> bool:
     plain = t.layout is torch.strided and not t.is_meta and not t.is_inference()
-    return plain and t.device.type == "cpu" and t.nbytes <= SMALL_BYTES
+    return plain and t.nbytes <= SMALL_BYTES
 
 
 def _hold_again(container: Any, held: Any) -> None:
@@ -69,8 +91,14 @@ def _hold_again(container: Any, held: Any) -> None:
         if isinstance(container, list):
             del container[held:]
         return
+    if isinstance(container, set):
+        container.clear()
+        container.update(held)
+        return
     if isinstance(container, dict):
-        same = list(container) == list(held)
+        same = len(container) == len(held) and all(
+            key in container and container[key] is value for key, value in held.items()
+        )
         if not same:
             container.clear()
             container.update(held)
@@ -79,6 +107,27 @@ def _hold_again(container: Any, held: Any) -> None:
         return
     container.clear()
     container.extend(held)
+
+
+def _state(generator: Any) -> Any:
+    if isinstance(generator, torch.Generator):
+        return generator.get_state()
+    if isinstance(generator, random.Random):
+        return generator.getstate()
+    return generator.bit_generator.state
+
+
+def _set_state(generator: Any, state: Any) -> None:
+    if isinstance(generator, torch.Generator):
+        generator.set_state(state)
+    elif isinstance(generator, random.Random):
+        generator.setstate(state)
+    else:
+        generator.bit_generator.state = state
+
+
+def _equal(a: Any, b: Any) -> bool:
+    return torch.equal(a, b) if isinstance(a, Tensor) else repr(a) == repr(b)
 
 
 def _is(a: Any, b: Any) -> bool:

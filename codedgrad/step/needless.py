@@ -102,7 +102,7 @@ class NeedlessForwards:
         if self._skips:
             self._skips = False
         elif _for_training(module):
-            self._seen = _seen(args, kwargs, output)
+            self._seen = _seen(args, kwargs, output, self._seen)
         self.look()
 
     def output(self, module: nn.Module, args: Any, kwargs: Any) -> tuple[bool, Any]:
@@ -216,8 +216,11 @@ def _inputs_of(args: Any, kwargs: Any) -> tuple[int, Any]:
     return (0 if size in others else size), (tree, tensors, others)
 
 
-def _seen(args: Any, kwargs: Any, output: Any) -> _Seen | None:
-    """Returns what a forward was, if needless ones may be made like it."""
+def _seen(args: Any, kwargs: Any, output: Any, before: _Seen | None) -> _Seen | None:
+    """Returns what a forward was, if needless ones may be made like it.
+
+    It is `before` where that was alike, so that outputs are not copied each time.
+    """
     size, inputs = _inputs_of(args, kwargs)
     leaves, tree = pytree.tree_flatten(output)
     fits = size and leaves and all(_has_samples(x) for x in leaves)
@@ -225,4 +228,12 @@ def _seen(args: Any, kwargs: Any, output: Any) -> _Seen | None:
         return None
     if not any(x.is_floating_point() for x in leaves):
         return None
+    if before is not None and (before.inputs, before.tree) == (inputs, tree):
+        pairs = zip(leaves, before.sample, strict=True)
+        if all(_kind(x) == _kind(one) for x, one in pairs):
+            return before
     return _Seen(inputs, [x[:1].detach().clone() for x in leaves], tree)
+
+
+def _kind(x: Tensor) -> Any:
+    return x.shape[1:], x.dtype, x.device

@@ -9,6 +9,7 @@ names, attributes, and the same of functions and objects found there, three leve
 
 from __future__ import annotations
 
+import dis
 import functools
 import sys
 import types
@@ -30,6 +31,7 @@ _MOST = 4096  # values in all
 # What objects of these hold is no state of a loss function (queues, locks, files).
 _LIBRARIES = {*sys.stdlib_module_names, "torch", "numpy", "codedgrad"}
 _LIBRARIES -= {"argparse", "types", "dataclasses"}
+_GLOBAL = ("LOAD_GLOBAL", "STORE_GLOBAL", "DELETE_GLOBAL")
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
 
@@ -72,6 +74,10 @@ class Reached:
             if not name.startswith("the length of "):
                 yield name, value
 
+    def drawn(self) -> bool:
+        """Returns whether a generator that was found has drawn numbers since."""
+        return self._kept is not None and self._kept.drawn()
+
     def put_back(self) -> None:
         """Put back what was found, as far as it was kept."""
         if self._kept is not None:
@@ -107,7 +113,7 @@ class Reached:
                 continue
         for value in function.__defaults__ or ():
             self._note("a default argument", value, depth + 1)
-        for key in code.co_names:
+        for key in _globals_of(code):
             if key in function.__globals__:
                 place = function.__globals__, key
                 self._note(key, function.__globals__[key], depth + 1, place)
@@ -145,6 +151,13 @@ class Reached:
             holder = vars(value)
             for key, item in list(holder.items()):
                 self._note(f"{name}.{key}", item, depth + 1, (holder, key))
+
+
+@functools.lru_cache(256)
+def _globals_of(code: types.CodeType) -> tuple[str, ...]:
+    """Returns the global variables that a code uses; `co_names` has attributes, too."""
+    used = (i.argval for i in dis.get_instructions(code) if i.opname in _GLOBAL)
+    return tuple(dict.fromkeys(used))
 
 
 def _items(value: Any) -> Iterator[tuple[Any, Any]]:

@@ -23,6 +23,7 @@ numbers, its pieces draw others than the shard does, so only coarse differences 
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 import sys
@@ -37,7 +38,7 @@ from codedgrad.data.seeding import drawn_since, reading_rng, seed_pass, states
 from codedgrad.errors import ConfigError
 from codedgrad.step.boundaries import Abandoned
 from codedgrad.step.compare import Value, difference, means_as_weights
-from codedgrad.step.functions import code_of
+from codedgrad.step.functions import codes_of
 from codedgrad.step.loss import Loss, loss_of
 from codedgrad.step.reach import Reached
 from codedgrad.step.slices import cut
@@ -51,11 +52,13 @@ if TYPE_CHECKING:
     from codedgrad.row.payload import Payload
     from codedgrad.step.subject import Subject
 
+    Key = tuple[int, ...]
+
 log = logging.getLogger("codedgrad")
 
 _SEEDS = 3  # of a random loss
 _LOOKS = 4  # own passes, for weights that say nothing yet
-_STATE_LOOKS = (1, 2, 4, 8, 16)  # own passes after the first, where there is state
+_STATE_LOOKS = (2, 4, 8, 16)  # own passes after the first, where there is state
 _SMALL = 1 << 16  # elements of a parameter whose gradient is compared
 _STATE = (
     "the loss function keeps state that each of its passes reads and changes: {}. How "
@@ -98,12 +101,12 @@ class Rehearsal:
     def __init__(self, subject: Subject, payload: Payload, asked: Asked) -> None:
         """Begin; nothing is tried before the first pass."""
         self.subject, self.payload, self.asked = subject, payload, asked
-        # By the id of a loss function's code, which is kept alive here: its own
+        # By the ids of a loss function's codes, which are kept alive here: its own
         # passes so far, or None where there is nothing left to look at.
-        self._looks: dict[int, int | None] = {}
+        self._looks: dict[Key, int | None] = {}
         self._codes: list[Any] = []
-        self._known: set[int] = set()  # codes of which pieces are known
-        self._state: set[int] = set()  # codes that keep state
+        self._known: set[Key] = set()  # functions of which pieces are known
+        self._state: set[Key] = set()  # functions that keep state
         self.found = False
 
     def go_on_from(self, before: Rehearsal) -> None:
@@ -131,11 +134,11 @@ class Rehearsal:
             ConfigError: the weight is a mean, or the loss function reads state of its
                 own that it changes.
         """
-        code = code_of(loss_fn)
-        key = id(code)
+        codes = codes_of(loss_fn)
+        key = tuple(map(id, codes))
         if key not in self._looks:
             self._looks[key] = 0 if self.asked.helped else None
-            self._codes.append(code)
+            self._codes.append(codes)
         looks = self._looks[key]
         if looks is None:
             return
@@ -285,10 +288,13 @@ class _Trial:
     def value(self, batch: Sequence[Any], seed: int = 0) -> Value:
         """Returns what the loss function gives for a batch."""
         self._buffers.restore()
+        # A loss function may change its batch, which the pass to come still needs.
+        batch = copy.deepcopy(tuple(batch))
         seed_pass(self._seed, seed, 0)
         before, on_device = states(), _device_state()
         found = loss_of(self._loss_fn(*batch), self._place)
         random = drawn_since(before) or on_device != _device_state()
+        random = random or self._before.drawn()
         number = math.nan if found.weight == 0.0 else float(found.value.detach())
         narrow = found.value.dtype.itemsize < 4
         return Value(number, found.weight, self._gradient(found), narrow, random)

@@ -45,6 +45,12 @@ class SparseGradients:
         for handle in self._handles:
             handle.remove()
 
+    def make_dense(self) -> None:
+        """Make dense what earlier exchanges left sparse, before a row is written."""
+        for parameter, _ in self._sparse.values():
+            if (gradient := parameter.grad) is not None and gradient.is_sparse:
+                parameter.grad = gradient.to_dense()
+
     def put_back(self) -> None:
         """Make the decoded gradients sparse whose own ones have been so."""
         if not self._back:

@@ -237,7 +237,7 @@ def test_every_worker_says_what_is_wrong(
 
 @pytest.mark.parametrize("launched", [False, True])
 def test_no_mpi_at_all(launched: bool) -> None:
-    """A script by itself needs none; a worker that a launcher of MPI has started does."""
+    """A script by itself needs none; a worker that an MPI launcher started does."""
     told = {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "0"}
     done = subprocess.run(
         [sys.executable, "-c", "import codedgrad; codedgrad.init()"],

@@ -280,3 +280,37 @@ def test_the_drop_in_tells_of_state_outside_of_buffers(
     detach(optimizer)
     told = [r for r in caplog.records if "'forwards' of a Counting" in r.getMessage()]
     assert len(told) == 1
+
+
+# ---- what a rehearsal must not change ----
+
+
+@pytest.mark.parametrize("pieces", [True, False])
+def test_a_batch_that_the_function_changes(pieces: bool) -> None:
+    """It takes a key out of its batch, and divides in place: once for a pass."""
+    x, y = data()
+
+    def make(items: list[Any]) -> dict[str, Tensor]:
+        return {
+            "x": torch.stack([a for a, _ in items]),
+            "y": torch.stack([b for _, b in items]),
+        }
+
+    def loss(batch: dict[str, Tensor]) -> Tensor:
+        labels = batch.pop("y")
+        return F.cross_entropy(model(batch["x"].div_(2)), labels)
+
+    model, n = net(), codedgrad.size()
+    dataset = torch.utils.data.TensorDataset(x.clone(), y)
+    sampler = codedgrad.ShardSampler(dataset, OWN * n, shuffle=False, collate_fn=make)
+    code = codes.spread(n, micro=4)
+    with codedgrad.CodedGradient(model, code, pieces=pieces) as coded:
+        for number, shards in enumerate(coded.steps(sampler)):
+            coded.backward(loss, shards)
+            got = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+            model.zero_grad()
+            own = slice(number * OWN * n, (number + 1) * OWN * n)
+            F.cross_entropy(model(x[own] / 2), y[own]).backward()
+            want = [p.grad for p in model.parameters()]
+            torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-6)
+            model.zero_grad()

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import functools
 from collections import deque, namedtuple
+from random import Random
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from codedgrad.step.alike import differ
 from codedgrad.step.compare import Value, difference, means_as_weights
-from codedgrad.step.functions import code_digest, code_of
+from codedgrad.step.functions import code_digest, code_of, codes_of
 from codedgrad.step.reach import Reached
 from codedgrad.step.slices import cut
 
@@ -45,6 +47,9 @@ class Holder:
         self.n, self.t, self.items = 1, torch.zeros(2), [1, 2]
         self.queue, self.table = deque([1, 2], maxlen=2), {"a": 1}
         self.long = list(range(10_000))
+        self.counts, self.names = dict.fromkeys(range(40), 0), {"a"}
+        self.array = np.zeros(2)
+        self.generators = torch.Generator(), np.random.default_rng(1), Random(1)
 
     def change(self) -> None:
         self.n += 1
@@ -54,6 +59,12 @@ class Holder:
         self.table["b"] = 2
         self.table["a"] = 5
         self.long.append(1)
+        self.counts[7] += 1
+        self.names.add("b")
+        self.array += 1
+        torch.rand(1, generator=self.generators[0])
+        self.generators[1].random()
+        self.generators[2].random()
 
 
 def test_what_is_reached_is_put_back() -> None:
@@ -71,8 +82,14 @@ def test_what_is_reached_is_put_back() -> None:
         holder.change()
 
     before = Reached(loss, [model], keep=True)
+    drawn = [g.random() for g in Holder().generators[1:]]
     loss()
+    assert before.drawn()
     before.put_back()
+    assert not before.drawn()
+    assert [g.random() for g in holder.generators[1:]] == drawn
+    assert (holder.counts[7], holder.names) == (0, {"a"})
+    assert holder.array.tolist() == [0.0, 0.0]
     assert (cell, inner, model.calls, holder.n, _global) == (0, [0], 0, 1, 1)
     assert holder.t.tolist() == [0.0, 0.0]
     assert holder.items == [1, 2]
@@ -80,6 +97,12 @@ def test_what_is_reached_is_put_back() -> None:
     assert holder.table == {"a": 1}
     assert len(holder.long) == 10_000
     assert not Reached(loss, [model]).changed(before)
+
+
+def test_attributes_are_no_globals() -> None:
+    """The code below names `_global`, as an attribute of something else."""
+    assert "_global" not in dict(Reached(lambda x: x._global, []).plain())
+    assert "_global" in dict(Reached(lambda x: x + _global, []).plain())
 
 
 def value(loss: float, weight: float | None = None, *, random: bool = False) -> Value:
@@ -125,10 +148,22 @@ def functions(number: int) -> Any:
     return lambda x: (x + 1, number, inner())
 
 
+def min_of(x: Any) -> Any:
+    return min(x)
+
+
+def max_of(x: Any) -> Any:
+    return max(x)
+
+
 def test_the_code_of_functions() -> None:
     same = functions(1), functions(2)
     assert code_of(same[0]) is code_of(same[1])
     assert code_digest(same[0]) == code_digest(same[1])  # values do not count
+    wrapped = [torch.no_grad()(f) for f in (min_of, max_of)]
+    assert code_of(wrapped[0]) is code_of(min_of)
+    made = [functools.partial(min, f) for f in (min_of, max_of)]
+    assert len({codes_of(f) for f in (*wrapped, *made)}) == 4
     others = [
         *(lambda x: x + 1, lambda x: x - 1, lambda x: x + 2, lambda y: y + 1),
         *(functools.partial(min, 1), functools.partial(max, 1), min, Holder().change),
