@@ -126,25 +126,30 @@ slow() { # unit tests that build or start something first
 }
 
 parallel() {
-  local n all=tests/parallel
+  local n all=tests/parallel by_sockets=()
+  # Without a list of numbers, 2 workers run these over sockets, and 3 by MPI.
+  [ -n "${WORKERS:-}" ] || by_sockets=(--ignore-glob='*/test_channel.py'
+    --ignore-glob='*/test_collectives.py' --ignore-glob='*/test_values.py'
+    --ignore-glob='*/test_state.py')
   for n in ${WORKERS:-1 2}; do
     if [ "$n" = 1 ]; then # processes alone, without a launcher: two at a time
       pytests "1 worker" timeout --kill-after=20 900 "$CG_PYTHON" -m pytest -q \
         --color=no -p no:cacheprovider -n 2 $all
     else
       pytests "$n workers" mpi "$n" "$CG_PYTHON" -m pytest -q --color=no \
-        -p no:cacheprovider $all
+        -p no:cacheprovider $all "${by_sockets[@]}"
     fi
   done
   [ -n "${WORKERS:-}" ] && return
-  pytests "2 workers over sockets, some tests" timeout --kill-after=20 900 \
+  pytests "2 workers over sockets, the rest" timeout --kill-after=20 900 \
     "$CG_PYTHON" -m codedgrad run -n 2 --transport socket -- -m pytest -q --color=no \
     -p no:cacheprovider $all/test_{channel,collectives,values,state}.py
   # More workers than cores take many minutes: what depends on their number.
   pytests "3 workers, most tests" mpi 3 "$CG_PYTHON" -m pytest -q --color=no \
     -p no:cacheprovider $all --ignore-glob='*/test_device.py' \
     --ignore-glob='*/test_wire.py' --ignore-glob='*/test_waits.py' \
-    --ignore-glob='*/test_evaluate.py' \
+    --ignore-glob='*/test_evaluate.py' --ignore-glob='*/test_hvd_suite_*.py' \
+    --ignore-glob='*/test_loader.py' --ignore-glob='*/test_exported.py' \
     --ignore-glob='*/test_stragglers.py' --ignore-glob='*/test_link.py' \
     --ignore-glob='*/test_many_models.py' --ignore-glob='*/test_features.py' \
     --ignore-glob='*/test_dropin_uses.py' --ignore-glob='*/test_dropin_copies.py'
