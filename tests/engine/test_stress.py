@@ -1,4 +1,4 @@
-"""The engine under the sanitizers: 10,000 small steps with random delays.
+"""The engine under the sanitizers, in thousands of small steps with random delays.
 
 Most of the time goes into compiling, so files are compiled side by side, with no more
 for the debugger than the numbers of lines.
@@ -37,7 +37,7 @@ MODES: list[tuple[list[str], int]] = [
 ]
 BUILDS = [
     ("thread", ["-fsanitize=thread"], (3, 2000, 60)),
-    ("address", ["-fsanitize=address,undefined"], (5, 10_000, 60)),
+    ("address", ["-fsanitize=address,undefined"], (5, 6000, 60)),
     ("plain", [], (8, 10_000, 30)),
 ]
 
