@@ -141,12 +141,12 @@ def _shuffled(loader: DataLoader[Any]) -> bool:
         ConfigError: it chooses them in another way.
     """
     sampler: Any = loader.sampler
-    if type(sampler) is SequentialSampler:
-        return False
     if type(sampler) is DistributedSampler:
         return bool(sampler.shuffle)
-    plain = type(sampler) is RandomSampler and not sampler.replacement
-    if plain and sampler.num_samples == len(loader.dataset):  # type: ignore[arg-type]
+    whole = len(sampler) == len(loader.dataset)  # type: ignore[arg-type]
+    if whole and type(sampler) is SequentialSampler:
+        return False
+    if whole and type(sampler) is RandomSampler and not sampler.replacement:
         return True
     raise ConfigError(
         f"the training DataLoader has a sampler of its own ({type(sampler).__name__}); "

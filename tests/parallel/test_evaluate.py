@@ -10,7 +10,14 @@ import pytest
 import torch
 from numpy.random import mtrand
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset, WeightedRandomSampler
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    WeightedRandomSampler,
+)
 from training import Net, dataset, everywhere
 
 import codedgrad
@@ -334,7 +341,14 @@ def test_more_bad_input() -> None:
     net = model()
     three = DataLoader(dataset(), sampler=WeightedRandomSampler([1.0] * 101, 5))
     stream = DataLoader(Stream())
-    for data, message in ((three, "WeightedRandomSampler"), (stream, "chooses its")):
+    few = RandomSampler(dataset(), num_samples=50)
+    first = SequentialSampler(range(50))
+    for data, message in (
+        (three, "WeightedRandomSampler"),
+        (stream, "chooses its"),
+        (DataLoader(dataset(), sampler=few), "RandomSampler"),
+        (DataLoader(dataset(), sampler=first), "SequentialSampler"),
+    ):
         with pytest.raises(ConfigError, match=message):
             codedgrad.evaluate(net, data, metrics(net))
     with pytest.raises(ConfigError, match="batch_size must be 1 or more, got -1"):

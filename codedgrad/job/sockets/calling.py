@@ -87,7 +87,7 @@ def _introduce(
 ) -> None:
     said = greeting.encode()
     connection.sendall(said)
-    answer = _hear(connection, proof.RANDOM_BYTES + proof.PROOF_BYTES)
+    answer = hear(connection, proof.RANDOM_BYTES + proof.PROOF_BYTES)
     random, theirs = answer[: proof.RANDOM_BYTES], answer[proof.RANDOM_BYTES :]
     if not proof.proves(theirs, token, "door", (said, random)):
         raise Refused(
@@ -103,11 +103,16 @@ def _introduce(
         )
 
 
-def _hear(connection: socket.socket, wanted: int) -> bytes:
+def hear(connection: socket.socket, wanted: int) -> bytes:
+    """Return the next bytes that the other end says, so many.
+
+    Raises:
+        OSError: it says no more.
+    """
     heard = b""
     while len(heard) < wanted:
         data = connection.recv(wanted - len(heard))
         if not data:
-            raise ConnectionAbortedError("the door has hung up")
+            raise ConnectionAbortedError("the other end has hung up")
         heard += data
     return heard

@@ -193,9 +193,9 @@ class Door:
 
     def _refuse(self, caller: _Caller, reason: str) -> None:
         self._forget(caller)
-        caller.connection.close()
         count = self._refusals.get(reason, 0) + 1
-        self._refusals[reason] = count
+        self._refusals[reason] = count  # noted before the caller can hear of it
+        caller.connection.close()
         if count == 1:
             log.warning(
                 "%s refused a connection: %s. The job goes on; further ones of this "

@@ -168,17 +168,7 @@ class Guest:
 
 
 def _read(guest: socket.socket) -> bytes:
-    (size,) = _LENGTH.unpack(_exactly(guest, _LENGTH.size))
+    (size,) = _LENGTH.unpack(calling.hear(guest, _LENGTH.size))
     if size > MOST_BYTES:
         raise ValueError(f"a card of {size} bytes")
-    return _exactly(guest, size)
-
-
-def _exactly(guest: socket.socket, size: int) -> bytes:
-    data = b""
-    while len(data) < size:
-        more = guest.recv(size - len(data))
-        if not more:
-            raise ValueError("it hung up")
-        data += more
-    return data
+    return calling.hear(guest, size)
