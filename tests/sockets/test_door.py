@@ -156,8 +156,11 @@ def test_who_is_slow_or_one_of_many_has_to_leave(
         assert there is not None
         there.close()
     for line in lines:
-        assert line.recv(1) == b""
-        line.close()
+        with (
+            line,
+            contextlib.suppress(ConnectionResetError),
+        ):  # it had not read our byte
+            assert line.recv(1) == b""
     assert place.door.refusals["too many called at a time"] >= 2
     assert any(text.startswith("it took longer") for text in place.door.refusals)
     place.door.close()
