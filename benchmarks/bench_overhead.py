@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from harness import COMM, arguments, say, start_torch, summary, write
+from jobs import Job as StepJob
 from shapes import Gpt, resnet
 from step_methods import MICRO, Alone, Coded, Ddp, in_turns
 from torch import Tensor, nn
@@ -26,7 +27,7 @@ import codedgrad
 from codedgrad import codes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
 SAMPLES = 8  # of a worker, in a step
 EPOCH = 16  # steps
@@ -59,13 +60,7 @@ class Job:
             out, y = out.flatten(0, 1), y.flatten()
         return nn.functional.cross_entropy(out, y)
 
-    def endless(self, parts: int) -> Iterator[Any]:
-        """Yield steps, epoch after epoch."""
-        epoch = 0
-        while True:
-            self.sampler.set_epoch(epoch)
-            yield from self.sampler.steps(parts)
-            epoch += 1
+    endless = StepJob.endless
 
 
 def methods(task: str) -> dict[str, Any]:

@@ -26,16 +26,17 @@ CALM_STEPS = 20
 AFTER_STEPS = 40
 
 
-def hold_gil_in_next_pass(job: Job, seconds: float) -> None:
-    """Keep this process from running any Python for so long, in the next pass only."""
-    forward = job.forward
+class Holding(Job):
+    """A job in which a pass can keep this process from running any Python."""
 
-    def holding(x: Tensor, y: Tensor) -> Tensor:
-        job.forward = forward  # type: ignore[method-assign]
-        ctypes.PyDLL(None).usleep(int(seconds * 1e6))
-        return forward(x, y)
+    hold_s = 0.0
 
-    job.forward = holding  # type: ignore[method-assign]
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return the loss; hold the GIL for `hold_s` before, once."""
+        seconds, self.hold_s = self.hold_s, 0.0
+        if seconds:
+            ctypes.PyDLL(None).usleep(int(seconds * 1e6))
+        return super().forward(x, y)
 
 
 def scenario(coded: Coded, kind: str, seconds: float) -> dict[str, Any]:
@@ -50,7 +51,7 @@ def scenario(coded: Coded, kind: str, seconds: float) -> dict[str, Any]:
         coded.straggle(f"stall:worker={stopped},step={step},seconds={seconds}")
     for turn in range(CALM_STEPS + AFTER_STEPS):
         if kind == "gil" and turn == CALM_STEPS and COMM.rank == stopped:
-            hold_gil_in_next_pass(coded.job, seconds)
+            coded.job.hold_s = seconds
         coded.step()
     coded.straggle("")
     calm = statistics.median(r.step_s for r in reports[3:CALM_STEPS])
@@ -75,7 +76,7 @@ def main() -> None:
     torch.set_num_threads(1)
     codedgrad.init()
     n = COMM.size
-    coded = Coded(Job("sleep", 32 * n), codes.spread(n, micro=MICRO))
+    coded = Coded(Holding("sleep", 32 * n), codes.spread(n, micro=MICRO))
     results = {}
     for name, kind, seconds in (
         ("stall_10_passes", "stall", 10 * PASS_S),
