@@ -209,6 +209,7 @@ bench() {
     --out "$out/dropin.json"
   check "bench_evaluate" mpi 2 "$CG_PYTHON" benchmarks/bench_evaluate.py --toy \
     --out "$out/evaluate.json"
+  check "calm steps" mpi 2 "$CG_PYTHON" launch/calm.py --turns 1 --out "$out/calm.json"
   check "bench_stall" mpi 4 "$CG_PYTHON" benchmarks/bench_stall.py --toy \
     --out "$out/stall.json"
   check "bench_faults" mpi 4 "$CG_PYTHON" benchmarks/bench_faults.py --toy \
