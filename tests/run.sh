@@ -17,7 +17,13 @@ unset CODEDGRAD_FAULTS
 passed=0
 failed=0
 log=$(mktemp)
-trap 'rm -f "$log"' EXIT
+# Hundreds of processes start here; without bytecode each compiles codedgrad again.
+bytecode() {
+  find codedgrad tests benchmarks examples launch -name __pycache__ -prune "$@"
+}
+unwanted=${PYTHONDONTWRITEBYTECODE:-}
+unset PYTHONDONTWRITEBYTECODE
+trap 'rm -f "$log"; [ -z "$unwanted" ] || bytecode -exec rm -rf {} +' EXIT
 
 # check NAME COMMAND...: one test.
 check() {
