@@ -64,6 +64,32 @@ mpi() { # N COMMAND...: a bounded run; a hang prints stacks first, see conftest.
   timeout --kill-after=20 "${LIMIT:-900}" bash launch/mpirun.sh -n "$n" "$@"
 }
 
+beside() { # FUNCTION...: checks in the background; see `joined`
+  local folder
+  folder=$(mktemp -d -p "$scratch")
+  (
+    log=$folder/log
+    passed=0
+    failed=0
+    "$@"
+    echo "$passed $failed" >"$folder/counts"
+  ) >"$folder/text" 2>&1 &
+  sides+=("$! $folder")
+}
+
+joined() { # waits for what `beside` has started, and reports it
+  local side good bad
+  for side in "${sides[@]}"; do
+    wait "${side%% *}"
+    cat "${side#* }/text"
+    # Without counts the group itself has failed.
+    read -r good bad <"${side#* }/counts" || { good=0 bad=1; }
+    passed=$((passed + good))
+    failed=$((failed + bad))
+  done
+  sides=()
+}
+
 pytest_by_2() { # PATH...: tests in two processes
   "$CG_PYTHON" -m pytest -q --color=no -p no:cacheprovider -n 2 "$@"
 }
@@ -124,12 +150,16 @@ unit() {
 
 slow() { # unit tests that build or start something first
   pytests "engine under sanitizers" pytest_by_2 tests/engine/test_stress.py
-  # Not two at a time: some of them are about who gives up after how many seconds.
-  pytests "failures" "$CG_PYTHON" -m pytest -q --color=no -p no:cacheprovider tests/failures
+  pytests "failures" pytest_by_2 --dist loadgroup tests/failures
   pytests "jobs over sockets" "$CG_PYTHON" -m pytest -q --color=no -p no:cacheprovider \
     tests/sockets/test_jobs.py
   pytests "examples" "$CG_PYTHON" -m pytest -q --color=no -p no:cacheprovider tests/examples
   pytests "wheel, MPICH" mpich_tests
+}
+
+one_worker() { # processes alone, without a launcher: two at a time
+  pytests "1 worker" timeout --kill-after=20 900 nice -n 5 "$CG_PYTHON" -m pytest -q \
+    --color=no -p no:cacheprovider -n 2 tests/parallel
 }
 
 parallel() {
@@ -139,14 +169,14 @@ parallel() {
     --ignore-glob='*/test_collectives.py' --ignore-glob='*/test_values.py'
     --ignore-glob='*/test_state.py')
   for n in ${WORKERS:-1 2}; do
-    if [ "$n" = 1 ]; then # processes alone, without a launcher: two at a time
-      pytests "1 worker" timeout --kill-after=20 900 "$CG_PYTHON" -m pytest -q \
-        --color=no -p no:cacheprovider -n 2 $all
+    if [ "$n" = 1 ]; then
+      beside one_worker # two that wait for one another leave half of two cores idle
     else
       pytests "$n workers" mpi "$n" "$CG_PYTHON" -m pytest -q --color=no \
         -p no:cacheprovider $all "${by_sockets[@]}"
     fi
   done
+  joined
   [ -n "${WORKERS:-}" ] && return
   pytests "2 workers over sockets, the rest" timeout --kill-after=20 900 \
     "$CG_PYTHON" -m codedgrad run -n 2 --transport socket -- -m pytest -q --color=no \
@@ -164,11 +194,16 @@ parallel() {
     -p no:cacheprovider $all/test_{evaluate,same_bits,whole_pass,loss_weights,values,watch}.py
 }
 
-integrations() {
-  pytests "frameworks, 2 workers" mpi 2 "$CG_PYTHON" -m pytest -q --color=no \
-    -p no:cacheprovider tests/integrations --ignore-glob='*/test_refusals.py'
+refusals() {
   pytests "frameworks, 1 worker" "$CG_PYTHON" -m pytest -q --color=no \
     -p no:cacheprovider tests/integrations/test_refusals.py
+}
+
+integrations() {
+  beside refusals
+  pytests "frameworks, 2 workers" mpi 2 "$CG_PYTHON" -m pytest -q --color=no \
+    -p no:cacheprovider tests/integrations --ignore-glob='*/test_refusals.py'
+  joined
 }
 
 horovod() {
@@ -237,32 +272,11 @@ bench_busy() { # OUT
     --out "$out/scaling-2.json"
 }
 
-beside() { # NAME FUNCTION...: a group of checks, whose lines `joined` counts
-  local text=$scratch/$1.txt
-  shift
-  (
-    log=$(mktemp -p "$scratch")
-    "$@"
-  ) >"$text" 2>&1 &
-  sides+=("$! $text")
-}
-
-joined() { # waits for all that was started by `beside`
-  local side
-  for side in "${sides[@]}"; do
-    wait "${side%% *}"
-    cat "${side#* }"
-    passed=$((passed + $(grep -c '^ok ' "${side#* }")))
-    failed=$((failed + $(grep -c '^FAILED ' "${side#* }")))
-  done
-  sides=()
-}
-
 bench() {
   local out=$scratch/bench
   mkdir -p "$out"
-  beside alone bench_alone "$out"
-  beside asleep bench_asleep "$out"
+  beside bench_alone "$out"
+  beside bench_asleep "$out"
   bench_busy "$out"
   joined
   check "bench_scaling predict" "$CG_PYTHON" benchmarks/bench_scaling.py predict --toy \
