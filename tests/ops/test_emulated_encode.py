@@ -90,7 +90,7 @@ def case(
     for size in sizes:
         kind = chosen.choice([dtype, dtype, torch.float32, *HALVES])
         skip = chosen.choice([0, 0, 1, 2, 5])
-        values = torch.randn(size + skip, generator=generator) * 10.0**chosen.randint(
+        values = torch.randn(size + skip, generator=generator) * 10.0 ** chosen.randint(
             -7, 2
         )
         zeros = chosen.random() < 0.15
