@@ -32,10 +32,10 @@ class Case(NamedTuple):
 
     gradients: list[tuple[Tensor | None, int]]
     sums: list[Tensor]
-    weight: float
-    wire: str
-    dtype: torch.dtype
-    shift: int  # elements from a multiple of 16 bytes to the run
+    weight: float = 1.0
+    wire: str = ""
+    dtype: torch.dtype = torch.float32
+    shift: int = 0  # elements from a multiple of 16 bytes to the run
 
     def leaf(self) -> Leaf:
         name = NAMES[self.dtype]
@@ -102,7 +102,7 @@ def case(
         ]
         for _ in range(deep)
     ]
-    return Case(gradients, sums, 0.3, wire, dtype, shift)
+    return Case(gradients, sums, 0.3, wire, dtype=dtype, shift=shift)
 
 
 SHAPES = {
@@ -148,7 +148,7 @@ def test_against_torch(cuda: Any, kind: torch.dtype, wire: str) -> None:
     want = want + before
     want = want if narrow is None else want.to(narrow).float()
     n = len(values)
-    asked = Case([(values, n)], [before], 0.7, wire, torch.float32, 0)
+    asked = Case([(values, n)], [before], 0.7, wire)
     for memory, finite in (asked.by_cpu(), asked.by_cuda(cuda)):
         skip = -memory.data_ptr() % 16 // 4
         assert finite
@@ -161,14 +161,14 @@ def test_a_flag_for_what_is_not_finite(cuda: Any, bad: float, at: int) -> None:
     for kind in (torch.float32, *HALVES):
         values = torch.ones(9001).to(kind)
         values[at] = bad
-        asked = Case([(values, 9001)], [], 1.0, "", torch.float32, 1)
+        asked = Case([(values, 9001)], [], shift=1)
         assert [asked.by_cpu()[1], asked.by_cuda(cuda)[1]] == [False, False]
 
 
 def test_a_sum_that_is_not_finite_is_only_seen_in_a_narrow_type(cuda: Any) -> None:
     values, before = torch.full((9,), 3e38), torch.full((9,), 3e38)
     for wire in ("", "bfloat16"):
-        asked = Case([(values, 9)], [before], 1.0, wire, torch.float32, 0)
+        asked = Case([(values, 9)], [before], 1.0, wire)
         assert [asked.by_cpu()[1], asked.by_cuda(cuda)[1]] == [wire == ""] * 2
 
 
@@ -185,9 +185,9 @@ def test_a_table_in_the_devices_memory(cuda: Any) -> None:
 
 def test_what_is_refused(cuda: Any) -> None:
     wide = torch.ones(4, dtype=torch.float64)
-    asked = Case([(wide, 4)], [], 1.0, "bfloat16", torch.float64, 0)
+    asked = Case([(wide, 4)], [], 1.0, "bfloat16", dtype=torch.float64)
     with pytest.raises(ValueError, match="or of doubles as they are"):
         asked.by_cuda(cuda)
-    deep = Case([(torch.ones(4), 4)], [torch.ones(4)] * 17, 1.0, "", torch.float32, 0)
+    deep = Case([(torch.ones(4), 4)], [torch.ones(4)] * 17)
     with pytest.raises(ValueError, match="more than 16 partial sums"):
         deep.by_cuda(cuda)

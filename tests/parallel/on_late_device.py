@@ -1,4 +1,7 @@
-"""Fixtures: every model is on a device whose copies and sums come late."""
+"""Fixtures: every model is on a device whose copies and sums come late.
+
+A test module names this one in `pytest_plugins`, and uses `fresh_engine`.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +51,7 @@ def far(late: LateDevice) -> Iterator[LateDevice]:
 _DEVICES: list[LateDevice] = []
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def fresh_engine() -> Iterator[None]:
     """An engine of this test's own, on which no device is bound yet."""
     codedgrad.shutdown()

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from late_device import LateDevice
-from on_late_device import fresh_engine, late  # noqa: F401 (fixtures)
 from training import DELAYS, coded, everywhere
 
 import codedgrad
@@ -19,6 +18,8 @@ from codedgrad.row.encoder import HostEncoder
 if TYPE_CHECKING:
     pass
 
+pytest_plugins = ["on_late_device"]
+pytestmark = pytest.mark.usefixtures("fresh_engine")
 STEPS = 20
 # Where the engine keeps rows, and who sums them.
 WAYS: dict[str, tuple[dict[str, bool], str]] = {

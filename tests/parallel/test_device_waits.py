@@ -6,14 +6,13 @@ to the host. Copies to the device go by `devices.put`, which does not wait.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from on_late_device import far, fresh_engine, late  # noqa: F401 (fixtures)
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import TensorDataset
@@ -28,6 +27,8 @@ from codedgrad.row.device_encoder import DeviceEncoder
 if TYPE_CHECKING:
     from late_device import LateDevice
 
+pytest_plugins = ["on_late_device"]
+pytestmark = pytest.mark.usefixtures("fresh_engine")
 SAMPLES = 8  # of a worker, in a step
 _WAITING = {
     torch.ops.aten._local_scalar_dense.default,
@@ -142,7 +143,7 @@ def entropy(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 @pytest.mark.parametrize("same_bits", [False, True])
 @pytest.mark.parametrize("bucket_mb", [0.001, None])
 def test_no_wait_before_the_exchange(
-    far: LateDevice,  # noqa: F811
+    far: LateDevice,
     monkeypatch: pytest.MonkeyPatch,
     bucket_mb: float | None,
     same_bits: bool,
@@ -167,7 +168,7 @@ def test_no_wait_before_the_exchange(
 
 
 def test_the_counter_sees_waits(
-    far: LateDevice,  # noqa: F811
+    far: LateDevice,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     waits = Waits(far, monkeypatch)
@@ -184,7 +185,7 @@ def test_the_counter_sees_waits(
 
 @pytest.mark.parametrize("where", ["loss", "gradient"])
 def test_nan_is_refused_by_all_in_its_step(
-    far: LateDevice,  # noqa: F811
+    far: LateDevice,
     where: str,
 ) -> None:
     """Nobody applies it, although its row was sent; its worker says whose it is."""
@@ -224,7 +225,7 @@ def test_nan_is_refused_by_all_in_its_step(
         assert "is not finite" in text
 
 
-def test_nan_is_let_through_and_counted(far: LateDevice) -> None:  # noqa: F811
+def test_nan_is_let_through_and_counted(far: LateDevice) -> None:
     now: list[int] = []
 
     def nan(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
@@ -246,7 +247,7 @@ def test_nan_is_let_through_and_counted(far: LateDevice) -> None:  # noqa: F811
 @pytest.mark.parametrize("bucket_mb", [0.0005, None])
 @pytest.mark.parametrize("wire", [None, "bfloat16"])
 def test_the_bits_of_the_host(
-    far: LateDevice,  # noqa: F811
+    far: LateDevice,
     bucket_mb: float | None,
     wire: str | None,
 ) -> None:
@@ -260,11 +261,11 @@ def test_the_bits_of_the_host(
 
 
 def test_kernels_of_an_older_build(
-    far: LateDevice,  # noqa: F811
+    far: LateDevice,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "codedgrad.ops._ops_cuda", codes)
-    with caplog.at_level(logging.WARNING, "codedgrad"), contextlib.suppress(OSError):
+    monkeypatch.setitem(sys.modules, "codedgrad.ops._ops_cuda", codes)
+    with caplog.at_level(logging.WARNING, "codedgrad"):
         trained(2, entropy)
     assert "rows are encoded by torch's operations" in caplog.text
