@@ -9,6 +9,7 @@ import statistics
 import time
 from typing import TYPE_CHECKING, Any
 
+import encoding
 import numpy as np
 import torch
 from harness import arguments, interleaved, say, write
@@ -129,6 +130,23 @@ def kernels(toy: bool) -> list[dict[str, Any]]:
     return rows
 
 
+def encodings(toy: bool) -> list[dict[str, Any]]:
+    """Measure the encoder, which one thread runs, for every type and size."""
+    rows = []
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        for name, size in SIZES.items():
+            count = size // 4 // (16 if toy else 1)
+            x = encoding.gradients(count, dtype, torch.device("cpu"))
+            flat, moved = torch.randn(count), encoding.moved(x)
+            actions = {"ours": encoding.encode(x)}
+            actions |= copies(flat, torch.empty_like(flat))
+            row = {"op": "encode", "dtype": str(dtype).removeprefix("torch.")}
+            row |= {"size": name, "inputs": len(x), "threads": 1}
+            rows.append(row | measure(actions, 4 * count, moved, 3 if toy else 15))
+            say("  ".join(f"{a} {b}" for a, b in rows[-1].items()))
+    return rows
+
+
 def decode_times(code: codes.Code, arrivals: list[np.ndarray]) -> dict[str, float]:
     """Return milliseconds of the first call, of new arrival sets and of known ones."""
     first, *others = arrivals
@@ -177,7 +195,8 @@ def main() -> None:
     torch.manual_seed(0)
     torch.set_num_threads(1)
     decode = decoding(args.toy)
-    results = {"decode": decode, "kernels": kernels(args.toy)}
+    measured = [*kernels(args.toy), *encodings(args.toy)]
+    results = {"decode": decode, "kernels": measured}
     write(args.out, "bench_kernels", results)
 
 

@@ -68,6 +68,8 @@ class WorkList:
 class Item(ABC):
     """One item of a worker's work in one step. Subclasses say when it is needless."""
 
+    may_fail = False
+
     def __init__(self, work: WorkList, context: StepContext, index: int) -> None:
         """Take memory for the item's row."""
         self.context = context
@@ -153,6 +155,8 @@ class OwnItem(Item):
 
 class HelpItem(Item):
     """An item that stands in for a late worker."""
+
+    may_fail = True
 
     def __init__(
         self, work: WorkList, context: StepContext, index: int, trials: Trials

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from typing import TYPE_CHECKING, Any
 
@@ -12,14 +11,15 @@ from training import DELAYS, coded, everywhere
 
 import codedgrad
 from codedgrad import EnvironmentSetupError, WorkerError, codes
-from codedgrad.job import lifecycle
 from codedgrad.row import devices
 from codedgrad.row import writer as overlap
-from codedgrad.row.encoder import HostEncoder, TorchEncoder
+from codedgrad.row.encoder import HostEncoder
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    pass
 
+pytest_plugins = ["on_late_device"]
+pytestmark = pytest.mark.usefixtures("fresh_engine")
 STEPS = 20
 # Where the engine keeps rows, and who sums them.
 WAYS: dict[str, tuple[dict[str, bool], str]] = {
@@ -27,33 +27,6 @@ WAYS: dict[str, tuple[dict[str, bool], str]] = {
     "sums": ({}, "1"),
     "direct": ({"takes": True}, ""),
 }
-
-
-@pytest.fixture
-def late(request: pytest.FixtureRequest) -> Iterator[LateDevice]:
-    """Every model is on this device from now on."""
-    device = LateDevice(seed=codedgrad.rank(), **getattr(request, "param", {}))
-    _DEVICES.append(device)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(devices, "runtime_of", lambda _: device)
-        patch.setattr(overlap, "encoder_of", TorchEncoder)  # as on any device
-        yield device
-
-
-# An engine is bound to one device for good, so its functions stay.
-_DEVICES: list[LateDevice] = []
-
-
-@pytest.fixture(autouse=True)
-def fresh_engine() -> Iterator[None]:
-    """An engine of this test's own, on which no device is bound yet."""
-    codedgrad.shutdown()
-    codedgrad.init()
-    yield
-    with contextlib.suppress(WorkerError):  # news of a test that ended in an error
-        codedgrad.shutdown()
-    lifecycle._deserted = None  # all workers are here, although an engine has ended
-    codedgrad.init()
 
 
 class Counters:
