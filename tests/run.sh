@@ -262,6 +262,7 @@ bench_busy() { # OUT
     --out "$out/dropin.json"
   check "bench_evaluate" mpi 2 "$CG_PYTHON" benchmarks/bench_evaluate.py --toy \
     --out "$out/evaluate.json"
+  check "calm steps" mpi 2 "$CG_PYTHON" launch/calm.py --turns 1 --out "$out/calm.json"
   check "bench_gpu" mpi 2 "$CG_PYTHON" benchmarks/bench_gpu.py --device cpu --toy \
     --out "$out/gpu.json"
   check "bench_estimates choose" mpi 4 "$CG_PYTHON" benchmarks/bench_estimates.py --toy \
