@@ -37,7 +37,7 @@ class Exchange {
     return {ok, behind};
   }
   bool wait(std::int64_t step, double timeout_s, int seen) {
-    const bool ok = session_->wait(step, timeout_s, seen);
+    const bool ok = engine_->wait(session_, step, timeout_s, seen);
     if (!ok) check();
     return ok;
   }

@@ -40,19 +40,6 @@ void Engine::run() {
   gathered_.notify_all();
 }
 
-void Engine::loop() {
-  while (true) {
-    if (turn()) {
-      last_event_s_ = now_s();
-    } else if (finished()) {
-      return;
-    } else {
-      back_off();
-    }
-    polls_.fetch_add(1, std::memory_order_relaxed);
-  }
-}
-
 bool Engine::turn() {
   bool busy = post_copied();
   std::deque<Command> commands;
@@ -215,12 +202,9 @@ void Engine::complete(std::uint64_t id) {
 // is half of the silence, up to 2 ms or a thirty-second part of it: each look takes
 // some 20 us from the passes that compute on the same core, and displaces their data
 // from its caches.
-void Engine::back_off() {
+double Engine::nap_s() {
   const double silent = now_s() - last_event_s_;
-  if (silent < kSpinS) {
-    std::this_thread::yield();
-    return;
-  }
+  if (silent < kSpinS) return 0.0;
   double share = 0.125, longest = kOpenNapS;
   if (copies_run()) {
     longest = kCopyNapS;
@@ -246,10 +230,7 @@ void Engine::back_off() {
       if (!used) longest = kUnusedNapS;
     }
   }
-  const double nap = std::clamp(share * silent, kShortestNapS, longest);
-  std::unique_lock<std::mutex> lock(mutex_);
-  commanded_.wait_for(lock, std::chrono::duration<double>(nap),
-                      [this] { return !commands_.empty(); });
+  return std::clamp(share * silent, kShortestNapS, longest);
 }
 
 }  // namespace codedgrad
