@@ -67,7 +67,8 @@ class Engine final : private Outbox {
   // Announces the step to the engine, then waits as Session::begin does.
   bool begin(const std::shared_ptr<Session>& session, std::int64_t step,
              double timeout_s, std::vector<int>* behind);
-  // As Session::wait. Meanwhile the calling thread does the engine's work, where it can.
+  // As Session::wait. Meanwhile the calling thread does the engine's work, where it
+  // can.
   bool wait(const std::shared_ptr<Session>& session, std::int64_t step,
             double timeout_s, int seen = kAnyNeeds);
   // Sends one bucket of the row, or all of them (kAllBuckets), each once. The engine
@@ -137,6 +138,7 @@ class Engine final : private Outbox {
   // Works until `ready`, at most until then, or until it is not to go on.
   void drive(const std::function<bool()>& ready, double until_s);
   bool drive_once(double* nap_s);
+  void finish_sends(double until_s);
   void tell_before_the_end(const std::string& text);
   // Looks after sessions that watch the clock, or for which a device sums.
   bool attend();
@@ -154,8 +156,9 @@ class Engine final : private Outbox {
   bool all_have_left() const;  // every worker has said goodbye
   bool finished() const;
   bool copies_run() const;  // something under way that is not stuck with its peer
-  // Returns for how long to sleep where nothing has happened; 0: only yield.
-  double nap_s();
+  // Returns for how long to sleep where nothing has happened; 0: only yield, which it
+  // says for `spin_s` after an event.
+  double nap_s(double spin_s);
   void sleep(double nap_s);
 
   std::unique_ptr<Mailbox> transport_;

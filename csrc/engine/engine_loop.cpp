@@ -13,7 +13,6 @@ namespace codedgrad {
 namespace {
 
 constexpr int kMessagesPerTurn = 64;
-constexpr double kSpinS = 30e-6;  // after an event: yield, do not sleep
 constexpr double kShortestNapS = 10e-6;
 constexpr double kCopyNapS = 50e-6;     // when the other side or a device copies now
 constexpr double kAwaitedNapS = 1e-3;   // when this worker waits
@@ -202,9 +201,9 @@ void Engine::complete(std::uint64_t id) {
 // is half of the silence, up to 2 ms or a thirty-second part of it: each look takes
 // some 20 us from the passes that compute on the same core, and displaces their data
 // from its caches.
-double Engine::nap_s() {
+double Engine::nap_s(double spin_s) {
   const double silent = now_s() - last_event_s_;
-  if (silent < kSpinS) return 0.0;
+  if (silent < spin_s) return 0.0;
   double share = 0.125, longest = kOpenNapS;
   if (copies_run()) {
     longest = kCopyNapS;

@@ -2,8 +2,8 @@
 //
 // A wait that the engine's own thread ends costs two changes of threads, one to wake it
 // with the row and one to be woken by it. So a thread that waits takes the wheel; the
-// engine's own thread looks now and then whether it has been returned. Both sleep by the
-// same rules, so a long wait takes no more from those who compute.
+// engine's own thread looks now and then whether it has been returned. Both sleep by
+// the same rules, so a long wait takes no more from those who compute.
 #include <sys/prctl.h>
 
 #include <algorithm>
@@ -18,6 +18,12 @@ namespace {
 
 constexpr double kLookS = 2e-3;  // between two looks whether the wheel is back
 constexpr int kTries = 64;       // to take the wheel, before a sleep until it is free
+// After an event: yield, do not sleep.
+constexpr double kSpinS = 30e-6;
+constexpr double kWaitSpinS = 100e-6;  // who waits itself, as MPI_Wait does for ever
+// Who waited for a step stays for so long, if needed, until its own sends are done. The
+// others wait for them now, and to wake the engine's own thread takes as long.
+constexpr double kFinishS = 30e-6;
 constexpr unsigned long kSlackNs = 1000;
 
 // Short naps are short, for a thread that is not the engine's own.
@@ -47,6 +53,7 @@ bool Engine::wait(const std::shared_ptr<Session>& session, std::int64_t step,
   if (timeout_s > 0.0 && borrow_wheel()) {
     session->awaits(true);
     drive([&] { return session->ready(step, seen); }, until);
+    if (session->done(step)) finish_sends(now_s() + kFinishS);
     session->awaits(false);
     return_wheel();
   }
@@ -86,12 +93,21 @@ void Engine::drive(const std::function<bool()>& ready, double until_s) {
   }
 }
 
+void Engine::finish_sends(double until_s) {
+  double nap = 0.0;
+  while (leaves_work_.load() && !failure_->failed() && now_s() < until_s) {
+    std::this_thread::yield();
+    std::lock_guard<std::mutex> wheel(wheel_);
+    if (!drive_once(&nap)) return;
+  }
+}
+
 bool Engine::drive_once(double* nap) {
   if (broken_ || stopping_) return false;
   try {
     const bool busy = turn();
     if (busy) last_event_s_ = now_s();
-    *nap = busy ? 0.0 : nap_s();
+    *nap = busy ? 0.0 : nap_s(kWaitSpinS);
   } catch (const std::exception&) {
     broken_ = std::current_exception();
   }
@@ -121,7 +137,7 @@ void Engine::loop() {
       } else if (finished()) {
         return;
       } else {
-        nap = nap_s();
+        nap = nap_s(kSpinS);
       }
     }
     polls_.fetch_add(1, std::memory_order_relaxed);

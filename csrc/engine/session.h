@@ -1,7 +1,8 @@
 // The exchange of one model: open steps, arrivals, decoded slices, the window.
 //
 // Two threads meet here. The training thread calls begin, wait, take, has, done; the
-// engine's thread calls the rest. Steps are made and changed by the engine's thread
+// engine's thread calls the rest. A training thread that waits may be both (see
+// engine_wheel.cpp). Steps are made and changed by the engine's thread
 // under `mutex_` (and erased by take once nothing refers to them), so that thread may
 // read what it alone writes without the lock. Whatever may take long runs without it:
 // decoding, the search for a cover, estimates, and making a step or a buffer, which may

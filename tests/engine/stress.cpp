@@ -224,7 +224,8 @@ void work(Engine* engine, int steps, int max_delay_us, std::uint64_t seed, Mode 
       }
     }
     help(engine, session, step, &random);
-    for (int i = 0; mode.deputies && i < 15000 && !engine->wait(session, step, 0.002); ++i) {
+    for (int i = 0; mode.deputies && i < 15000 && !engine->wait(session, step, 0.002);
+         ++i) {
       help(engine, session, step, &random);  // rows may be needed again
     }
     if (!engine->wait(session, step, 30.0)) die("not decoded", rank, step);
