@@ -18,6 +18,7 @@ from codedgrad.job.waiting import Waiting, give_up
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from codedgrad.codes import Code
@@ -261,7 +262,7 @@ class EngineExchange:
             self._deadlock.look(occasion, step)
             waiting.tick(self._blockers(step))
 
-    def take(self, step: int) -> tuple[Tensor, Tensor]:
+    def take(self, step: int) -> tuple[Tensor, NDArray[Any]]:
         """See `base.Exchange`."""
         result = self._memory.result(self._core.take(step))
         self._made.steps = step + 1
