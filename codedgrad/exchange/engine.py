@@ -97,6 +97,8 @@ class EngineExchange:
         self._starts = layout.bucket_starts
         self._count = layout.bucket_starts[-1]
         self._required = required_rows(code)
+        own = self._required[runtime.rank : runtime.rank + 1]
+        self._last_row = own[0][-1] if own and own[0] else -1
         check_wire(code, layout.wire, layout.narrow_buckets)
         plan = plan_of(code)
         estimates = None
@@ -214,13 +216,15 @@ class EngineExchange:
     def post(self, step: int, row: int, data: RowBuffer) -> None:
         """See `base.Exchange`."""
         event = self._memory.copied(data, 0, self._count)
-        self._core.post(step, row, data.buffer, _ALL, event)
+        self._core.post(step, row, data.buffer, _ALL, event, row == self._last_row)
 
     def post_bucket(self, step: int, row: int, bucket: int, data: RowBuffer) -> None:
         """See `base.Exchange`."""
         begin, end = self._starts[bucket : bucket + 2]
         event = self._memory.copied(data, begin, end)
-        self._core.post(step, row, data.buffer, bucket, event)
+        # Where it is the last of all, the caller waits for the step next.
+        last = row == self._last_row and end == self._count
+        self._core.post(step, row, data.buffer, bucket, event, last)
 
     def done(self, step: int) -> bool:
         """See `base.Exchange`."""

@@ -91,6 +91,12 @@ int Engine::bind_device(const DeviceCalls& calls) {
 
 void Engine::post(const std::shared_ptr<Session>& session, std::int64_t step, int row,
                   int bucket, BufferRef data, void* event) {
+  submit(post_command(session, step, row, bucket, std::move(data), event));
+}
+
+Engine::Command Engine::post_command(const std::shared_ptr<Session>& session,
+                                     std::int64_t step, int row, int bucket,
+                                     BufferRef data, void* event) const {
   if (bucket != kAllBuckets && (bucket < 0 || bucket >= session->layout().buckets())) {
     throw std::invalid_argument(
         "the payload has " + std::to_string(session->layout().buckets()) +
@@ -106,15 +112,8 @@ void Engine::post(const std::shared_ptr<Session>& session, std::int64_t step, in
                                 " bytes, got " + std::to_string(data->bytes()));
   }
   session->note_posted(step);
-  submit({Command::What::kPost,
-          session,
-          step,
-          row,
-          bucket,
-          std::move(data),
-          {},
-          {},
-          event});
+  return {Command::What::kPost, session, step, row,  bucket,
+          std::move(data),      {},      {},   event};
 }
 
 bool Engine::call(std::function<void()> work) {

@@ -77,6 +77,10 @@ class Engine final : private Outbox {
   // is done; the event must live until then, and may be recorded again before.
   void post(const std::shared_ptr<Session>& session, std::int64_t step, int row,
             int bucket, BufferRef data, void* event = nullptr);
+  // The same, for a caller that waits for the step next: it sends by itself, where it
+  // can, and the engine's own thread sleeps on.
+  void post_and_wait(const std::shared_ptr<Session>& session, std::int64_t step,
+                     int row, int bucket, BufferRef data);
 
   // An all-gather of small byte strings, round by round: each worker publishes its own,
   // then calls gather() until everybody's is there. On time-out gather() returns
@@ -136,6 +140,9 @@ class Engine final : private Outbox {
   bool borrow_wheel();
   void return_wheel();
   // Works until `ready`, at most until then, or until it is not to go on.
+  bool work_now();  // once; false: another thread has the wheel
+  Command post_command(const std::shared_ptr<Session>& session, std::int64_t step,
+                       int row, int bucket, BufferRef data, void* event) const;
   void drive(const std::function<bool()>& ready, double until_s);
   bool drive_once(double* nap_s);
   void finish_sends(double until_s);

@@ -60,6 +60,21 @@ bool Engine::wait(const std::shared_ptr<Session>& session, std::int64_t step,
   return session->wait(step, std::max(0.0, until - now_s()), seen);
 }
 
+void Engine::post_and_wait(const std::shared_ptr<Session>& session, std::int64_t step,
+                           int row, int bucket, BufferRef data) {
+  submit(post_command(session, step, row, bucket, std::move(data), nullptr), false);
+  if (work_now()) return;
+  std::lock_guard<std::mutex> lock(mutex_);
+  commanded_.notify_all();
+}
+
+bool Engine::work_now() {
+  if (!lends_.load()) return false;
+  std::unique_lock<std::mutex> wheel(wheel_, std::try_to_lock);
+  double nap = 0.0;
+  return wheel.owns_lock() && drive_once(&nap);
+}
+
 bool Engine::borrow_wheel() {
   if (!lends_.load()) return false;
   std::lock_guard<std::mutex> lock(mutex_);

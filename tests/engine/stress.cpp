@@ -218,7 +218,11 @@ void work(Engine* engine, int steps, int max_delay_us, std::uint64_t seed, Mode 
             std::numeric_limits<float>::quiet_NaN();
       }
       if (random() % 2 == 0) {
-        engine->post(session, step, row, kAllBuckets, data);
+        if (random() % 2 == 0) {
+          engine->post(session, step, row, kAllBuckets, data);
+        } else {
+          engine->post_and_wait(session, step, row, kAllBuckets, data);
+        }
       } else {
         post_in_pieces(engine, session, step, row, data, &random, 2 * max_delay_us);
       }
