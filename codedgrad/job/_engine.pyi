@@ -235,7 +235,13 @@ class Exchange:
     def acquire(self) -> Buffer:
         """Memory for one row."""
     def post(
-        self, step: int, row: int, data: Buffer, bucket: int = -1, event: int = 0
+        self,
+        step: int,
+        row: int,
+        data: Buffer,
+        bucket: int = -1,
+        event: int = 0,
+        waits: bool = ...,
     ) -> None:
         """Send one bucket of a row, or all (-1), once the device's `event` is done."""
     def past_half(self, step: int) -> bool: ...
