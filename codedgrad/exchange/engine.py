@@ -216,7 +216,9 @@ class EngineExchange:
     def post(self, step: int, row: int, data: RowBuffer) -> None:
         """See `base.Exchange`."""
         event = self._memory.copied(data, 0, self._count)
-        self._core.post(step, row, data.buffer, _ALL, event, row == self._last_row)
+        self._core.post(
+            step, row, data.buffer, _ALL, event, waits=row == self._last_row
+        )
 
     def post_bucket(self, step: int, row: int, bucket: int, data: RowBuffer) -> None:
         """See `base.Exchange`."""
@@ -224,7 +226,7 @@ class EngineExchange:
         event = self._memory.copied(data, begin, end)
         # Where it is the last of all, the caller waits for the step next.
         last = row == self._last_row and end == self._count
-        self._core.post(step, row, data.buffer, bucket, event, last)
+        self._core.post(step, row, data.buffer, bucket, event, waits=last)
 
     def done(self, step: int) -> bool:
         """See `base.Exchange`."""
