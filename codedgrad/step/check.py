@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from codedgrad.step.values import Named
 
     Pairs = list[tuple[str, str]]
+    Decoded = tuple[Tensor, NDArray[Any]]
 
 log = logging.getLogger("codedgrad")
 
@@ -198,9 +199,7 @@ class ValueCheck:
             self._payload.tail.check(self._word)
             self._sent = self._word
 
-    def verified(
-        self, decoded: tuple[Tensor, NDArray[Any]]
-    ) -> tuple[Tensor, NDArray[Any]]:
+    def verified(self, decoded: Decoded) -> Decoded:
         """Return a step's decoded sum if its check bits say what this worker says.
 
         Args:
