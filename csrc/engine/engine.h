@@ -150,6 +150,7 @@ class Engine final : private Outbox {
   // Looks after sessions that watch the clock, or for which a device sums.
   bool attend();
   bool turn();  // one round of the loop; true when something happened
+  bool complete_all(bool busy);
   void execute(Command& command);
   bool post_copied();  // posts the rows whose copy from the device is done
   void take_message(const Letter& letter);
@@ -231,6 +232,8 @@ class Engine final : private Outbox {
   void release(int worker, std::size_t most);
   void release_held();
   bool stopping_ = false;
+  std::size_t receives_ = 0;  // of those that are pending
+  int unpolled_ = 0;          // turns since the transport was last polled
   double last_event_s_ = 0.0, stop_by_s_ = 0.0;
   std::atomic<bool> lends_{true};  // a device is selected by the engine's own thread
   std::atomic<bool> leaves_work_{false};  // who returned the wheel last

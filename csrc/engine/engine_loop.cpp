@@ -13,6 +13,7 @@ namespace codedgrad {
 namespace {
 
 constexpr int kMessagesPerTurn = 64;
+constexpr int kTurnsUnpolled = 4;
 constexpr double kShortestNapS = 10e-6;
 constexpr double kCopyNapS = 50e-6;     // when the other side or a device copies now
 constexpr double kAwaitedNapS = 1e-3;   // when this worker waits
@@ -56,6 +57,15 @@ bool Engine::turn() {
     busy = true;
   }
   if (held_.load(std::memory_order_relaxed) > 0) release_held();
+  return complete_all(busy) || busy;
+}
+
+// Each call to a transport moves its messages on, which may cost a change of processes.
+// So where nothing happens and only sends are under way, whose end nobody waits for, a
+// probe is enough most of the time.
+bool Engine::complete_all(bool busy) {
+  if (!busy && receives_ == 0 && ++unpolled_ < kTurnsUnpolled) return attend();
+  unpolled_ = 0;
   done_.clear();
   transport_->poll(&done_);
   in_flight_.store(transport_->pending());
@@ -186,6 +196,7 @@ void Engine::complete(std::uint64_t id) {
   pending_.erase(found);
   Traffic& traffic = traffic_[pending.peer];
   --traffic.under_way;
+  if (pending.receive) --receives_;
   traffic.moved_s = now_s();
   if (!pending.receive) return;
   if (pending.session) {
@@ -229,6 +240,7 @@ double Engine::nap_s(double spin_s) {
       if (!used) longest = kUnusedNapS;
     }
   }
+  unpolled_ = kTurnsUnpolled;  // after a nap all is looked at
   return std::clamp(share * silent, kShortestNapS, longest);
 }
 
