@@ -8,8 +8,8 @@
 // A message whose header has been announced but is still being received waits, and the
 // messages behind it do, too. That takes no longer than a small receive.
 //
-// Owners and lifetimes: the mailbox owns the headers. As with a transport, one thread at a time
-// calls it, and the memory of messages is the caller's.
+// Owners and lifetimes: the mailbox owns the headers. As with a transport, one thread
+// at a time calls it, and the memory of messages is the caller's.
 #pragma once
 
 #include <cstddef>
