@@ -1,9 +1,11 @@
-"""One exchange of a gradient: codedgrad, MPI_Allreduce, Horovod, torch Gloo or NCCL.
+"""One exchange of a gradient: codedgrad, bare MPI calls, MPI_Allreduce, Horovod, Gloo.
 
     mpirun -n 4 python benchmarks/bench_exchange.py --out FILE.json
 
 Each fills the same slots: the gradient lies in a torch tensor, and when the call
 returns the sum over the workers lies in one. No worker is slow, and nothing overlaps.
+`codedgrad_in_place` has its gradient in the row already, where a backward's encoder
+writes it. `bare` is the same pattern of messages without an engine (bare_exchange.py).
 
 Gradients tell worker, position and step, and sums are compared with the truth before
 and after the timing, so that a slice in a wrong place or of another step is found out.
@@ -15,6 +17,7 @@ import argparse
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from bare_exchange import bare_sum
 from codedgrad.settings import ExchangeSettings
 from harness import (
     COMM,
@@ -80,33 +83,43 @@ class Steps:
                 raise SystemExit(f"{name} gave a wrong sum")
 
 
-def codedgrad_sum(source: torch.Tensor, job: runtime.Runtime | None = None) -> Sum:
-    """Return an exchange as CodedGradient makes it, in this job or in another one.
+class CodedgradSum:
+    """An exchange as CodedGradient makes it, in this job or in another one.
 
     It copies once on the way in, and on a CPU not at all on the way out.
     """
-    job = job or runtime.current()
-    each = min(source.numel(), 1 << 20)
-    starts = [*range(0, source.numel(), each), source.numel()]
-    code = codes.uncoded(job.size)
-    layout = Flat(source.dtype, starts)
-    exchange = EngineExchange(job, code, layout, ExchangeSettings())
-    codedgrad.barrier()
-    row = exchange.row_of(job.rank, 0)
-    step = 0
 
-    def run() -> torch.Tensor:
-        nonlocal step
-        exchange.begin(step)
-        data = exchange.row_buffer()
-        data.tensor.copy_(source)
-        exchange.post(step, row, data)
-        exchange.wait_all(step)
-        total, _ = exchange.take(step)
-        step += 1
-        return total.to(source.device)
+    def __init__(
+        self, source: torch.Tensor, job: runtime.Runtime | None = None
+    ) -> None:
+        """Open an exchange, on all workers together."""
+        job = job or runtime.current()
+        each = min(source.numel(), 1 << 20)
+        starts = [*range(0, source.numel(), each), source.numel()]
+        layout = Flat(source.dtype, starts)
+        code = codes.uncoded(job.size)
+        self._source = source
+        self._exchange = EngineExchange(job, code, layout, ExchangeSettings())
+        codedgrad.barrier()
+        self._row = self._exchange.row_of(job.rank, 0)
+        self._step = 0
 
-    return run
+    def __call__(self, *, copies: bool = True) -> torch.Tensor:
+        """Return the sum of the workers' gradients."""
+        step = self._step
+        self._exchange.begin(step)
+        data = self._exchange.row_buffer()
+        if copies:
+            data.tensor.copy_(self._source)
+        self._exchange.post(step, self._row, data)
+        self._exchange.wait_all(step)
+        total, _ = self._exchange.take(step)
+        self._step += 1
+        return total.to(self._source.device)
+
+    def in_place(self) -> torch.Tensor:
+        """Return the sum of what the rows' memory holds."""
+        return self(copies=False)
 
 
 def peers(source: torch.Tensor, size: str, *, horovod: bool) -> dict[str, Sum]:
@@ -136,6 +149,17 @@ def peers(source: torch.Tensor, size: str, *, horovod: bool) -> dict[str, Sum]:
     return found
 
 
+def rounds_of(count: int, *, toy: bool) -> tuple[int, int]:
+    """Return how often each exchange has its turn, and how often it is timed in it.
+
+    A method whose threads have been idle needs a while until they are on their cores.
+    """
+    if toy:
+        return 3, 2
+    in_a_row = max(2, min(20, (8 << 20) // count))
+    return max(20, min(300, (200 << 20) // count)) // in_a_row, in_a_row
+
+
 def measure(
     sizes: dict[str, int], device: torch.device, *, toy: bool, horovod: bool
 ) -> dict[str, Any]:
@@ -143,10 +167,11 @@ def measure(
     results: dict[str, Any] = {}
     for name, count in list(sizes.items())[: -1 if toy else None]:
         steps = Steps(count, device)
-        actions = {
-            "codedgrad": codedgrad_sum(steps.source),
-            **peers(steps.source, name, horovod=horovod),
-        }
+        ours = CodedgradSum(steps.source)
+        actions: dict[str, Sum] = {"codedgrad": ours}
+        if device.type == "cpu":
+            actions["bare"] = bare_sum(steps.source)
+        actions |= peers(steps.source, name, horovod=horovod)
         for method, action in actions.items():
             steps.check(f"{method} at {name}, before the timing,", action)
 
@@ -157,15 +182,16 @@ def measure(
 
             return run
 
-        rounds = 5 if toy else max(20, min(300, (200 << 20) // count))
+        rounds, in_a_row = rounds_of(count, toy=toy)
         timed = {method: whole(action) for method, action in actions.items()}
-        seconds = interleaved(timed, rounds, warm_up=3)
+        timed["codedgrad_in_place"] = whole(ours.in_place)
+        seconds = interleaved(timed, rounds, warm_up=1, in_a_row=in_a_row)
         for method, action in actions.items():
             steps.check(f"{method} at {name}, after the timing,", action)
         rows = {method: summary(s) for method, s in seconds.items()}
-        ours = rows["codedgrad"]["median_ms"]
+        median = rows["codedgrad"]["median_ms"]
         for row in rows.values():
-            row["codedgrad_over_this"] = round(ours / row["median_ms"], 3)
+            row["codedgrad_over_this"] = round(median / row["median_ms"], 3)
         results[name] = rows
         shown = "  ".join(
             f"{m} {r['median_ms']:.3f} ms ({r['codedgrad_over_this']:.2f})"

@@ -14,7 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from bench_exchange import SIZES, Steps, codedgrad_sum
+from bench_exchange import SIZES, CodedgradSum, Steps
 from harness import COMM, arguments, interleaved, say, summary, write
 
 import codedgrad
@@ -48,7 +48,7 @@ def measure(jobs: dict[str, Runtime], *, toy: bool) -> dict[str, Any]:
     results: dict[str, Any] = {}
     for name, count in SIZES.items():
         steps = Steps(count, torch.device("cpu"))
-        actions = {by: codedgrad_sum(steps.source, job) for by, job in jobs.items()}
+        actions = {by: CodedgradSum(steps.source, job) for by, job in jobs.items()}
         for by, action in actions.items():
             steps.check(f"{by} at {name}, before the timing,", action)
         rounds = 5 if toy else max(40, min(400, (400 << 20) // count))

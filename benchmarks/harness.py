@@ -105,6 +105,7 @@ def interleaved(
     rounds: int,
     warm_up: int,
     rest_s: float = 0.0,
+    in_a_row: int = 1,
 ) -> dict[str, list[float]]:
     """Time every action once a round, on all workers together.
 
@@ -116,9 +117,11 @@ def interleaved(
         rest_s: seconds to sleep before each action, if positive. Meanwhile threads of
             the action before stop looking for work. The action is then done once
             untimed, which brings its own threads to their cores.
+        in_a_row: how often an action is timed before the next one's turn comes. Where
+            that is more than once, it is also done once untimed before.
 
     Returns:
-        The slowest worker's seconds by action and round, known on every worker.
+        The slowest worker's seconds by action and call, known on every worker.
     """
     seconds: dict[str, list[float]] = {name: [] for name in actions}
     names = list(actions)
@@ -126,13 +129,15 @@ def interleaved(
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
             if rest_s > 0:
                 time.sleep(rest_s)
+            if rest_s > 0 or in_a_row > 1:
                 actions[name]()
-            COMM.Barrier()
-            begin = time.perf_counter()
-            actions[name]()
-            spent = time.perf_counter() - begin
-            if turn >= warm_up:
-                seconds[name].append(spent)
+            for _ in range(in_a_row):
+                COMM.Barrier()
+                begin = time.perf_counter()
+                actions[name]()
+                spent = time.perf_counter() - begin
+                if turn >= warm_up:
+                    seconds[name].append(spent)
     return {n: COMM.allreduce(v, op=_MAX_EACH) for n, v in seconds.items()}
 
 

@@ -26,6 +26,7 @@ from codedgrad.step.subject import Subject
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from numpy.typing import NDArray
     from torch.nn import Module
     from typing_extensions import Self, Unpack
 
@@ -159,7 +160,7 @@ class CodedGradient:
 
     def _compute(
         self, loss_fn: Callable[..., Any], shards: StepShards, clock: Stopwatch
-    ) -> tuple[StepState, Tensor, Tensor] | None:
+    ) -> tuple[StepState, Tensor, NDArray[Any]] | None:
         """Returns the decoded sum of a step, and its tail.
 
         The answer is None if passes have changed a tensor that does not travel yet, so

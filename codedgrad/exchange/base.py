@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from numpy.typing import NDArray
     from torch import Tensor
 
 CLOSING = "to close an exchange"
@@ -160,7 +161,7 @@ class Exchange(Protocol):
             WorkerError: the job failed, or the wait took too long.
         """
 
-    def take(self, step: int) -> tuple[Tensor, Tensor]:
+    def take(self, step: int) -> tuple[Tensor, NDArray[Any]]:
         """Returns the decoded sum and closes the step. Called once, when it is decoded.
 
         Returns:

@@ -18,6 +18,7 @@ from codedgrad.job.waiting import Waiting, give_up
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from codedgrad.codes import Code
@@ -96,6 +97,8 @@ class EngineExchange:
         self._starts = layout.bucket_starts
         self._count = layout.bucket_starts[-1]
         self._required = required_rows(code)
+        own = self._required[runtime.rank : runtime.rank + 1]
+        self._last_row = own[0][-1] if own and own[0] else -1
         check_wire(code, layout.wire, layout.narrow_buckets)
         plan = plan_of(code)
         estimates = None
@@ -213,13 +216,17 @@ class EngineExchange:
     def post(self, step: int, row: int, data: RowBuffer) -> None:
         """See `base.Exchange`."""
         event = self._memory.copied(data, 0, self._count)
-        self._core.post(step, row, data.buffer, _ALL, event)
+        self._core.post(
+            step, row, data.buffer, _ALL, event, waits=row == self._last_row
+        )
 
     def post_bucket(self, step: int, row: int, bucket: int, data: RowBuffer) -> None:
         """See `base.Exchange`."""
         begin, end = self._starts[bucket : bucket + 2]
         event = self._memory.copied(data, begin, end)
-        self._core.post(step, row, data.buffer, bucket, event)
+        # Where it is the last of all, the caller waits for the step next.
+        last = row == self._last_row and end == self._count
+        self._core.post(step, row, data.buffer, bucket, event, waits=last)
 
     def done(self, step: int) -> bool:
         """See `base.Exchange`."""
@@ -261,7 +268,7 @@ class EngineExchange:
             self._deadlock.look(occasion, step)
             waiting.tick(self._blockers(step))
 
-    def take(self, step: int) -> tuple[Tensor, Tensor]:
+    def take(self, step: int) -> tuple[Tensor, NDArray[Any]]:
         """See `base.Exchange`."""
         result = self._memory.result(self._core.take(step))
         self._made.steps = step + 1

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
 import torch
 
 from codedgrad.errors import EnvironmentSetupError, WorkerError
@@ -18,6 +19,7 @@ from codedgrad.job import environment
 from codedgrad.row import devices
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from codedgrad.job.runtime import Runtime
@@ -49,7 +51,7 @@ class Memory(Protocol):
             The device's event after which they are there; 0: they are there now.
         """
 
-    def result(self, buffer: Any) -> tuple[Tensor, Tensor]:
+    def result(self, buffer: Any) -> tuple[Tensor, NDArray[Any]]:
         """Returns a decoded sum where the model is, and its tail on the CPU."""
 
     def close(self) -> None:
@@ -78,6 +80,7 @@ class HostMemory:
     def __init__(self, layout: Layout) -> None:
         """`layout`: of the rows."""
         self._dtype, self._gradients = layout.dtype, layout.gradients
+        self._tail = torch.empty(0, dtype=layout.dtype).numpy().dtype
 
     def opened(self, core: Any) -> None:
         """Does nothing: the processor sums."""
@@ -93,10 +96,10 @@ class HostMemory:
         del data, begin, end
         return 0
 
-    def result(self, buffer: Any) -> tuple[Tensor, Tensor]:
+    def result(self, buffer: Any) -> tuple[Tensor, NDArray[Any]]:
         """See `Memory`."""
         host = torch.frombuffer(buffer, dtype=self._dtype)
-        return host, host[self._gradients :]
+        return host, np.frombuffer(buffer, self._tail)[self._gradients :]
 
     def close(self) -> None:
         """Does nothing: there are no copies."""
@@ -154,14 +157,14 @@ class DeviceMemory:
         """See `Memory`."""
         return self._staging.out(data.tensor, data.host, begin, end)
 
-    def result(self, buffer: Any) -> tuple[Tensor, Tensor]:
+    def result(self, buffer: Any) -> tuple[Tensor, NDArray[Any]]:
         """See `Memory`."""
         held = self._tensor(buffer)
         tail = held[self._gradients :]
         self._told_unpinned = self._told_unpinned or self._warn_unpinned()
         if self.kind == "device":
             tail = self._staging.to_host(tail)
-        return self._staging.back(held), tail
+        return self._staging.back(held), tail.numpy()
 
     def close(self) -> None:
         """See `Memory`."""

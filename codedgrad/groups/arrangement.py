@@ -34,7 +34,7 @@ from codedgrad.step.watch import Watch
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from torch import Tensor
+    from numpy.typing import NDArray
     from torch.nn import Module
 
     from codedgrad.codes import Code
@@ -223,7 +223,7 @@ class Arrangement:
         job.gather(b"", f"to begin step {step} again")  # all have opened theirs
         return fresh
 
-    def metrics_of(self, tail: Tensor, step: int) -> dict[str, float]:
+    def metrics_of(self, tail: NDArray[Any], step: int) -> dict[str, float]:
         """Returns the metrics of a step, see `Metrics.read`."""
         return self.passes.metrics.read(tail, step, self._plan.seat.job)
 

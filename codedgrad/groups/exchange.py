@@ -8,7 +8,7 @@ inside the group.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -19,6 +19,7 @@ from codedgrad.groups.board import Board
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from codedgrad.exchange.base import Arrival, Exchange, Settled
@@ -58,7 +59,7 @@ class LeadersExchange:
         """Wait until `step` is decoded."""
         self._exchange.wait_all(step, help_out)
 
-    def take(self, step: int) -> tuple[Tensor, Tensor]:
+    def take(self, step: int) -> tuple[Tensor, NDArray[Any]]:
         """Returns the decoded sum and its tail; the members get the sum, too."""
         total, tail = self._exchange.take(step)
         self._group.broadcast(total, f"at the end of step {step}")
@@ -171,11 +172,11 @@ class FollowersExchange:
         """Returns whether the leader has seen that `step` is decoded."""
         return self.board.decoded >= step
 
-    def take(self, step: int) -> tuple[Tensor, Tensor]:
+    def take(self, step: int) -> tuple[Tensor, NDArray[Any]]:
         """Returns the decoded sum, from the leader, and its tail, on the CPU."""
         total = empty_row(self._layout)
         self._group.broadcast(total, f"at the end of step {step}")
-        return total, total[self._layout.gradients :].cpu()
+        return total, total[self._layout.gradients :].cpu().numpy()
 
     # ---- what only the leader does ----
 

@@ -235,9 +235,18 @@ class Exchange:
     def acquire(self) -> Buffer:
         """Memory for one row."""
     def post(
-        self, step: int, row: int, data: Buffer, bucket: int = -1, event: int = 0
+        self,
+        step: int,
+        row: int,
+        data: Buffer,
+        bucket: int = -1,
+        event: int = 0,
+        waits: bool = False,
     ) -> None:
-        """Send one bucket of a row, or all (-1), once the device's `event` is done."""
+        """Send one bucket of a row, or all (-1), once the device's `event` is done.
+
+        With `waits` the caller waits for the step next, and so sends by itself.
+        """
     def past_half(self, step: int) -> bool: ...
     def drain_settled(self) -> list[Settled]: ...
     def decoder_states(self) -> list[list[float]]: ...

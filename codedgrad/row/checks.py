@@ -71,14 +71,16 @@ def elements(word: int, scales: NDArray[Any] | None = None) -> NDArray[np.float6
     return out if scales is None else out * np.repeat(scales, 2)
 
 
-def says(area: Tensor, word: int) -> bool:
+def says(area: NDArray[Any] | Tensor, word: int) -> bool:
     """Returns whether all micro-batches of a decoded sum had this word, for certain."""
     low, middle, high = word & 255, word >> 8 & 255, word >> 16
     wanted = _PRESENT[low] + _PRESENT[middle] + _PRESENT[high]
-    return bool((area.numpy() != 0.0).tobytes() == wanted)
+    return bool((np.asarray(area) != 0.0).tobytes() == wanted)
 
 
-def read(area: Tensor, scales: NDArray[Any] | None = None) -> Reading | None:
+def read(
+    area: NDArray[Any] | Tensor, scales: NDArray[Any] | None = None
+) -> Reading | None:
     """Reads the check bits of a decoded sum.
 
     Args:
@@ -88,7 +90,7 @@ def read(area: Tensor, scales: NDArray[Any] | None = None) -> Reading | None:
     Returns:
         None if the sum says nothing, because it is an estimate or holds no row.
     """
-    found = area.numpy().reshape(BITS, 2)
+    found = np.asarray(area).reshape(BITS, 2)
     if scales is None:
         present = np.abs(found) > 0.0  # False for NaN
     else:

@@ -25,7 +25,7 @@ over samples that counts something: k / n of a pass, rounded, times n is k again
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -101,7 +101,7 @@ def elements(
     return out
 
 
-def none(area: Tensor) -> bool:
+def none(area: NDArray[Any] | Tensor) -> bool:
     """Returns whether no pass of a decoded sum had metrics, for certain; it is quick.
 
     Args:
@@ -110,10 +110,10 @@ def none(area: Tensor) -> bool:
     return checks.says(area[: checks.ELEMENTS], 0)
 
 
-def read(area: Tensor) -> Sums:
+def read(area: NDArray[Any] | Tensor) -> Sums:
     """Reads the elements [ELEMENTS] of a decoded sum, on the CPU."""
     words = checks.read(area[: checks.ELEMENTS])
-    table = area[checks.ELEMENTS :].double().numpy().reshape(MOST + 1, LIMBS)
+    table = np.asarray(area[checks.ELEMENTS :], np.float64).reshape(MOST + 1, LIMBS)
     # Exact but for the last addition: 2^12 passes of 2^36 with 12 bits after the point.
     sums = (table[:, :-1] * np.array(_SCALES)).sum(axis=1) + table[:, -1]
     weight, *values = sums.tolist()

@@ -9,7 +9,7 @@ buffers before the step, and `Tail` holds what of a pass is not a gradient.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from codedgrad.job.settings import ExchangeSettings
 from codedgrad.row.buffers import Buffers
@@ -21,6 +21,7 @@ from codedgrad.row.weights import Weights
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from numpy.typing import NDArray
     from torch import Tensor
 
 _DEFAULTS = ExchangeSettings()
@@ -56,7 +57,7 @@ class Payload:
         self.tail = Tail(self.layout, self.buffers)
         self.weights = Weights(self.layout)
 
-    def scatter(self, total: Tensor, tail: Tensor | None = None) -> Tensor:
+    def scatter(self, total: Tensor, tail: NDArray[Any] | None = None) -> Tensor:
         """Moves a decoded sum to where it belongs, see `codedgrad.row.scatter`.
 
         Args:
@@ -71,22 +72,22 @@ class Payload:
             MismatchError: some passes gave a weight and some did not.
         """
         if tail is None:
-            tail = total[self.layout.gradients :]
+            tail = total[self.layout.gradients :].cpu().numpy()
         tail = self.weights.divide(total, tail)
         return scatter(self.layout, self.buffers, total, tail)
 
-    def nonfinite(self, tail: Tensor) -> bool:
+    def nonfinite(self, tail: NDArray[Any]) -> bool:
         """Returns whether a device found NaN or Inf in a row of the step.
 
         Args:
             tail: of the decoded sum, on the CPU.
         """
-        return bool(tail.numpy()[self.layout.nonfinite_place] != 0.0)
+        return bool(tail[self.layout.nonfinite_place] != 0.0)
 
-    def moved(self, tail: Tensor) -> bool:
+    def moved(self, tail: NDArray[Any]) -> bool:
         """Returns whether a pass of the step changed what does not travel.
 
         Args:
             tail: of the decoded sum, on the CPU.
         """
-        return bool(tail.numpy()[self.layout.moved_place] != 0.0)
+        return bool(tail[self.layout.moved_place] != 0.0)

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from codedgrad.ops import objects
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from codedgrad.row.buffers import Buffers
     from codedgrad.row.layout import Layout
 
 
-def scatter(layout: Layout, buffers: Buffers, total: Tensor, tail: Tensor) -> Tensor:
+def scatter(
+    layout: Layout, buffers: Buffers, total: Tensor, tail: NDArray[Any]
+) -> Tensor:
     """Adds the decoded gradients to `p.grad` and sets the model's buffers.
 
     Where `p.grad` is None, it becomes a view of `total`, without a copy; in a model of
@@ -30,10 +33,10 @@ def scatter(layout: Layout, buffers: Buffers, total: Tensor, tail: Tensor) -> Te
             loss can be read without waiting for a device.
 
     Returns:
-        The mean loss of the batch, a scalar on `tail`'s device.
+        The mean loss of the batch, a scalar on the CPU.
     """
     with torch.no_grad():
-        shares, parameters = tail.numpy()[layout.used_area], layout.parameters
+        shares, parameters = tail[layout.used_area], layout.parameters
         own = layout.own_type
         usual = own is not None and bool(shares.all())
         flat = total if own is None else total[: layout.gradients].to(own)
@@ -45,7 +48,7 @@ def scatter(layout: Layout, buffers: Buffers, total: Tensor, tail: Tensor) -> Te
                 if share != 0.0:
                     _add(p, view)
         buffers.apply(total)
-    return tail[layout.loss_place].clone()
+    return torch.tensor(tail[layout.loss_place], dtype=total.dtype)
 
 
 def _add(parameter: Tensor, view: Tensor) -> None:

@@ -19,11 +19,12 @@ from __future__ import annotations
 
 import logging
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from codedgrad.errors import MismatchError
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from codedgrad.row.layout import Layout
@@ -48,7 +49,7 @@ class Weights:
         """Returns the leaf weight of a pass, in a step of so many samples."""
         return self._scale * weight / samples
 
-    def divide(self, total: Tensor, tail: Tensor) -> Tensor:
+    def divide(self, total: Tensor, tail: NDArray[Any]) -> NDArray[Any]:
         """Divides a decoded sum by the step's weight, if the step has one.
 
         Args:
@@ -61,7 +62,7 @@ class Weights:
         Raises:
             MismatchError: some passes gave a weight and some did not.
         """
-        weighted, plain = tail.numpy()[self._place : self._place + 2].tolist()
+        weighted, plain = tail[self._place : self._place + 2].tolist()
         if weighted == 0.0:
             if plain == 0.0 and not self._said:
                 self._said = True

@@ -36,6 +36,7 @@ from codedgrad.step.values import ValuesOfAll
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from numpy.typing import NDArray
     from torch import Tensor
     from torch.nn import Module
 
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from codedgrad.step.values import Named
 
     Pairs = list[tuple[str, str]]
+    Decoded = tuple[Tensor, NDArray[Any]]
 
 log = logging.getLogger("codedgrad")
 
@@ -197,7 +199,7 @@ class ValueCheck:
             self._payload.tail.check(self._word)
             self._sent = self._word
 
-    def verified(self, decoded: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    def verified(self, decoded: Decoded) -> Decoded:
         """Return a step's decoded sum if its check bits say what this worker says.
 
         Args:

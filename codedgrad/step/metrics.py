@@ -28,6 +28,8 @@ from codedgrad.job.runtime import DISAGREE
 from codedgrad.row import checks, metrics
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from codedgrad.job.runtime import Runtime
     from codedgrad.row.payload import Payload
 
@@ -167,7 +169,7 @@ class Metrics:
                 f"(loss, weight, metrics) with weight 0, or a count of its own"
             )
 
-    def read(self, tail: Tensor, step: int, job: Runtime) -> dict[str, float]:
+    def read(self, tail: NDArray[Any], step: int, job: Runtime) -> dict[str, float]:
         """Return the metrics of a step, by name, the same on every worker.
 
         Args:

@@ -37,7 +37,7 @@ class Exchange {
     return {ok, behind};
   }
   bool wait(std::int64_t step, double timeout_s, int seen) {
-    const bool ok = session_->wait(step, timeout_s, seen);
+    const bool ok = engine_->wait(session_, step, timeout_s, seen);
     if (!ok) check();
     return ok;
   }
@@ -59,8 +59,12 @@ class Exchange {
     return why;
   }
   void post(std::int64_t step, int row, BufferRef data, int bucket,
-            std::uintptr_t event) {
+            std::uintptr_t event, bool waits) {
     check();
+    if (waits && event == 0) {
+      engine_->post_and_wait(session_, step, row, bucket, std::move(data));
+      return;
+    }
     engine_->post(session_, step, row, bucket, std::move(data),
                   reinterpret_cast<void*>(event));
   }
@@ -234,7 +238,8 @@ void define_exchange(py::module_& m) {
       .def("take", &Exchange::take, "step"_a, py::call_guard<Release>())
       .def("acquire", &Exchange::acquire, py::call_guard<Release>())
       .def("post", &Exchange::post, "step"_a, "row"_a, "data"_a,
-           "bucket"_a = kAllBuckets, "event"_a = 0, py::call_guard<Release>())
+           "bucket"_a = kAllBuckets, "event"_a = 0, "waits"_a = false,
+           py::call_guard<Release>())
       .def("drain_arrivals", &Exchange::drain_arrivals)
       .def("past_half", &Exchange::past_half, "step"_a)
       .def("drain_settled", &Exchange::drain_settled)

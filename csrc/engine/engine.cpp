@@ -64,7 +64,10 @@ void Engine::drop_session(const std::shared_ptr<Session>& session) {
 
 bool Engine::begin(const std::shared_ptr<Session>& session, std::int64_t step,
                    double timeout_s, std::vector<int>* behind) {
-  submit({Command::What::kBegin, session, step, 0, kAllBuckets, nullptr, {}, {}});
+  // A row tells progress. Where none was sent, others may wait to hear of it.
+  const bool wakes = session->posted() < step - 1;
+  submit({Command::What::kBegin, session, step, 0, kAllBuckets, nullptr, {}, {}},
+         wakes);
   return session->begin(step, timeout_s, behind);
 }
 
@@ -72,6 +75,7 @@ int Engine::bind_device(const DeviceCalls& calls) {
   pool_->bind(calls);
   const DeviceCalls bound = pool_->device();
   int answer = 0;
+  lends_.store(false);
   call([this, bound, &answer] {  // results are allocated there
     device_ = bound;
     answer = bound.set_device(bound.device);
@@ -87,6 +91,12 @@ int Engine::bind_device(const DeviceCalls& calls) {
 
 void Engine::post(const std::shared_ptr<Session>& session, std::int64_t step, int row,
                   int bucket, BufferRef data, void* event) {
+  submit(post_command(session, step, row, bucket, std::move(data), event));
+}
+
+Engine::Command Engine::post_command(const std::shared_ptr<Session>& session,
+                                     std::int64_t step, int row, int bucket,
+                                     BufferRef data, void* event) const {
   if (bucket != kAllBuckets && (bucket < 0 || bucket >= session->layout().buckets())) {
     throw std::invalid_argument(
         "the payload has " + std::to_string(session->layout().buckets()) +
@@ -101,15 +111,9 @@ void Engine::post(const std::shared_ptr<Session>& session, std::int64_t step, in
                                 std::to_string(session->payload_bytes()) +
                                 " bytes, got " + std::to_string(data->bytes()));
   }
-  submit({Command::What::kPost,
-          session,
-          step,
-          row,
-          bucket,
-          std::move(data),
-          {},
-          {},
-          event});
+  session->note_posted(step);
+  return {Command::What::kPost, session, step, row,  bucket,
+          std::move(data),      {},      {},   event};
 }
 
 bool Engine::call(std::function<void()> work) {
@@ -156,10 +160,10 @@ EngineStats Engine::stats() const {
           held_.load(),  pool_->unpinned(), static_cast<std::size_t>(sessions)};
 }
 
-void Engine::submit(Command command) {
+void Engine::submit(Command command, bool wakes) {
   std::lock_guard<std::mutex> lock(mutex_);
   commands_.push_back(std::move(command));
-  commanded_.notify_one();
+  if (wakes) commanded_.notify_all();
 }
 
 }  // namespace codedgrad

@@ -2,6 +2,10 @@
 // lock (GIL). It takes commands from the training thread and messages from the
 // transport, and hands both to the sessions. It owns every buffer that is in flight.
 //
+// A training thread that waits for a step does the engine's work itself meanwhile, so
+// that nothing has to be handed from thread to thread. Whoever does that work holds the
+// wheel (engine_wheel.cpp). "The engine's thread" is the one that holds it.
+//
 // Control messages (start-up comparison, barrier, errors, goodbye) travel beside the
 // gradients in the same order, so a worker that fails is heard by all who wait.
 //
@@ -13,6 +17,7 @@
 
 #include <condition_variable>
 #include <deque>
+#include <exception>
 #include <functional>
 #include <map>
 #include <memory>
@@ -62,12 +67,20 @@ class Engine final : private Outbox {
   // Announces the step to the engine, then waits as Session::begin does.
   bool begin(const std::shared_ptr<Session>& session, std::int64_t step,
              double timeout_s, std::vector<int>* behind);
+  // As Session::wait. Meanwhile the calling thread does the engine's work, where it
+  // can.
+  bool wait(const std::shared_ptr<Session>& session, std::int64_t step,
+            double timeout_s, int seen = kAnyNeeds);
   // Sends one bucket of the row, or all of them (kAllBuckets), each once. The engine
   // shares the buffer until all of that is sent and decoded; until then the posted
   // buckets must not be written. With an `event` of the device they are sent once it
   // is done; the event must live until then, and may be recorded again before.
   void post(const std::shared_ptr<Session>& session, std::int64_t step, int row,
             int bucket, BufferRef data, void* event = nullptr);
+  // The same, for a caller that waits for the step next: it sends by itself, where it
+  // can, and the engine's own thread sleeps on.
+  void post_and_wait(const std::shared_ptr<Session>& session, std::int64_t step,
+                     int row, int bucket, BufferRef data);
 
   // An all-gather of small byte strings, round by round: each worker publishes its own,
   // then calls gather() until everybody's is there. On time-out gather() returns
@@ -120,13 +133,24 @@ class Engine final : private Outbox {
   void say_goodbye();
   void give_up(const std::string& text);
   void send_control(char type, const std::string& text);
-  void submit(Command command);
+  // Without `wakes` the engine finds the command when it looks next.
+  void submit(Command command, bool wakes = true);
   void run();
   void loop();
+  bool borrow_wheel();
+  void return_wheel();
+  // Works until `ready`, at most until then, or until it is not to go on.
+  bool work_now();  // once; false: another thread has the wheel
+  Command post_command(const std::shared_ptr<Session>& session, std::int64_t step,
+                       int row, int bucket, BufferRef data, void* event) const;
+  void drive(const std::function<bool()>& ready, double until_s);
+  bool drive_once(double* nap_s);
+  void finish_sends(double until_s);
   void tell_before_the_end(const std::string& text);
   // Looks after sessions that watch the clock, or for which a device sums.
   bool attend();
   bool turn();  // one round of the loop; true when something happened
+  bool complete_all(bool busy);
   void execute(Command& command);
   bool post_copied();  // posts the rows whose copy from the device is done
   void take_message(const Letter& letter);
@@ -140,14 +164,19 @@ class Engine final : private Outbox {
   bool all_have_left() const;  // every worker has said goodbye
   bool finished() const;
   bool copies_run() const;  // something under way that is not stuck with its peer
-  void back_off();
+  // Returns for how long to sleep where nothing has happened; 0: only yield, which it
+  // says for `spin_s` after an event.
+  double nap_s(double spin_s);
+  void sleep(double nap_s);
 
   std::unique_ptr<Mailbox> transport_;
   const int rank_, size_, max_tag_;
   const std::shared_ptr<BufferPool> pool_ = std::make_shared<BufferPool>();
   const std::shared_ptr<Failure> failure_ = std::make_shared<Failure>();
 
+  std::mutex wheel_;          // is locked before mutex_
   mutable std::mutex mutex_;  // guards what follows, up to the engine thread's own
+  bool lent_ = false;         // the wheel, to a thread that waits
   std::condition_variable commanded_, gathered_;
   std::deque<Command> commands_;
   struct Place {
@@ -161,7 +190,8 @@ class Engine final : private Outbox {
   bool ended_ = false;
   std::vector<bool> goodbye_;  // by worker; the own entry is always set
 
-  // Only the engine's thread uses these.
+  // Only the engine's thread uses these: who holds the wheel.
+  std::exception_ptr broken_;  // what ended the work of a thread that waited
   std::unordered_map<std::uint64_t, Pending> pending_;
   std::uint64_t next_id_ = 0;
   std::vector<std::uint64_t> done_;
@@ -202,7 +232,11 @@ class Engine final : private Outbox {
   void release(int worker, std::size_t most);
   void release_held();
   bool stopping_ = false;
+  std::size_t receives_ = 0;  // of those that are pending
+  int unpolled_ = 0;          // turns since the transport was last polled
   double last_event_s_ = 0.0, stop_by_s_ = 0.0;
+  std::atomic<bool> lends_{true};  // a device is selected by the engine's own thread
+  std::atomic<bool> leaves_work_{false};  // who returned the wheel last
   std::atomic<std::int64_t> polls_{0};
   std::atomic<std::size_t> in_flight_{0}, held_{0};
 

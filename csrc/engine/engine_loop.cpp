@@ -13,7 +13,7 @@ namespace codedgrad {
 namespace {
 
 constexpr int kMessagesPerTurn = 64;
-constexpr double kSpinS = 30e-6;  // after an event: yield, do not sleep
+constexpr int kTurnsUnpolled = 4;
 constexpr double kShortestNapS = 10e-6;
 constexpr double kCopyNapS = 50e-6;     // when the other side or a device copies now
 constexpr double kAwaitedNapS = 1e-3;   // when this worker waits
@@ -40,19 +40,6 @@ void Engine::run() {
   gathered_.notify_all();
 }
 
-void Engine::loop() {
-  while (true) {
-    if (turn()) {
-      last_event_s_ = now_s();
-    } else if (finished()) {
-      return;
-    } else {
-      back_off();
-    }
-    polls_.fetch_add(1, std::memory_order_relaxed);
-  }
-}
-
 bool Engine::turn() {
   bool busy = post_copied();
   std::deque<Command> commands;
@@ -70,6 +57,15 @@ bool Engine::turn() {
     busy = true;
   }
   if (held_.load(std::memory_order_relaxed) > 0) release_held();
+  return complete_all(busy) || busy;
+}
+
+// Each call to a transport moves its messages on, which may cost a change of processes.
+// So where nothing happens and only sends are under way, whose end nobody waits for, a
+// probe is enough most of the time.
+bool Engine::complete_all(bool busy) {
+  if (!busy && receives_ == 0 && ++unpolled_ < kTurnsUnpolled) return attend();
+  unpolled_ = 0;
   done_.clear();
   transport_->poll(&done_);
   in_flight_.store(transport_->pending());
@@ -200,6 +196,7 @@ void Engine::complete(std::uint64_t id) {
   pending_.erase(found);
   Traffic& traffic = traffic_[pending.peer];
   --traffic.under_way;
+  if (pending.receive) --receives_;
   traffic.moved_s = now_s();
   if (!pending.receive) return;
   if (pending.session) {
@@ -215,12 +212,9 @@ void Engine::complete(std::uint64_t id) {
 // is half of the silence, up to 2 ms or a thirty-second part of it: each look takes
 // some 20 us from the passes that compute on the same core, and displaces their data
 // from its caches.
-void Engine::back_off() {
+double Engine::nap_s(double spin_s) {
   const double silent = now_s() - last_event_s_;
-  if (silent < kSpinS) {
-    std::this_thread::yield();
-    return;
-  }
+  if (silent < spin_s) return 0.0;
   double share = 0.125, longest = kOpenNapS;
   if (copies_run()) {
     longest = kCopyNapS;
@@ -246,10 +240,8 @@ void Engine::back_off() {
       if (!used) longest = kUnusedNapS;
     }
   }
-  const double nap = std::clamp(share * silent, kShortestNapS, longest);
-  std::unique_lock<std::mutex> lock(mutex_);
-  commanded_.wait_for(lock, std::chrono::duration<double>(nap),
-                      [this] { return !commands_.empty(); });
+  unpolled_ = kTurnsUnpolled;  // after a nap all is looked at
+  return std::clamp(share * silent, kShortestNapS, longest);
 }
 
 }  // namespace codedgrad

@@ -87,6 +87,7 @@ void Engine::release_held() {
 std::uint64_t Engine::begin_transfer(Pending pending) {
   Traffic& traffic = traffic_[pending.peer];
   if (traffic.under_way++ == 0) traffic.moved_s = now_s();
+  if (pending.receive) ++receives_;
   const std::uint64_t id = next_id_++;
   pending_.emplace(id, std::move(pending));
   return id;

@@ -9,7 +9,7 @@
 // messages behind it do, too. That takes no longer than a small receive.
 //
 // Owners and lifetimes: the mailbox owns the headers. As with a transport, one thread
-// calls it, and the memory of messages is the caller's.
+// at a time calls it, and the memory of messages is the caller's.
 #pragma once
 
 #include <cstddef>

@@ -48,6 +48,7 @@ Session::Session(const SessionSettings& settings, const SessionHost& host)
       applied_(host.size, settings.first_step - 1),
       done_through_(settings.first_step - 1),
       near_(settings.first_step),
+      posted_(settings.first_step - 1),
       told_(host.size, settings.first_step - 1),
       approximate_(settings.approximate),
       done_s_(now_s()),
@@ -113,6 +114,18 @@ bool Session::wait(std::int64_t step, double timeout_s, int seen) {
   });
   --waiting_;
   return done(step);
+}
+
+bool Session::ready(std::int64_t step, int seen) const {
+  if (done(step)) return true;
+  if (!deputies_ || seen == kAnyNeeds) return false;
+  std::lock_guard<std::mutex> lock(mutex_);
+  return times_needed(step) > seen;
+}
+
+void Session::awaits(bool begins) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  waiting_ += begins ? 1 : -1;
 }
 
 int Session::needs(std::int64_t step) const {

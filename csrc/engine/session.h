@@ -1,7 +1,8 @@
 // The exchange of one model: open steps, arrivals, decoded slices, the window.
 //
 // Two threads meet here. The training thread calls begin, wait, take, has, done; the
-// engine's thread calls the rest. Steps are made and changed by the engine's thread
+// engine's thread calls the rest. A training thread that waits may be both (see
+// engine_wheel.cpp). Steps are made and changed by the engine's thread
 // under `mutex_` (and erased by take once nothing refers to them), so that thread may
 // read what it alone writes without the lock. Whatever may take long runs without it:
 // decoding, the search for a cover, estimates, and making a step or a buffer, which may
@@ -127,6 +128,12 @@ class Session {
   // Returns true when decoded. It also ends when others lack rows of the step, more
   // often than `seen` times.
   bool wait(std::int64_t step, double timeout_s, int seen = kAnyNeeds);
+  // Returns true when wait() would end.
+  bool ready(std::int64_t step, int seen) const;
+  // Says that a thread waits, or does not any more, without wait().
+  void awaits(bool begins);
+  std::int64_t posted() const { return posted_.load(); }  // the last step with a row
+  void note_posted(std::int64_t step) { posted_.store(step); }
   int needs(std::int64_t step) const;  // how often others have lacked rows of it
   bool done(std::int64_t step) const { return done_through_.load() >= step; }
   // Returns true when the row has arrived here in every bucket, or is implied.
@@ -300,6 +307,7 @@ class Session {
   Counters counters_;
   std::atomic<std::int64_t> done_through_;
   std::atomic<std::int64_t> near_;  // the training thread's step
+  std::atomic<std::int64_t> posted_;
   std::vector<std::int64_t> told_;  // engine's thread: what each worker knows of me
   const std::shared_ptr<const ApproximateSettings> approximate_;
   std::vector<std::unique_ptr<Estimator>> estimators_;  // by bucket; engine's thread

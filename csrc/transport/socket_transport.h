@@ -1,5 +1,5 @@
 // Messages over stream sockets, one for each pair of workers; docs/sockets.md says how
-// they come about. The engine's thread alone drives them.
+// they come about. Whoever does the engine's work drives them.
 #pragma once
 
 #include <memory>

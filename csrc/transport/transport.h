@@ -15,7 +15,8 @@ struct Envelope {
   std::size_t bytes = 0;
 };
 
-// One thread calls it, the engine's. Nothing here blocks: a send does not wait for a
+// One thread at a time calls it, the one that holds the engine's wheel (engine.h), with
+// a lock between two of them. Nothing here blocks: a send does not wait for a
 // receiver that does not look, however many are under way. Messages of one pair of
 // ranks, which may be a rank and itself, are announced by probe() in the order in which
 // they were sent, whatever their size and tag. Errors are thrown as std::runtime_error

@@ -218,16 +218,21 @@ void work(Engine* engine, int steps, int max_delay_us, std::uint64_t seed, Mode 
             std::numeric_limits<float>::quiet_NaN();
       }
       if (random() % 2 == 0) {
-        engine->post(session, step, row, kAllBuckets, data);
+        if (random() % 2 == 0) {
+          engine->post(session, step, row, kAllBuckets, data);
+        } else {
+          engine->post_and_wait(session, step, row, kAllBuckets, data);
+        }
       } else {
         post_in_pieces(engine, session, step, row, data, &random, 2 * max_delay_us);
       }
     }
     help(engine, session, step, &random);
-    for (int i = 0; mode.deputies && i < 15000 && !session->wait(step, 0.002); ++i) {
+    for (int i = 0; mode.deputies && i < 15000 && !engine->wait(session, step, 0.002);
+         ++i) {
       help(engine, session, step, &random);  // rows may be needed again
     }
-    if (!session->wait(step, 30.0)) die("not decoded", rank, step);
+    if (!engine->wait(session, step, 30.0)) die("not decoded", rank, step);
     const BufferRef result = session->take(step);
     check(mode, reinterpret_cast<const float*>(result->data()), n, rank, step);
     if (step % 64 == 0) session->drain_arrivals();

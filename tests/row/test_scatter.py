@@ -166,7 +166,7 @@ def test_flags_and_loss_are_read_from_the_tail_on_the_host() -> None:
     tail = torch.zeros(payload.layout.count - payload.layout.gradients)
     tail[payload.layout.used_area] = torch.tensor([0.0, 0.5])
     tail[payload.layout.loss_place] = 7.0
-    assert payload.scatter(total, tail) == 7.0
+    assert payload.scatter(total, tail.numpy()) == 7.0
     assert net.weight.grad is None
     assert net.bias.grad.tolist() == [1.0, 1.0]
 
