@@ -7,7 +7,7 @@ of the step that some row had it. Only then does a worker read its own flags.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -16,6 +16,7 @@ from codedgrad.errors import NonFiniteError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from codedgrad.row.payload import Payload
@@ -83,7 +84,7 @@ class NonFinite:
                 f'with GradScaler): CodedGradient(..., on_nonfinite="continue")'
             )
 
-    def check_sum(self, total: Tensor, tail: Tensor, step: int) -> None:
+    def check_sum(self, total: Tensor, tail: NDArray[Any], step: int) -> None:
         """Refuse a decoded sum that is not finite, as far as that is known for free.
 
         All workers do so: where a device's flag is in it, and, with a float16 wire,
