@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from codedgrad.errors import ConfigError
+from codedgrad.step.strangers import refuse_wrapped_parameters
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -28,6 +29,7 @@ _exchanged: weakref.WeakKeyDictionary[torch.optim.Optimizer, set[int]] = (
     weakref.WeakKeyDictionary()
 )  # of each optimizer that is distributed, the ids of its parameters
 _seen: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()  # others
+_looked: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()  # for wrappers
 _told: set[tuple[str, int]] = set()  # of which others
 _guarding: list[Any] = []  # the hook on all optimizers, once there is one
 
@@ -126,6 +128,15 @@ def _before_step(optimizer: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> 
         ConfigError: beside parameters of a payload the optimizer holds one with a
             gradient that is in no payload, so that each worker has its own.
     """
+    if optimizer in _exchanged and optimizer not in _looked:
+        _looked.add(optimizer)  # the model may have been wrapped since the start
+        refuse_wrapped_parameters(
+            [
+                (f"group {i}, parameter {k}", p)
+                for i, group in enumerate(optimizer.param_groups)
+                for k, p in enumerate(group["params"])
+            ]
+        )
     if type(optimizer).__module__.startswith("horovod"):
         _check_horovods(optimizer)
     if _exchanged and optimizer not in _exchanged and optimizer not in _seen:

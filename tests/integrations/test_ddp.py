@@ -195,6 +195,7 @@ def test_what_waits_for_all_by_itself(how: Any, module: Any, words: str) -> None
 
 @several
 def test_a_wrapper_s_parameters_have_no_second_exchange() -> None:
+    from codedgrad.step import live
     from codedgrad.step.strangers import refuse_wrapped_parameters
 
     inner = nn.Linear(6, 2)
@@ -202,6 +203,11 @@ def test_a_wrapper_s_parameters_have_no_second_exchange() -> None:
     with pytest.raises(ConfigError, match="'weight' is exchanged already, by a Distr"):
         refuse_wrapped_parameters(list(inner.named_parameters()))
     refuse_wrapped_parameters(list(nn.Linear(6, 2).named_parameters()))
+    optimizer = torch.optim.SGD(inner.parameters(), lr=0.1)
+    live.enter_optimizer(optimizer, inner.parameters())  # before it was wrapped
+    with pytest.raises(ConfigError, match="'group 0, parameter 0' is exchanged alr"):
+        optimizer.step()
+    live.leave_optimizer(optimizer)
     del model  # it is part of cycles
     refuse_wrapped_parameters(list(inner.named_parameters()))
 
