@@ -138,6 +138,15 @@ __device__ void load_any(const Piece* pieces, int low, int high, std::int64_t el
   }
 }
 
+// Sixteen bytes in one store, which the compiler does not make of a Pack here.
+__device__ inline void store_whole(float* to, const Pack<float, 4>& x) {
+  __stcg(reinterpret_cast<float4*>(to),
+         make_float4(x.at[0], x.at[1], x.at[2], x.at[3]));
+}
+__device__ inline void store_whole(double* to, const Pack<double, 2>& x) {
+  __stcg(reinterpret_cast<double2*>(to), make_double2(x.at[0], x.at[1]));
+}
+
 // Makes w x the row's values, in place; returns whether they are finite.
 template <typename T, int N>
 __device__ bool finish(const Encoding<T>& job, Pack<T, N>* x, std::int64_t element) {
@@ -168,7 +177,7 @@ __device__ bool finish(const Encoding<T>& job, Pack<T, N>* x, std::int64_t eleme
     }
   }
   if (inside) {
-    *reinterpret_cast<Pack<T, N>*>(job.out + element) = *x;
+    store_whole(job.out + element, *x);
   } else {
 #pragma unroll
     for (int i = 0; i < N; ++i) {
