@@ -150,7 +150,7 @@ unit() {
 
 slow() { # unit tests that build or start something first
   pytests "engine under sanitizers" pytest_by_2 tests/engine/test_stress.py
-  pytests "failures" pytest_by_2 --dist loadgroup tests/failures
+  pytests "failures" pytest_by_2 tests/failures
   pytests "jobs over sockets" "$CG_PYTHON" -m pytest -q --color=no -p no:cacheprovider \
     tests/sockets/test_jobs.py
   pytests "examples" "$CG_PYTHON" -m pytest -q --color=no -p no:cacheprovider tests/examples

@@ -244,9 +244,12 @@ def test_the_others_go_on_whatever_was_sent(
             sends(made.ghosts)
         for step in range(WINDOW):
             worker.step(step)
-        ok, behind = worker.exchange.begin(WINDOW, 0.05)
-        assert not ok
-        assert behind == [g.rank for g in made.ghosts]
+        still, until = [g.rank for g in made.ghosts], time.monotonic() + LIMIT_S
+        behind: list[int] = []
+        while behind != still:  # on a busy machine others, too, are behind for a while
+            ok, behind = worker.exchange.begin(WINDOW, 0.05)
+            assert not ok
+            assert time.monotonic() < until, behind
         return worker.counters().slices_deputised
 
     assert sum(made.run(body)) > 0
