@@ -183,7 +183,7 @@ parallel() {
     -p no:cacheprovider $all/test_{channel,collectives,values,state}.py
   # More workers than cores take many minutes: what depends on their number.
   pytests "3 workers, most tests" mpi 3 "$CG_PYTHON" -m pytest -q --color=no \
-    -p no:cacheprovider $all --ignore-glob='*/test_device.py' \
+    -p no:cacheprovider $all --ignore-glob='*/test_device*.py' \
     --ignore-glob='*/test_wire.py' --ignore-glob='*/test_waits.py' \
     --ignore-glob='*/test_evaluate.py' --ignore-glob='*/test_hvd_suite_*.py' \
     --ignore-glob='*/test_loader.py' --ignore-glob='*/test_exported.py' \

@@ -18,7 +18,8 @@ changes are read from whatever tensors are in the places at its end.
 
 For contiguous buffers on the CPU, each of these operations is one call of a kernel for
 all buffers (csrc/ops/cpu/encode.h), because a model can have hundreds of small buffers
-and an operation of torch on each costs microseconds. Other buffers use torch.
+and an operation of torch on each costs microseconds. For other buffers torch computes,
+on all buffers of one type at once.
 """
 
 from __future__ import annotations
@@ -61,6 +62,7 @@ class Buffers:
         self._sizes = [shape.numel() for shape in self._shapes]
         self._gradients, self._area = layout.gradients, layout.change_area
         self._before = [b.detach().clone() for b in layout.buffers]
+        self._alike = _by_type(layout.buffers)
         self._dtype = layout.dtype
         self._type = NAMES[layout.dtype]
         # Where buffers are to be found, the buffer of each place, and the step's own
@@ -209,12 +211,19 @@ class Buffers:
         if now is self._buffers and (table := self._for_kernels()) is not None:
             kernels("_ops").changes(table, self._type, out.data_ptr(), True)
             return
+        for index, tensor in enumerate(now):
+            self._check(index, tensor)
         with torch.no_grad():
-            for index, (change, before) in enumerate(
-                zip(shaped, self._before, strict=True)
-            ):
-                self._check(index, now[index])
-                change.copy_(tensors.change(now[index], before, self._dtype))
+            places: list[Tensor] = []
+            changes: list[Tensor] = []
+            for some in self._alike:
+                after = _joined([now[i] for i in some])
+                before = _joined([self._before[i] for i in some])
+                change = tensors.change(after, before, self._dtype)
+                sizes = [self._sizes[i] for i in some]
+                changes += change.reshape(-1).split(sizes)
+                places += [shaped[i].view(-1) for i in some]
+            torch._foreach_copy_(places, changes)
 
     def apply(self, total: Tensor) -> None:
         """Sets every buffer to its noted value plus the change in a decoded sum.
@@ -231,8 +240,13 @@ class Buffers:
             return
         with torch.no_grad():
             parts = self.shaped(tail[self._area])
-            values = list(map(tensors.changed, self._before, parts))
-            torch._foreach_copy_(self._buffers, values)
+            for some in self._alike:
+                before = [self._before[i] for i in some]
+                joined = _joined(before), _joined([parts[i] for i in some])
+                flat = tensors.changed(*joined).reshape(-1)
+                split = flat.split([b.numel() for b in before])
+                values = [v.view(b.shape) for v, b in zip(split, before, strict=True)]
+                torch._foreach_copy_([self._buffers[i] for i in some], values)
 
     def _now(self) -> list[Tensor]:
         """Returns the tensors that a pass has left, the step's own list if it can."""
@@ -248,6 +262,10 @@ class Buffers:
     def _check(self, index: int, tensor: Tensor | None) -> None:
         """Refuses what cannot stand in the place of a buffer."""
         before = self._before[index]
+        if tensor is not None and not tensor.is_nested:
+            same = tensor.dtype == before.dtype, tensor.shape == before.shape
+            if all(same):
+                return
         got, want = tensors.kind(tensor), tensors.kind(before)
         if got != want:
             raise ConfigError(
@@ -285,3 +303,18 @@ class Buffers:
         held = list(self._buffers)
         self._marks = objects.Marks(held, versions=False, addresses=True)
         return self._table
+
+
+def _by_type(buffers: Sequence[Tensor]) -> list[list[int]]:
+    """Returns the indices of the buffers of each type; complex ones stay alone."""
+    alike: dict[Any, list[int]] = {}
+    for index, b in enumerate(buffers):
+        alike.setdefault(index if b.is_complex() else b.dtype, []).append(index)
+    return list(alike.values())
+
+
+def _joined(some: Sequence[Tensor]) -> Tensor:
+    """Returns the elements of tensors of one type in one vector."""
+    if len(some) == 1:
+        return some[0]
+    return torch.cat([t.reshape(-1) for t in some])

@@ -13,6 +13,7 @@ tells how many passes and steps a worker has made (`Progress`).
 from __future__ import annotations
 
 import logging
+import weakref
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -31,6 +32,8 @@ from codedgrad.step.strangers import refuse_wrapped
 from codedgrad.step.subject import Subject
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor
 
     from codedgrad.exchange.base import RowBuffer
@@ -101,6 +104,7 @@ class GradientMean:
         self.sent = False
         self._area = 0, 0  # address and bytes of the last decoded sum
         self._version = 0  # of the gradients in it
+        self._others: dict[int, tuple[Callable[[], Any], int]] = {}  # beside it, by id
         runtime.barrier()  # nobody sends before all have opened their exchange
 
     def _lay_out(self, trained: Trained, workers: int) -> Payload:
@@ -217,17 +221,17 @@ class GradientMean:
         mean = float(self.payload.scatter(total, tail))
         # A second backward of the same forward shall find buffers that do not change.
         self.payload.buffers.remember()
-        self._note_area()
+        self._note_gradients()
         joined = 0 if self._policy is not None else self._check(mine, mean)
         self.journal.decoded()
         self.number += 1
         self.sent = False
         return joined
 
-    def _note_area(self) -> None:
-        """Note where the decoded gradients lie, and their version."""
+    def _note_gradients(self) -> None:
+        """Note which gradients are the decoded ones, and their versions."""
         parameters = self.payload.layout.parameters
-        held = (p.grad for p in parameters if p.grad is not None)
+        held = [p.grad for p in parameters if p.grad is not None]
         # Views of one vector, but for those of another type than its.
         own = self.payload.layout.own_type or self.payload.layout.dtype
         first = next((g for g in held if g.dtype == own), None)
@@ -236,6 +240,8 @@ class GradientMean:
             storage = first.untyped_storage()
             self._area = storage.data_ptr(), storage.nbytes()
             self._version = first._version  # it is the same for all
+        others = (g for g in held if not self._lies_inside(g))
+        self._others = {id(g): (weakref.ref(g), g._version) for g in others}
 
     def _check(self, mine: float, mean: float) -> int:
         """Refuse an exchange in which the workers have made different things.
@@ -271,11 +277,10 @@ class GradientMean:
         """
         if gradient.layout is not torch.strided:
             return False
-        inside = self._lies_inside(gradient)
-        if inside and gradient._version != self._version:
-            return False
-        layout = self.payload.layout
-        return inside or (layout.own_type is None and gradient.dtype != layout.dtype)
+        if self._lies_inside(gradient):
+            return gradient._version == self._version
+        known, version = self._others.get(id(gradient), (_nothing, 0))
+        return known() is gradient and gradient._version == version
 
     def _lies_inside(self, gradient: Tensor) -> bool:
         begin, size = self._area
@@ -313,6 +318,10 @@ class GradientMean:
         """Free the exchange. Collective."""
         self.leave()
         self._exchange.close()
+
+
+def _nothing() -> None:
+    """Return what a reference to no gradient gives."""
 
 
 def check_outside(

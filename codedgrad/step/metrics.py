@@ -131,7 +131,7 @@ class Metrics:
     def note(
         self, returned: Returned | None, weight: float, step: int, place: str
     ) -> None:
-        """Write the metrics of a pass into the tail; reads them from their device.
+        """Write the metrics of a pass into the tail; waits once for their device.
 
         Args:
             returned: what the loss function gave; None: a loss alone.
@@ -152,13 +152,24 @@ class Metrics:
         word = word_of(names)
         self._seen[word] = names
         contributions = []
-        for (name, kind), value, eps in zip(*returned, strict=True):
-            number = float(value)
+        readings = self._numbers(returned.values)
+        for (name, kind), number, eps in zip(
+            names, readings, returned.eps, strict=True
+        ):
             if kind == _MEAN:
                 number = metrics.rounded(number * weight, eps) if weight else 0.0
             self._check(name, number, place)
             contributions.append(number)
         self._payload.tail.measure(metrics.elements(word, weight, contributions))
+
+    def _numbers(self, values: list[Any]) -> list[float]:
+        """Returns the values, all tensors by one copy where they are on a device."""
+        far = [v for v in values if isinstance(v, Tensor)]
+        if self._payload.layout.on_host or not far:
+            return [float(v) for v in values]
+        found = torch.stack([v.reshape(()).double() for v in far]).tolist()
+        read = iter(found)
+        return [next(read) if isinstance(v, Tensor) else float(v) for v in values]
 
     def _check(self, name: str, number: float, place: str) -> None:
         largest = torch.finfo(self._payload.layout.dtype).max

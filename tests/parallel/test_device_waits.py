@@ -183,6 +183,27 @@ def test_the_counter_sees_waits(
     assert waits.found == ["aten._local_scalar_dense.default"]
 
 
+def test_metrics_are_waited_for_together(
+    far: LateDevice,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    waits = Waits(far, monkeypatch)
+
+    def measured(model: nn.Module, x: Tensor, y: Tensor) -> Any:
+        loss = entropy(model, x, y)
+        right = (model(x).argmax(1) == y).sum()
+        return loss, {"loss": loss, "right": right, "samples": len(x), "half": 0.5}
+
+    with waits:
+        gradient = trained(
+            4, measured, begin=lambda g: waits.begin() if g.step == 3 else None
+        )
+    assert waits.found == ["tolist"]
+    assert gradient.metrics["samples"] == SAMPLES * codedgrad.size()
+    assert gradient.metrics["half"] == 0.5
+    assert gradient.metrics["loss"] == pytest.approx(gradient.report.loss, rel=1e-5)
+
+
 @pytest.mark.parametrize("where", ["loss", "gradient"])
 def test_nan_is_refused_by_all_in_its_step(
     far: LateDevice,

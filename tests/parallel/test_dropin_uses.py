@@ -122,15 +122,20 @@ def test_gradients_from_autograd_grad_are_exchanged_in_the_step() -> None:
     detach(optimizer)
 
 
-def test_gradients_of_16_bits_from_autograd_grad_are_exchanged_in_the_step() -> None:
+@pytest.mark.parametrize("mixed", [False, True])
+def test_gradients_of_16_bits_that_the_user_made_are_exchanged(mixed: bool) -> None:
     """They are of another type than the row in which they travel."""
     model = net().bfloat16()
+    if mixed:  # its first layer gets no gradient
+        model[0].float()
     optimizer = wrapped(model, model=None)
     model.eval()
     for step in range(2):
-        out = model(own(step).bfloat16()).pow(2).mean()
-        gradients = torch.autograd.grad(out, model.parameters())
-        for p, g in zip(model.parameters(), gradients, strict=True):
+        x = own(step).bfloat16()
+        out = model[3](x.repeat(1, 2)) if mixed else model(x)
+        some = model[3] if mixed else model
+        gradients = torch.autograd.grad(out.pow(2).mean(), some.parameters())
+        for p, g in zip(some.parameters(), gradients, strict=True):
             p.grad = g
         optimizer.step()
         assert same_everywhere(model)

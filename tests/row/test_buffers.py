@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from codedgrad import ConfigError
+from codedgrad.row import tensors
 from codedgrad.row.buffers import Buffers
 from codedgrad.row.payload import Payload
 
@@ -74,6 +75,36 @@ def test_kernel_and_torch_write_the_same_tail() -> None:
             payload.tail.fill(1.0)
             tails.append(payload.tail.values.clone())
         assert torch.equal(*tails)
+
+
+class Many(nn.Module):
+    """Buffers of every type that can travel, in turn."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(3))
+        kinds = [torch.float32, torch.int64, torch.bfloat16, torch.float64, torch.bool]
+        kinds += [torch.int32, torch.complex64]
+        for i in range(21):
+            values = torch.arange(i + 2).reshape(1, -1) % 2
+            self.register_buffer(f"b{i}", values.to(kinds[i % len(kinds)]))
+
+    def run(self) -> None:
+        for b in self.buffers():
+            b.copy_(~b if b.dtype == torch.bool else b + (2 if b.is_complex() else 3))
+
+
+def test_buffers_of_one_type_are_changed_together() -> None:
+    """As one by one."""
+    payload, row = changed(model := Many())  # type: ignore[arg-type]
+    noted = [b.clone() for b in model.buffers()]
+    parts = payload.buffers.shaped(payload.tail.values[payload.layout.change_area])
+    again = Many()
+    again.run()
+    for part, before, after in zip(parts, noted, again.buffers(), strict=True):
+        assert torch.equal(part, tensors.change(after, before, torch.float32))
+    payload.buffers.apply(row)
+    assert all(map(torch.equal, model.buffers(), again.buffers()))
 
 
 def test_counters_are_rounded_to_the_nearest() -> None:

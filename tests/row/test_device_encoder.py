@@ -12,6 +12,7 @@ import torch
 from codedgrad.settings import ExchangeSettings
 from ops import emulation
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from codedgrad import codes
 from codedgrad.row import devices
@@ -34,6 +35,18 @@ class Counted:
     def encode(self, **arguments: Any) -> None:
         self.tables.append(arguments["table"])
         self._module.encode(**arguments)
+
+
+class Operations(TorchDispatchMode):
+    """Counts torch's operations."""
+
+    count = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        self.count += 1
+        return func(*args, **(kwargs or {}))
 
 
 @pytest.fixture
@@ -76,6 +89,12 @@ def test_one_launch_for_a_bucket(elsewhere: None) -> None:
     assert kernel.tables == [0] * buckets  # all of them lie in the launch's arguments
     written(encoder, payload, whole=True)
     assert len(kernel.tables) == buckets + 1
+    row = torch.empty(payload.layout.count)
+    with Operations() as operations:
+        encoder.begin()
+        for bucket in range(buckets):
+            encoder.bucket(bucket, row, 0.3, ())
+    assert operations.count <= 3  # a flag, and its place in the row
 
 
 def test_a_table_is_copied_only_where_an_address_changed(

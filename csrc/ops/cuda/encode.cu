@@ -138,6 +138,15 @@ __device__ void load_any(const Piece* pieces, int low, int high, std::int64_t el
   }
 }
 
+// Sixteen bytes in one store, which the compiler does not make of a Pack here.
+__device__ inline void store_whole(float* to, const Pack<float, 4>& x) {
+  __stcg(reinterpret_cast<float4*>(to),
+         make_float4(x.at[0], x.at[1], x.at[2], x.at[3]));
+}
+__device__ inline void store_whole(double* to, const Pack<double, 2>& x) {
+  __stcg(reinterpret_cast<double2*>(to), make_double2(x.at[0], x.at[1]));
+}
+
 // Makes w x the row's values, in place; returns whether they are finite.
 template <typename T, int N>
 __device__ bool finish(const Encoding<T>& job, Pack<T, N>* x, std::int64_t element) {
@@ -168,7 +177,7 @@ __device__ bool finish(const Encoding<T>& job, Pack<T, N>* x, std::int64_t eleme
     }
   }
   if (inside) {
-    *reinterpret_cast<Pack<T, N>*>(job.out + element) = *x;
+    store_whole(job.out + element, *x);
   } else {
 #pragma unroll
     for (int i = 0; i < N; ++i) {
@@ -184,23 +193,25 @@ __device__ bool finish(const Encoding<T>& job, Pack<T, N>* x, std::int64_t eleme
 // from the last multiple of 16 bytes that is not behind `out`, so that all of them but
 // the first and the last are written whole. The largest tensor is so divided among all
 // blocks, and many small ones fill one.
-template <typename T>
+template <typename T, bool kTable>
 __global__ void __launch_bounds__(kThreads)
     encode_kernel(const __grid_constant__ Encoding<T> job) {
   constexpr int N = kPack<T>;
   constexpr std::int64_t apart = std::int64_t{kThreads} * N;
   constexpr std::int64_t chunk = apart * kTogether;
-  const Piece* pieces = job.table != nullptr ? job.table : job.pieces;
+  const Piece* pieces =
+      kTable ? job.table : job.pieces;  // these have a cache of their own
   const std::int64_t count = static_cast<std::int64_t>(job.count);
   bool good = true;
   for (std::int64_t begin = std::int64_t{blockIdx.x} * chunk - job.before;
        begin < count; begin += std::int64_t{gridDim.x} * chunk) {
     const std::int64_t last = (begin + chunk < count ? begin + chunk : count) - 1;
     const int low = piece_at(pieces, 0, job.pieces_count - 1, begin < 0 ? 0 : begin);
-    const int high = piece_at(pieces, low, job.pieces_count - 1, last);
+    const bool one = pieces[low].end() > static_cast<std::uint64_t>(last);
+    const int high = one ? low : piece_at(pieces, low, job.pieces_count - 1, last);
     const std::int64_t mine = begin + std::int64_t{threadIdx.x} * N;
     Pack<T, N> x[kTogether];
-    if (low == high && begin >= 0 && begin + chunk <= count && pieces[low].data != 0) {
+    if (one && begin >= 0 && begin + chunk <= count && pieces[low].data != 0) {
       const std::uint64_t first = low == 0 ? 0 : pieces[low - 1].end();
       load_inside(pieces[low], static_cast<std::uint64_t>(mine) - first,
                   static_cast<std::uint64_t>(apart), x);
@@ -256,7 +267,11 @@ void launch(const EncodeRun& run, cudaStream_t stream) {
   const std::uint64_t chunks = (job.count + job.before + chunk - 1) / chunk;
   const auto blocks =
       static_cast<unsigned>(std::min<std::uint64_t>(chunks, kMostBlocks));
-  encode_kernel<T><<<blocks, kThreads, 0, stream>>>(job);
+  if (run.table == nullptr) {
+    encode_kernel<T, false><<<blocks, kThreads, 0, stream>>>(job);
+  } else {
+    encode_kernel<T, true><<<blocks, kThreads, 0, stream>>>(job);
+  }
   check_launch("encode");
 }
 

@@ -12,6 +12,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstdlib>
 #include <functional>
 #include <vector>
 
@@ -110,6 +111,21 @@ inline double __shfl_down_sync(unsigned, double value, int off) {
   const double theirs = emulated::slots[me % 32 + off < 32 ? me + off : me];
   emulated::yield();
   return theirs;
+}
+
+struct alignas(16) float4 {
+  float x, y, z, w;
+};
+struct alignas(16) double2 {
+  double x, y;
+};
+inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
+inline double2 make_double2(double x, double y) { return {x, y}; }
+// In one instruction, so an address that is not aligned is an error on a device.
+template <typename T>
+void __stcg(T* to, T value) {
+  if (reinterpret_cast<std::uintptr_t>(to) % sizeof(T) != 0) std::abort();
+  *to = value;
 }
 
 inline float __fadd_rn(float a, float b) { return a + b; }
