@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-_EXACT, _NARROW, _RANDOM = 1e-3, 5e-2, 0.5  # relative differences that say nothing
+_EXACT, _NARROW = 1e-3, 5e-2  # relative differences that say nothing
 _LEAST = 1e-6
 _WEIGHT = (
     "the loss function returned (loss, weight), and the weight is {} for a batch, and "
@@ -20,6 +20,13 @@ _WEIGHT = (
     "a sum (of tokens, of the weights of samples), so that those of the pieces add "
     "up to the whole one. Give the sum in place of a mean; or, if it is an accuracy or "
     'another metric, return it in a dictionary: return loss, {{"accuracy": accuracy}}'
+)
+_ANSWERS = (
+    "the loss function returned (loss, weight), and the weight of one batch is {} with "
+    "the parameters as they are, and {} with others, while the loss is not seen to be "
+    "a mean over what it counts. A weight is a function of the data alone, such as a "
+    "number of tokens. If it is an accuracy, a number of right answers or another "
+    'metric, return it in a dictionary: return loss, {{"accuracy": accuracy}}'
 )
 
 
@@ -62,8 +69,39 @@ def means_as_weights(whole: Value, pieces: Sequence[Value]) -> tuple[bool, str]:
     return True, _WEIGHT.format(f"{whole.weight:.4g}", shown, f"{total:.4g}")
 
 
+def answers_as_weights(
+    weights: tuple[float, float], values: Sequence[Value], sizes: Sequence[int]
+) -> tuple[bool, str]:
+    """Judges a weight that depends on the values of the parameters.
+
+    It is right where the loss is a mean over what it counts (the samples that the model
+    finds hard, say), so that the loss of a batch is the mean of those of its pieces by
+    their weights. Where it is as well the mean by numbers of samples, nothing is known.
+
+    Args:
+        weights: of the batch, with the parameters' values and with others.
+        values: of the batch and of its pieces; empty: they are not known.
+        sizes: samples of each piece.
+
+    Returns:
+        Whether it is right for certain, and why it is wrong, or "".
+    """
+    shown = _ANSWERS.format(*(f"{w:.4g}" for w in weights))
+    if not values:
+        return False, shown
+    first, *pieces = values
+    known, text = difference(first, pieces, sizes)
+    if text:
+        return False, shown
+    if not known:
+        return False, ""
+    plain = [v._replace(weight=None) for v in pieces if v.weight != 0.0]
+    by_samples = difference(first._replace(weight=None), plain, sizes)
+    return len(plain) < len(pieces) or bool(by_samples[1]), ""
+
+
 def difference(
-    whole: Value, pieces: Sequence[Value], sizes: Sequence[int], others: Sequence[float]
+    whole: Value, pieces: Sequence[Value], sizes: Sequence[int]
 ) -> tuple[bool, str]:
     """Compares a batch with its pieces.
 
@@ -71,7 +109,6 @@ def difference(
         whole: of the batch.
         pieces: of its pieces.
         sizes: samples of each piece.
-        others: losses of the batch with other random numbers; empty: it draws none.
 
     Returns:
         Whether anything can be concluded, and how they differ, "" if they do not.
@@ -87,17 +124,12 @@ def difference(
     mean = sum(w * v.loss for w, v in pairs) / total
     scale = max(abs(whole.loss), *(abs(v.loss) for _, v in pairs))
     limit = _NARROW if whole.narrow else _EXACT
-    if others:
-        seen = (whole.loss, *others)
-        allowed = _RANDOM * scale + 4.0 * (max(seen) - min(seen))
-    else:
-        allowed = limit * scale + _LEAST
-    if not abs(mean - whole.loss) <= allowed:
+    if not abs(mean - whole.loss) <= limit * scale + _LEAST:
         return True, (
             f"its loss is {whole.loss:.6g}, and the mean of those of {len(pairs)} "
             f"pieces is {mean:.6g}"
         )
-    if not others and not _same_gradient(whole, pairs, total, 10.0 * limit):
+    if not _same_gradient(whole, pairs, total, 10.0 * limit):
         return True, "a gradient is not the mean of those of the pieces"
     return True, ""
 
