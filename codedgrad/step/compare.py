@@ -95,9 +95,10 @@ def answers_as_weights(
         return False, shown
     if not known:
         return False, ""
-    plain = [v._replace(weight=None) for v in pieces if v.weight != 0.0]
-    by_samples = difference(first._replace(weight=None), plain, sizes)
-    return len(plain) < len(pieces) or bool(by_samples[1]), ""
+    if any(v.weight == 0.0 for v in pieces):  # whose samples do not count
+        return True, ""
+    plain = [v._replace(weight=None) for v in pieces]
+    return bool(difference(first._replace(weight=None), plain, sizes)[1]), ""
 
 
 def difference(

@@ -61,7 +61,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("codedgrad")
 
 _LOOKS = 16  # the last own pass that is rehearsed for state, or for a weight
-_VALUES = 3  # other values of the parameters in the first rehearsal; then one
+_VALUES = 4  # other values of the parameters in the first rehearsal; then one
 _UNKNOWN = (
     "whether a shard is the mean of its pieces was not tried, because {}. So helpers "
     "take whole shards, which is right for any loss function (this is said once); "
@@ -116,6 +116,7 @@ class _Open:
         state: whether it keeps state that it may read later.
         weight: whether its weight may depend on the model.
         doubted: whether the weight does, and may be right all the same.
+        seeds: of other values of the parameters that were tried.
     """
 
     codes: Any
@@ -124,6 +125,7 @@ class _Open:
     state: bool = False
     weight: bool = True
     doubted: bool = False
+    seeds: int = 0
 
 
 class Rehearsal:
@@ -262,9 +264,8 @@ class Rehearsal:
         Raises:
             ConfigError: it depends on them, and is not shown to be right.
         """
-        count = 1 if asked.passes else _VALUES
-        seeds = range(asked.passes * _VALUES, asked.passes * _VALUES + count)
-        other = trial.other_weight(weight, seeds)
+        first, asked.seeds = asked.seeds, max(_VALUES, asked.seeds + 1)
+        other = trial.other_weight(weight, range(first, asked.seeds))
         if other is None:
             return
         asked.doubted, values = True, []

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 _SMALL = 1 << 16  # elements of a parameter whose gradient is compared
 _OTHER = 1 << 20  # begins the steps whose seeds other values have
+_AGAIN = 4  # passes that tell whether a weight is another one in every pass
 _STATE = (
     "the loss function keeps state that each of its passes reads and changes: {}. How "
     "many passes a worker makes depends on who was late, and so would the gradient. "
@@ -170,7 +171,8 @@ class Trial:
             with other_values(self._parameters):
                 found = self._weight()
             if found not in (None, weight):
-                return found if self._weight() == weight else None
+                again = [self._weight() for _ in range(_AGAIN)]
+                return found if all(w == weight for w in again) else None
         return None
 
     def _weight(self) -> float | None:
