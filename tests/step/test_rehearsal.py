@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import nn
 
-from codedgrad.step.alike import differ
 from codedgrad.step.compare import Value, difference, means_as_weights
 from codedgrad.step.functions import code_digest, code_of, codes_of
+from codedgrad.step.held import differ
 from codedgrad.step.reach import Reached
 from codedgrad.step.slices import cut
 
