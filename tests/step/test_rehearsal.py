@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import sys
+import types
 from collections import deque, namedtuple
 from random import Random
 from typing import Any
@@ -12,8 +14,10 @@ import pytest
 import torch
 from torch import nn
 
+from codedgrad.job.likeness import hardware
+from codedgrad.step.alike import FunctionsOfAll
 from codedgrad.step.compare import Value, difference, means_as_weights
-from codedgrad.step.functions import code_digest, code_of, codes_of
+from codedgrad.step.functions import code_digest, code_of, code_parts, codes_of
 from codedgrad.step.held import differ
 from codedgrad.step.reach import Reached
 from codedgrad.step.slices import cut
@@ -186,3 +190,35 @@ def test_the_code_of_functions() -> None:
 )
 def test_values_of_ones_own(values: list[Any], wrong: bool) -> None:
     assert differ(values) == wrong
+
+
+def test_workers_of_other_versions_of_python() -> None:
+    """Their instructions differ, and names are what they have in common."""
+    code = compile("lambda x: x + 1", "here", "eval").co_consts[0]
+    assert isinstance(code, types.CodeType)
+    other = code.replace(co_code=bytes(reversed(code.co_code)), co_consts=(None,))
+    one, another = (types.FunctionType(c, {}) for c in (code, other))
+    assert code_digest(one) != code_digest(another)
+    words = []
+    for function, unlike in ((one, True), (another, True), (one, False)):
+        job: Any = types.SimpleNamespace(unlike=unlike)
+        words.append(FunctionsOfAll(job).word(function, None))
+    assert words[0] == words[1] != words[2]
+    version = f"Python {sys.version_info.major}.{sys.version_info.minor}"
+    assert version in hardware(torch.device("cpu"))
+
+
+def test_the_function_that_differs_is_named() -> None:
+    def of(criterion: Any, inner: Any) -> Any:
+        def loss(x: Any, scale: Any = inner) -> Any:
+            return criterion(scale(x))
+
+        return loss
+
+    one = dict(code_parts(of(nn.L1Loss(), min_of)))
+    other = dict(code_parts(of(nn.MSELoss(), max_of)))
+    assert one.keys() == other.keys()
+    differing = [path for path in one if one[path] != other[path]]
+    assert differing == [" > scale", " > criterion"]
+    assert "MSELoss" in other[" > criterion"]
+    assert "max_of" in other[" > scale"]
