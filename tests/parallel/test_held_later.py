@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     Loss = Callable[[Tensor, Tensor], Tensor]
 
+_changes: list[Callable[[str], None]] = []
 STEPS, AT = 12, 4  # values are compared in steps 3, 5 and 9
 _scale = 1.0
 
@@ -61,7 +62,8 @@ class Kept:
         def by_keyword(x: Tensor, y: Tensor, *, factor: float = 1.0) -> Tensor:
             return factor * by_closure(x, y)
 
-        self.change, self.by_closure, self.by_keyword = change, by_closure, by_keyword
+        self.by_closure, self.by_keyword = by_closure, by_keyword
+        _changes[:] = [change]  # which no pass can reach
 
     def by_global(self, x: Tensor, y: Tensor) -> Tensor:
         return _scale * self.alpha * F.cross_entropy(self.model(x), y)
@@ -87,8 +89,8 @@ def write(holder: str, name: str) -> Callable[[Kept], None]:
 
 # Which loss function, what changes, and what the error says; "" where a warning does.
 WAYS: dict[str, tuple[str, Callable[[Kept], None], str]] = {
-    "closure": ("by_closure", lambda k: k.change("closure"), "factor"),
-    "tensor": ("by_closure", lambda k: k.change("tensor"), "tensor"),
+    "closure": ("by_closure", lambda _: _changes[0]("closure"), "factor"),
+    "tensor": ("by_closure", lambda _: _changes[0]("tensor"), "tensor"),
     "default": ("by_closure", set_to("by_closure", "__defaults__", (2.0,)), "default"),
     "keyword": (
         "by_keyword",
@@ -107,8 +109,7 @@ def train(kept: Kept, loss: Loss, each: Callable[[int], None], **how: Any) -> No
     n = codedgrad.size()
     g = torch.Generator().manual_seed(1)
     total = OWN * n * STEPS
-    x, y = torch.randn(total, 5, generator=g), torch.randint(0, 3, (total,))
-    y = torch.arange(total) % 3
+    x, y = torch.randn(total, 5, generator=g), torch.arange(total) % 3
     collate = how.pop("collate_fn", None)
     dataset = torch.utils.data.TensorDataset(x, y)
     sampler = codedgrad.ShardSampler(dataset, OWN * n, collate_fn=collate)
@@ -214,4 +215,4 @@ def test_what_passes_change_is_no_difference(
         train(kept, loss, lambda _: None, **how)
     texts = [r.getMessage() for r in caplog.records]
     assert not [t for t in texts if "hold different values" in t]
-    assert n == 0 or float(meter) > 0
+    assert len(seen) > 1 or codedgrad.size() > 1

@@ -5,15 +5,18 @@ from __future__ import annotations
 import functools
 import sys
 import types
-from collections import deque, namedtuple
+from collections import UserDict, deque
+from collections.abc import Mapping
+from dataclasses import dataclass
 from random import Random
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from codedgrad.integrations.loaders import Batch
 from codedgrad.job.likeness import hardware
 from codedgrad.step.alike import FunctionsOfAll
 from codedgrad.step.compare import Value, difference, means_as_weights
@@ -37,9 +40,29 @@ def test_a_batch_is_cut() -> None:
     assert second[2][1] == "text"
 
 
-@pytest.mark.parametrize(
-    "batch", [(X.T,), (X, object()), (namedtuple("P", "x")(X),), ({1, 2},)]
-)
+class Pair(NamedTuple):
+    x: torch.Tensor
+    y: torch.Tensor
+
+
+@dataclass
+class Made:
+    x: torch.Tensor
+    size: int = 3
+
+
+@pytest.mark.parametrize("batch", [UserDict(x=X), Pair(X, X), Made(X), Batch({"x": X})])
+def test_batches_of_other_types_are_cut(batch: Any) -> None:
+    (one,), (other,) = cut((batch,), [2, 3]) or ((), ())
+    assert type(one) is type(other) is type(batch)
+    if isinstance(batch, Batch):
+        one, other = one.value, other.value
+    one, other = (v["x"] if isinstance(v, Mapping) else v.x for v in (one, other))
+    assert torch.equal(torch.cat([one, other]), X)
+    assert len(one) == 2
+
+
+@pytest.mark.parametrize("batch", [(X.T,), (X, object()), ({1, 2},)])
 def test_what_cannot_be_cut(batch: Any) -> None:
     assert cut(batch, [2, 3]) is None
 
