@@ -140,7 +140,7 @@ class ValueCheck:
         if collate_fn is default_collate:  # torch's own, of whichever version
             collate_fn = None
         functions = self._functions.word(loss_fn, collate_fn)
-        held = self.held.word((loss_fn, collate_fn), self._tensors.since(step))
+        held = self.held.word((loss_fn, collate_fn), functions)
         mark = hash((*self._position, functions, held))
         self._begin(step, sampler, shards.epoch, mark)
 
@@ -230,7 +230,7 @@ class ValueCheck:
             )
             if not known:
                 self._functions.compare(self._step)
-                known = self._held_looked() and self.held.compare_again(self._step)
+                known = self.held.looks and self.held.compare_again(self._step)
             if not (known or self._compare_data(disputed=True) or self._estimates):
                 raise agreement.everywhere(
                     self._job,
@@ -240,9 +240,6 @@ class ValueCheck:
         else:
             self._differ_alone(reading.ones)
         return decoded
-
-    def _held_looked(self) -> bool:
-        return self.held.looked(self._tensors.since(self._step))
 
     # ---- where something differs ----
 
@@ -308,7 +305,7 @@ class ValueCheck:
         """The step's sum has the word of others, to which this worker gave nothing."""
         differs = theirs ^ self._word
         # Perhaps others know more of what passes change; the next step tells the rest.
-        if self._held_looked():
+        if self.held.looks:
             return
         if not differs & _VALUES:
             content = self._content(_THOROUGH)

@@ -9,10 +9,10 @@ the ranks, texts that differ in digits only, or readings of a clock.
 
 Later one worker alone may change such a value: a factor that is annealed by its own
 clock, say. So a digest of the values is a part of the word of some steps (see
-`codedgrad.step.check`): 3, 5 and 9 after the first one, and every 16th after that. It
-costs no message. Where words differ, all compare by name. Left out are values that
-passes change, by what is seen and by what the code stores; those of each worker
-say something else.
+`codedgrad.step.check`): 3, 5 and 9 after the first one with these functions, and every
+16th after that. It costs no message. Where words differ, all compare by name. Left out
+are values that passes change, by what is seen and by what the code stores: what those
+of another worker's passes made of them is something else.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("codedgrad")
 
-_SOON, _EVERY, _ALL = (3, 5), 16, 256  # steps after the first one
+_SOON, _EVERY, _ALL = (3, 5), 16, 256  # steps after the first with a function
 _PLACE = 9  # of such a step in these: parameters are compared in others
 _CLOCK = 1e8  # a number beyond is a time
 _DAY_S = 86400.0
@@ -62,6 +62,7 @@ class ValuesHeld:
 
     Attributes:
         compared: whether that was done before the first step.
+        looks: whether the word of this step holds a digest of the values.
     """
 
     def __init__(
@@ -81,16 +82,13 @@ class ValuesHeld:
         self._own: set[str] = set()  # compared no more, as all workers know
         self._typed: set[str] = set()  # what objects held in some step before
         self._now: tuple[Held, Held] = {}, {}
-        self._looked = -1  # the step whose word holds a digest
-        self.compared = False
+        self._uses: dict[int, int] = {}  # by functions: in how many steps before
+        self.looks = self.compared = False
 
     def go_on_from(self, before: ValuesHeld) -> None:
         """Take over what is known from an earlier laying out of the same model."""
-        self.compared, self._own, self._typed = (
-            before.compared,
-            before._own,
-            before._typed,
-        )
+        self.compared, self._uses = before.compared, before._uses
+        self._own, self._typed = before._own, before._typed
 
     def compare(self, functions: tuple[Any, Any]) -> None:
         """Compare before the first step. Collective.
@@ -108,30 +106,28 @@ class ValuesHeld:
         occasion = "to compare what the loss functions hold"
         short = zlib.crc32(self._blob()).to_bytes(4, "big")
         if len(set(self._job.gather(short, occasion))) > 1:
-            self._compare("values that the loss function holds", FUNCTIONS)
+            what = "values that the loss function holds"
+            self._compare(what, FUNCTIONS, first=True)
 
-    def word(self, functions: tuple[Any, Any], since: int) -> int:
+    def word(self, functions: tuple[Any, Any], which: int) -> int:
         """Return what the word of a step holds of the values; 0 in most steps.
 
         Args:
             functions: as for `compare`.
-            since: steps since the first one.
+            which: tells these functions from others that take turns with them.
         """
-        self._looked = -1
-        if functions[0] is None or not (
-            since in _SOON or since % _EVERY == _PLACE % _EVERY
-        ):
+        uses = self._uses.get(which, 0)
+        self._uses[which] = uses + 1
+        # Functions that come later are looked at in their first step.
+        due = uses in _SOON or uses % _EVERY == _PLACE or (not uses and self.compared)
+        self.looks = due and functions[0] is not None
+        if not self.looks:
             return 0
-        self._looked = since
-        self._read(functions, full=since in _SOON or since % _ALL == _PLACE)
+        self._read(functions, full=uses <= _PLACE or uses % _ALL == _PLACE)
         left_out = self._own | set(self._changed())
         told = [sorted(kind.items()) for kind in self._now]
         kept = [[pair for pair in kind if pair[0] not in left_out] for kind in told]
         return zlib.crc32(json.dumps(kept).encode()) + 1
-
-    def looked(self, since: int) -> bool:
-        """Return whether the word of a step holds a digest of the values."""
-        return self._looked == since
 
     def compare_again(self, step: int) -> bool:
         """Compare after the words of a step differed. Collective.
@@ -158,21 +154,30 @@ class ValuesHeld:
     def _blob(self) -> bytes:
         return json.dumps([*self._now, sorted(self._changed())]).encode()
 
-    def _compare(self, what: str, remedy: str) -> bool:
+    def _compare(self, what: str, remedy: str, *, first: bool = False) -> bool:
         """Compare by name; returns whether something is found that is no error."""
         every = [json.loads(b) for b in self._job.gather(self._blob(), f"for {what}")]
         before = set(self._own)
         self._own.update(name for _, _, changing in every for name in changing)
-        # What only some workers have, such as a writer of logs, is no mistake.
-        for kind in (0, 1):
-            names = {name for one in every for name in one[kind]}
-            self._own |= {n for n in names if any(n not in one[kind] for one in every)}
-        strict, own = (sorted(kind.keys() - self._own) for kind in self._now)
-        pairs = [(name, self._now[0][name]) for name in strict]
+        every_name = {name for one in every for kind in one[:2] for name in kind}
+        mine = {**self._now[1], **self._now[0]}
+        pairs: list[tuple[str, str]] = []
+        told: list[str] = []
+        for name in sorted(every_name - self._own):
+            # What only some workers have, such as a writer of logs, is no mistake.
+            if any(name not in one[0] and name not in one[1] for one in every):
+                self._own.add(name)
+                continue
+            values = [{**one[1], **one[0]}[name] for one in every]
+            strict = any(name in one[0] for one in every)
+            if strict and not (first and None in values):
+                pairs.append((name, str(mine[name])))
+            else:
+                if differ(values):
+                    told.append(name)
+                if len(set(map(repr, values))) > 1:  # also where they are ranks
+                    self._own.add(name)
         agreement.check_agreement(what, pairs, remedy)
-        told = [n for n in own if differ([one[1][n] for one in every])]
-        # Also those that differ as ranks do: they are compared no more.
-        self._own |= {n for n in own if len({repr(one[1][n]) for one in every}) > 1}
         if told and self._job.rank == 0:
             log.warning(_OWN, ", ".join(told[:4]) + (" ..." if told[4:] else ""))
         return self._own != before or len({tuple(one[2]) for one in every}) > 1
@@ -186,6 +191,8 @@ def differ(values: list[Any]) -> bool:
         return len({re.sub(r"\d+", "#", v) for v in values}) > 1
     if all(isinstance(v, bool) for v in values):
         return len(set(values[1:])) > 1  # else worker 0 alone has it, or has it not
+    if None in values:
+        return len({v is None for v in values[1:]}) > 1
     if not all(type(v) is int for v in values):
         return True
     # Ranks, or those on each machine: each is 0, or follows on the one before.
@@ -213,7 +220,9 @@ def _values_of(
         variable = not set(name) & set(".['")
         if name in reached.stored:
             continue
-        if isinstance(value, Tensor):
+        if value is None and variable:
+            own[name] = None
+        elif isinstance(value, Tensor):
             small = value.nbytes <= SMALL_BYTES and value.device.type == "cpu"
             if not (full or small):
                 continue

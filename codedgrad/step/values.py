@@ -118,10 +118,6 @@ class ValuesOfAll:
         text = tensor_digest(t.detach().view(-1)[begin : begin + _PART])
         return zlib.crc32(f"{name} {text}".encode()) + 1
 
-    def since(self, step: int) -> int:
-        """Return the steps since the one before which all values were compared."""
-        return 0 if self._first is None else step - self._first
-
     def looked(self, step: int) -> bool:
         """Return whether the word of a step holds a digest of the values."""
         return self._looked == step

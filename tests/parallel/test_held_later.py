@@ -53,6 +53,8 @@ class Kept:
             nonlocal factor
             if name == "closure":
                 factor = 0.97 * factor
+            elif name == "another type":
+                factor = 2
             elif name == "tensor":
                 tensor.mul_(0.97)
 
@@ -90,6 +92,7 @@ def write(holder: str, name: str) -> Callable[[Kept], None]:
 # Which loss function, what changes, and what the error says; "" where a warning does.
 WAYS: dict[str, tuple[str, Callable[[Kept], None], str]] = {
     "closure": ("by_closure", lambda _: _changes[0]("closure"), "factor"),
+    "another type": ("by_closure", lambda _: _changes[0]("another type"), "factor"),
     "tensor": ("by_closure", lambda _: _changes[0]("tensor"), "tensor"),
     "default": ("by_closure", set_to("by_closure", "__defaults__", (2.0,)), "default"),
     "keyword": (
@@ -216,3 +219,27 @@ def test_what_passes_change_is_no_difference(
     texts = [r.getMessage() for r in caplog.records]
     assert not [t for t in texts if "hold different values" in t]
     assert len(seen) > 1 or codedgrad.size() > 1
+
+
+def test_functions_that_take_turns_are_compared_too() -> None:
+    """The second one is first called in step 1, and then in every other step."""
+    kept, n = Kept(), codedgrad.size()
+    scale = 2.0 if alone() else 1.0
+
+    def other(x: Tensor, y: Tensor) -> Tensor:
+        return scale * F.cross_entropy(kept.model(x), y)
+
+    coded = codedgrad.CodedGradient(kept.model, codes.uncoded(n, micro=1))
+    x, y = torch.randn(4 * OWN * n, 5), torch.arange(4 * OWN * n) % 3
+    sampler = codedgrad.ShardSampler((torch.ones_like(x), y), OWN * n)
+
+    def steps() -> None:
+        for step, shards in enumerate(coded.steps(sampler)):
+            coded.backward(other if step % 2 else kept.by_global, shards)
+
+    if n > 1:
+        with pytest.raises(MismatchError, match=r"holds in step 1: .*scale"):
+            steps()
+    else:
+        steps()
+    coded.close()

@@ -206,7 +206,8 @@ def test_the_code_of_functions() -> None:
         ([False, True, False], True),
         (["cuda:0", "cuda:1"], False),
         (["mean", "sum"], True),
-        ([1, None], True),
+        ([1, None], False),  # worker 0 alone has it
+        ([1, 1, None], True),
         ([0, 1, 0, 1], False),
         ([["0.1"], ["0.5"]], True),
     ],
