@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 _DEPTH = 3
 _ITEMS = 32  # of a list or dictionary; longer ones are data, not state
-_MOST = 4096  # values in all
+_MOST = 4096  # values of the loss function, and again of the modules
 # What objects of these hold is no state of a loss function (queues, locks, files).
 _LIBRARIES = {*sys.stdlib_module_names, "torch", "numpy", "codedgrad"}
 _LIBRARIES -= {"argparse", "types", "dataclasses"}
@@ -59,12 +59,15 @@ class Reached:
         self.modules: list[nn.Module] = []
         self._holders: dict[str, Any] = {}  # by names that are taken
         self._assigned: set[str] = set()  # variables and attributes, by their codes
-        for module in modules:
-            self._of_module(module)
+        self._most = _MOST
         self._note("", loss_fn, 0)
-        self._function("", loss_fn, 0)
+        if not isinstance(loss_fn, functools.partial):  # that was looked into
+            self._function("", loss_fn, 0)
         if _is_the_users(type(loss_fn)):  # an object that is called
             self._function("", vars(type(loss_fn)).get("__call__"), 0)
+        self._most = len(self._values) + _MOST  # those of a large model are many
+        for module in modules:
+            self._of_module(module)
 
     def changed(self, since: Reached) -> list[str]:
         """Return the names of what is no longer as it was."""
@@ -106,10 +109,11 @@ class Reached:
     def _function(self, name: str, function: Any, depth: int) -> None:
         """Look into a function, a bound method or a partial."""
         if isinstance(function, functools.partial):
+            prefix = f"{name} " if name else ""
             for i, value in enumerate(function.args):
-                self._note(f"{name}argument {i}", value, depth + 1)
+                self._note(f"{prefix}argument {i}", value, depth + 1)
             for key, value in function.keywords.items():
-                self._note(f"{name}{key}", value, depth + 1)
+                self._note(f"{prefix}{key}", value, depth + 1)
             self._function(name, function.func, depth)
             return
         if isinstance(function, types.MethodType):
@@ -138,7 +142,7 @@ class Reached:
     def _note(
         self, name: str, value: Any, depth: int, place: tuple[Any, Any] | None = None
     ) -> None:
-        if depth > _DEPTH or len(self._values) >= _MOST:
+        if depth > _DEPTH or len(self._values) >= self._most:
             return
         if self._kept is not None:
             self._kept.note(value, place)
@@ -165,7 +169,7 @@ class Reached:
         elif isinstance(
             value, types.FunctionType | types.MethodType | functools.partial
         ):
-            if _is_the_users(value):
+            if isinstance(value, functools.partial) or _is_the_users(value):
                 self._function(name, value, depth)
         elif hasattr(value, "__dict__") and _is_the_users(type(value)):
             self._seen.add(id(value))

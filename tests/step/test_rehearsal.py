@@ -126,6 +126,33 @@ def test_what_is_reached_is_put_back() -> None:
     assert not Reached(loss, [model]).changed(before)
 
 
+def test_a_large_model_hides_nothing_of_the_loss_function() -> None:
+    model, factor = nn.Sequential(*(nn.Linear(1, 1) for _ in range(2500))), 0.5
+    found = dict(Reached(lambda x: factor * model(x), model.modules()).plain())
+    assert found["factor"] == 0.5
+    assert "'in_features' of a Linear" in found
+
+
+def test_all_that_a_function_is_made_with_is_reached() -> None:
+    def loss(a: float, b: float, c: float = 1.5, d: float = 2.5, *, e: Any = 3) -> Any:
+        return a * b * c * d * e
+
+    class Called:
+        def __init__(self) -> None:
+            self.beta = 5.5
+
+        def __call__(self, x: Any) -> Any:
+            return x * self.beta * _global
+
+    found = dict(Reached(functools.partial(loss, 7, b=4.5), []).plain())
+    assert found == {"argument 0": 7, "b": 4.5, "c": 1.5, "d": 2.5, "e": 3}
+    found = dict(Reached(Called(), []).plain())
+    assert found == {".beta": 5.5, "_global": _global}
+    twice = [functools.partial(min, key) for key in (0.5, 0.25)]
+    found = dict(Reached(lambda x: [f(x) for f in twice], []).plain())
+    assert sorted(found.values()) == [0.25, 0.5]
+
+
 def test_attributes_are_no_globals() -> None:
     """The code below names `_global`, as an attribute of something else."""
     assert "_global" not in dict(Reached(lambda x: x._global, []).plain())
