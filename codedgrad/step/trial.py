@@ -39,6 +39,14 @@ _STATE = (
 )
 
 
+_under_way: set[int] = set()  # rehearsals
+
+
+def rehearsing() -> bool:
+    """Returns whether the pass that is computed is one of a rehearsal."""
+    return bool(_under_way)
+
+
 class Trial:
     """One rehearsal.
 
@@ -74,6 +82,7 @@ class Trial:
         self._before = Reached(self._loss_fn, self._modules, keep=True)
         requires = [(p, p.requires_grad) for p in self._parameters]
         cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+        _under_way.add(id(self))
         try:
             with reading_rng(), _eagerly(), self.without(_DropoutNd):
                 yield
@@ -85,6 +94,7 @@ class Trial:
         else:
             self._before.put_back()
         finally:
+            _under_way.discard(id(self))
             for p, flag in requires:
                 if p.requires_grad != flag:
                     p.requires_grad_(flag)
