@@ -154,8 +154,7 @@ class Trial:
             return values
         for drawn in (False, True):
             try:
-                with Steady(drawn=drawn):
-                    steady = [self.value(batch) for batch in batches]
+                steady = [self._steady(batch, drawn=drawn) for batch in batches]
             except Abandoned:
                 raise
             except Exception:  # noqa: BLE001 (it went well with others)
@@ -163,6 +162,10 @@ class Trial:
             if _says(steady[0]) and not any(v.random for v in steady):
                 return steady
         return values
+
+    def _steady(self, batch: Sequence[Any], *, drawn: bool) -> Value:
+        with Steady(drawn=drawn):  # which begins anew
+            return self.value(batch)
 
     def without_norms(self, parts: Sequence[Sequence[Any]]) -> list[Value]:
         """Returns the same, of a model whose batch norm treats samples alike."""
