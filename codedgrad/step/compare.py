@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 _EXACT, _NARROW = 1e-3, 5e-2  # relative differences that say nothing
 _LEAST = 1e-6
+_CLEARLY = 30.0  # times as far from one mean as from another
 _WEIGHT = (
     "the loss function returned (loss, weight), and the weight is {} for a batch, and "
     "{} for the pieces of the same batch, which add up to {}. A weight is a count or "
@@ -97,8 +98,25 @@ def answers_as_weights(
         return False, ""
     if any(v.weight == 0.0 for v in pieces):  # whose samples do not count
         return True, ""
-    plain = [v._replace(weight=None) for v in pieces]
-    return bool(difference(first._replace(weight=None), plain, sizes)[1]), ""
+    by_weights = _misfit(first, [(float(v.weight or 0.0), v) for v in pieces])
+    by_samples = _misfit(first, list(zip(map(float, sizes), pieces, strict=True)))
+    if by_weights > _CLEARLY * max(by_samples, _LEAST):
+        return False, shown
+    return by_samples > _CLEARLY * max(by_weights, _LEAST), ""
+
+
+def _misfit(whole: Value, pairs: Sequence[tuple[float, Value]]) -> float:
+    """Returns how far a batch is from the mean of its pieces, relative to its size."""
+    total = sum(w for w, _ in pairs)
+    mean = sum(w * v.loss for w, v in pairs) / total
+    found = abs(mean - whole.loss) / max(abs(whole.loss), _LEAST)
+    gradients = [(w, v.gradient) for w, v in pairs if v.gradient is not None]
+    if whole.gradient is not None and len(gradients) == len(pairs):
+        rest = whole.gradient.clone()
+        for w, gradient in gradients:
+            rest -= gradient * (w / total)
+        found = max(found, float(rest.norm()) / max(float(whole.gradient.norm()), 1e-6))
+    return 0.0 if math.isnan(found) else found
 
 
 def difference(

@@ -39,6 +39,10 @@ def sum_and_right(out: Tensor, y: Tensor) -> Any:
     return F.cross_entropy(out, y, reduction="sum"), (out.argmax(1) == y).sum()
 
 
+def confidence(out: Tensor, y: Tensor) -> Any:
+    return F.cross_entropy(out, y), out.detach().softmax(1).amax(1).sum()
+
+
 WAYS: dict[str, dict[str, Any]] = {
     "pieces": {},
     "late": {"faults": ""},
@@ -65,7 +69,7 @@ def many() -> codedgrad.ShardSampler:
 
 
 @pytest.mark.parametrize("name", WAYS)
-@pytest.mark.parametrize("kind", [right, right_number, sum_and_right])
+@pytest.mark.parametrize("kind", [right, right_number, sum_and_right, confidence])
 def test_answers_are_no_weight(
     kind: Callable[..., Any], name: str, nobody_ends_the_job: Any
 ) -> None:

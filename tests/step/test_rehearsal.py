@@ -19,7 +19,12 @@ from torch import nn
 from codedgrad.integrations.loaders import Batch
 from codedgrad.job.likeness import hardware
 from codedgrad.step.alike import FunctionsOfAll
-from codedgrad.step.compare import Value, difference, means_as_weights
+from codedgrad.step.compare import (
+    Value,
+    answers_as_weights,
+    difference,
+    means_as_weights,
+)
 from codedgrad.step.functions import code_digest, code_of, code_parts, codes_of
 from codedgrad.step.held import differ
 from codedgrad.step.reach import Reached
@@ -189,6 +194,28 @@ def test_weights_add_up(whole: float, pieces: list[float], wrong: bool) -> None:
     known, text = means_as_weights(value(1.0, whole), [value(1.0, w) for w in pieces])
     assert bool(text) == wrong
     assert known == (whole > 1.0 or not whole.is_integer())
+
+
+@pytest.mark.parametrize(
+    ("losses", "weights", "known", "wrong"),
+    [
+        ([1.5, 1.0, 2.0], [3.0, 1.0, 2.0], False, True),  # a mean over samples
+        ([5 / 3, 1.0, 2.0], [3.0, 1.0, 2.0], True, False),  # over what it counts
+        ([1.5, 1.0, 2.0], [4.0, 2.0, 2.0], False, False),  # nobody knows
+        ([1.5, 1.0, 2.0], [3.996, 1.998, 1.998], False, False),
+        ([1.5, 1.0, 2.0], [4.0, 1.999, 2.001], False, True),  # that is not rounding
+        ([9.0, 1.0, 2.0], [3.0, 1.0, 2.0], False, True),  # another function
+        ([2.0, 1.0, 2.0], [2.0, 0.0, 2.0], True, False),
+        ([float("nan"), 1.0, 2.0], [0.0, 1.0, 2.0], False, False),
+    ],
+)
+def test_weights_that_depend_on_the_parameters(
+    losses: list[float], weights: list[float], known: bool, wrong: bool
+) -> None:
+    values = [value(x, w) for x, w in zip(losses, weights, strict=True)]
+    right, text = answers_as_weights((3.0, 4.0), values, [2, 2])
+    assert (right, bool(text)) == (known, wrong)
+    assert answers_as_weights((3.0, 4.0), [], [])[1]
 
 
 def functions(number: int) -> Any:
