@@ -68,8 +68,12 @@ def many() -> codedgrad.ShardSampler:
     return codedgrad.ShardSampler((x, y), 64 * n)
 
 
-@pytest.mark.parametrize("name", WAYS)
-@pytest.mark.parametrize("kind", [right, right_number, sum_and_right, confidence])
+ANSWERS = [(right, name) for name in WAYS]
+ANSWERS += [(right_number, "pieces"), (sum_and_right, "shards")]
+ANSWERS += [(confidence, "nobody helps")]
+
+
+@pytest.mark.parametrize(("kind", "name"), ANSWERS)
 def test_answers_are_no_weight(
     kind: Callable[..., Any], name: str, nobody_ends_the_job: Any
 ) -> None:
@@ -105,8 +109,11 @@ def by_chance(out: Tensor, y: Tensor) -> Any:
     return F.cross_entropy(out, y), 1000 * len(y) + os.urandom(1)[0]
 
 
-@pytest.mark.parametrize("name", WAYS)
-@pytest.mark.parametrize("kind", [hard, picky, by_lot, by_chance])
+RIGHT = [(hard, name) for name in WAYS]
+RIGHT += [(picky, "pieces"), (by_lot, "late"), (by_chance, "pieces")]
+
+
+@pytest.mark.parametrize(("kind", "name"), RIGHT)
 def test_weights_that_are_right(kind: Callable[..., Any], name: str) -> None:
     model, plain, n = net(), net(), codedgrad.size()
 
