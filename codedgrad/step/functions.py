@@ -11,6 +11,7 @@ from torch import nn
 
 _DEPTH = 3  # functions that a function holds, and what these hold
 _MEMORY = " at 0x"
+_TITLE = "\0"  # begins a text that is only shown
 _SHORT = 60  # characters of a text that is shown
 
 
@@ -64,7 +65,8 @@ def code_digest(function: Any, *, bytecode: bool = True) -> int:
     """
     digest = hashlib.blake2b(digest_size=8)
     for _, piece in _pieces(function, bytecode, _DEPTH, ""):
-        digest.update(piece.encode() + b"\n")
+        if not piece.startswith(_TITLE):
+            digest.update(piece.encode() + b"\n")
     return int.from_bytes(digest.digest(), "big")
 
 
@@ -84,8 +86,9 @@ def code_parts(function: Any, *, bytecode: bool = True) -> list[tuple[str, str]]
         texts.setdefault(path, []).append(piece)
     found = []
     for path, pieces in texts.items():
-        digest = hashlib.blake2b("\n".join(pieces).encode(), digest_size=8)
-        short = next((p for p in pieces if len(p) <= _SHORT), "")
+        counted = [p for p in pieces if not p.startswith(_TITLE)]
+        digest = hashlib.blake2b("\n".join(counted).encode(), digest_size=8)
+        short = next((p for p in pieces if len(p) <= _SHORT), "").lstrip(_TITLE)
         found.append((path, f"{short} [{digest.hexdigest()}]".lstrip()))
     return found
 
@@ -103,7 +106,7 @@ def _pieces(thing: Any, bytecode: bool, depth: int, path: str) -> Any:
     elif isinstance(thing, types.MethodType):
         held = [("its function", thing.__func__)]
     elif isinstance(thing, types.FunctionType):
-        yield path, thing.__qualname__.rpartition(".")[2]
+        yield path, _TITLE + thing.__name__
         for text in _of_code(thing.__code__, bytecode):
             yield path, text
         held = _held_by(thing, bytecode)
