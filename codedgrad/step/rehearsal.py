@@ -62,6 +62,7 @@ log = logging.getLogger("codedgrad")
 
 _LOOKS = 16  # the last own pass that is rehearsed for state, or for a weight
 _VALUES = 4  # other values of the parameters in the first rehearsal; then one
+_MANY = 4  # pieces of a batch that nobody cuts otherwise
 _UNKNOWN = (
     "whether a shard is the mean of its pieces was not tried, because {}. So helpers "
     "take whole shards, which is right for any loss function (this is said once); "
@@ -269,7 +270,7 @@ class Rehearsal:
         if other is None:
             return
         asked.doubted, values = True, []
-        parts, sizes = pieces.halves()
+        parts, sizes = pieces.several()
         if parts is not None:
             try:
                 values = trial.without_norms(parts)
@@ -327,10 +328,14 @@ class _Pieces:
                 return None
         return found
 
-    def halves(self) -> tuple[list[Any] | None, list[int]]:
-        """Returns pieces, and their sizes, also where nobody else needs any."""
+    def several(self) -> tuple[list[Any] | None, list[int]]:
+        """Returns pieces, and their sizes, also where nobody else needs any.
+
+        There are up to four: counts of two would often be alike.
+        """
         total = sum(self.sizes)
         if len(self.sizes) < 2 and total > 1:
-            sizes = [total - total // 2, total // 2]
+            many = min(_MANY, total)
+            sizes = [total // many + (i < total % many) for i in range(many)]
             return cut(self._batch, sizes), sizes
         return (self.parts() if total > 1 else None), self.sizes
