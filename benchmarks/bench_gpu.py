@@ -20,6 +20,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import bench_overhead
+import encoding
 import torch
 from harness import COMM, arguments, device_of, say, start_torch, synchronize, write
 from shapes import Gpt, resnet
@@ -130,6 +131,8 @@ def kernels(device: torch.device, *, toy: bool) -> list[dict[str, Any]]:
                     lambda a=x, o=out, w=weights: ops.weighted_sum_out(a, w, o),
                 )
             }
+            inputs = encoding.gradients(count, dtype, device)
+            wanted["encode"] = encoding.moved(inputs), encoding.encode(inputs)
             if dtype == torch.float32:
                 wanted["gram"] = INPUTS * each, lambda a=x: ops.gram(a)
             for name, (moved, action) in wanted.items():

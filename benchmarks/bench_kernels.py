@@ -9,6 +9,7 @@ import statistics
 import time
 from typing import TYPE_CHECKING, Any
 
+import encoding
 import numpy as np
 import torch
 from harness import arguments, interleaved, say, write
@@ -107,8 +108,8 @@ def kernels(toy: bool) -> list[dict[str, Any]]:
     """Measure every kernel, type, size, number of inputs and of threads."""
     rows = []
     for dtype in (torch.float32, torch.bfloat16):
-        for name, size in SIZES.items():
-            for k in (2, 4, 8):
+        for name, size in list(SIZES.items())[: 2 if toy else None]:
+            for k in (2, 8) if toy else (2, 4, 8):
                 count = size // dtype.itemsize // (16 if toy else 1)
                 x = [torch.randn(count).to(dtype) for _ in range(k)]
                 bytes_each = count * dtype.itemsize
@@ -119,13 +120,30 @@ def kernels(toy: bool) -> list[dict[str, Any]]:
                     for threads in (1, 2):
                         torch.set_num_threads(threads)
                         found = measure(
-                            actions, bytes_each, streams * bytes_each, 3 if toy else 15
+                            actions, bytes_each, streams * bytes_each, 1 if toy else 15
                         )
                         row = {"op": op, "dtype": str(dtype).removeprefix("torch.")}
                         row |= {"size": name, "inputs": k, "threads": threads}
                         rows.append(row | found)
                         say("  ".join(f"{a} {b}" for a, b in rows[-1].items()))
     torch.set_num_threads(1)
+    return rows
+
+
+def encodings(toy: bool) -> list[dict[str, Any]]:
+    """Measure the encoder, which one thread runs, for every type and size."""
+    rows = []
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        for name, size in SIZES.items():
+            count = size // 4 // (16 if toy else 1)
+            x = encoding.gradients(count, dtype, torch.device("cpu"))
+            flat, moved = torch.randn(count), encoding.moved(x)
+            actions = {"ours": encoding.encode(x)}
+            actions |= copies(flat, torch.empty_like(flat))
+            row = {"op": "encode", "dtype": str(dtype).removeprefix("torch.")}
+            row |= {"size": name, "inputs": len(x), "threads": 1}
+            rows.append(row | measure(actions, 4 * count, moved, 3 if toy else 15))
+            say("  ".join(f"{a} {b}" for a, b in rows[-1].items()))
     return rows
 
 
@@ -177,7 +195,8 @@ def main() -> None:
     torch.manual_seed(0)
     torch.set_num_threads(1)
     decode = decoding(args.toy)
-    results = {"decode": decode, "kernels": kernels(args.toy)}
+    measured = [*kernels(args.toy), *encodings(args.toy)]
+    results = {"decode": decode, "kernels": measured}
     write(args.out, "bench_kernels", results)
 
 

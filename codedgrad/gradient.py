@@ -187,7 +187,7 @@ class CodedGradient:
             with payload.buffers.restored_on_error():
                 total, tail = self._arrangement.check.verified(decoded)
                 self.metrics = self._arrangement.metrics_of(tail, step)
-                self._passes.check_sum(total, step)
+                self._passes.nonfinite.check_sum(total, tail, step)
         return state, total, tail
 
     @property
@@ -203,7 +203,7 @@ class CodedGradient:
     @property
     def nonfinite(self) -> int:
         """Number of micro-batches with NaN or Inf that were let through here."""
-        return self._passes.nonfinite
+        return self._passes.nonfinite.count
 
     # ---- checkpoints and the end ----
 

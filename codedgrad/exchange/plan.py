@@ -6,12 +6,14 @@ is its node. Any other code is a matrix, and a row's number is its place there.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from codedgrad.errors import ConfigError
 
 if TYPE_CHECKING:
     from codedgrad.codes import Code
+    from codedgrad.job.settings import ExchangeSettings
 
 
 def plan_of(code: Code) -> Any:
@@ -48,6 +50,17 @@ def required_rows(code: Code) -> list[list[int]]:
         ]
         for worker in range(code.workers)
     ]
+
+
+def wired(code: Code, settings: ExchangeSettings) -> ExchangeSettings:
+    """Returns settings whose wire type the code can take, where they name none.
+
+    Codes that decode with real coefficients do not take the gradients' own type where
+    that has 16 bits, see `check_wire`.
+    """
+    if code.linear and settings.wire is None:
+        return replace(settings, wire="float32")
+    return settings
 
 
 def check_wire(code: Code, wire: str, narrow_buckets: int) -> None:

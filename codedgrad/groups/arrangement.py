@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from codedgrad.errors import ConfigError
 from codedgrad.exchange import settle
 from codedgrad.exchange.base import CLOSING
+from codedgrad.exchange.plan import wired
 from codedgrad.groups.code import division, fitting
 from codedgrad.groups.seat import Opening, Pacing, take_seat
 from codedgrad.job.faults import Injector
@@ -164,7 +165,7 @@ class Arrangement:
             subject.trainable(),
             named,
             workers=self.code.workers,
-            settings=self._plan.settings.exchange,
+            settings=wired(self.code, self._plan.settings.exchange),
         )
         payload.buffers.look_up_in(travelling)
         self._key, self._generation = subject.key(), subject.generation

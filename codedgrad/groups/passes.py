@@ -52,6 +52,7 @@ class PartItem:
 
     def __init__(self, whole: RowItem, node: int, out: Tensor) -> None:
         """Compute `node` of the item `whole` into `out`, which is not sent."""
+        self.may_fail = whole.may_fail
         self._whole = whole
         self.node = node
         self.out = out

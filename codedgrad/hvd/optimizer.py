@@ -41,7 +41,7 @@ from codedgrad.hvd.words import (
 )
 from codedgrad.job import collectives, runtime
 from codedgrad.job.settings import combine
-from codedgrad.step import live, start
+from codedgrad.step import live, start, strangers
 from codedgrad.step.dropin import DropIn
 from codedgrad.step.plan import DropInPlan, Trained
 
@@ -318,6 +318,8 @@ def _check_free(
             "this optimizer is distributed already; call "
             "codedgrad.hvd.detach(optimizer) first"
         )
+    live.refuse_horovods(optimizer)
+    strangers.refuse_wrapped_parameters(named)
     if _taken(named) or any(live.owner_of(p) for _, p in named):
         gc.collect()  # an optimizer that nobody uses may be part of a cycle
     for of, p in named:

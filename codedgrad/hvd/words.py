@@ -35,7 +35,7 @@ class Compression:
     """Horovod's names for the types in which gradients travel.
 
     Attributes:
-        none: gradients travel as they are, `wire="float32"`.
+        none: gradients travel in their own type, `wire=None`.
         fp16: half the bytes, `wire="float16"`.
         bf16: half the bytes, `wire="bfloat16"`.
     """

@@ -31,7 +31,9 @@ class ExchangeSettings:
     """What is exchanged between the workers, and how.
 
     Attributes:
-        wire: type in which gradients travel. "float32" sends them as they are;
+        wire: type in which gradients travel. None is the parameters' own: "bfloat16" or
+            "float16" where all that require a gradient have it, as after
+            `model.bfloat16()`, and else "float32", which sends 32 bits (64 of float64).
             "bfloat16" and "float16" send half the bytes. Every addition up to a
             worker's row, and the sum, is then rounded to that type, so that the bits
             still depend on nobody's lateness, but on the number of workers (see
@@ -48,7 +50,7 @@ class ExchangeSettings:
             for it; each open step takes memory.
     """
 
-    wire: str = "float32"
+    wire: str | None = None
     bucket_mb: float | None = None
     overlap: bool = True
     window: int = 16
@@ -210,7 +212,7 @@ class Settings:
 class Keywords(TypedDict, total=False):
     """The fields of `Settings` that can be given as keywords."""
 
-    wire: str
+    wire: str | None
     bucket_mb: float | None
     overlap: bool
     window: int

@@ -42,8 +42,9 @@ def write_report(run: RunLog, path: Path) -> None:
         ("How long a step took", _figure(lambda f: _step_times(f, run))),
         ("Who was late", _figure(lambda f: _late(f, run))),
         ("What the workers did", _figure(lambda f: _phases(f, run))),
-        ("Loss against time", _figure(lambda f: _loss(f, run))),
     ]
+    if not np.isnan(run.loss).all():  # as in the log of a drop-in, which sees no loss
+        figures.append(("Loss against time", _figure(lambda f: _loss(f, run))))
     body = "".join(
         f'<h2>{title}</h2><img alt="{title}" src="data:image/png;base64,{data}">\n'
         for title, data in figures

@@ -58,8 +58,11 @@ class RunLog:
 
     @property
     def loss(self) -> NDArray[np.float64]:
-        """The loss of the batch [steps], which is the same on every worker."""
-        return np.asarray(np.nanmax(self.columns["loss"], axis=1))
+        """The loss of the batch [steps], which is the same on every worker.
+
+        It is NaN in the log of a drop-in, which sees no loss.
+        """
+        return np.asarray(np.fmax.reduce(self.columns["loss"], axis=1))
 
     def elapsed_s(self) -> NDArray[np.float64]:
         """Return the time [steps] from the begin of the run to each step's end."""

@@ -30,7 +30,7 @@ def gram(
     threads: int,
 ) -> None: ...
 def encode(
-    leaf: list[tuple[int, int]],
+    leaf: list[tuple[int, int, str]],
     weight: float,
     sums: list[int],
     type: str,  # noqa: A002
@@ -38,7 +38,22 @@ def encode(
     wire: str,
     streamed: bool,
 ) -> bool:
-    """`leaf`: address and elements of each piece; True when all is finite."""
+    """`leaf`: address (0: zeros), elements and type; True when all is finite."""
+
+def table(
+    gradients: Gradients,
+    parameters: list[Tensor],
+    tail: int,
+    type: str,  # noqa: A002
+    device: int,
+) -> bytes | None:
+    """The pieces for `_ops_cuda.encode`; None: one does not lie as in the row.
+
+    `device` is DLPack's number: 1 for the CPU, 2 for CUDA.
+    """
+
+def table_of(leaf: list[tuple[int, int, str]]) -> bytes:
+    """The pieces of a leaf, as above."""
 
 def encode_gradients(
     gradients: Gradients,

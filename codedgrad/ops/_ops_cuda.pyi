@@ -16,6 +16,25 @@ def weighted_sum(
     wire: str,
     stream: int,
 ) -> None: ...
+
+INLINE_PIECES: int  # of `encode`, for which no table on the device is needed
+
+def encode(
+    pieces: bytes,
+    table: int,
+    weight: float,
+    sums: list[int],
+    type: str,  # noqa: A002
+    out: int,
+    wire: str,
+    flag: int,
+    stream: int,
+) -> None:
+    """Write a run of a row; `pieces` are from `_ops.table`, `table` their address.
+
+    A value at the address `flag` becomes 1 where `_ops.encode` returns False.
+    """
+
 def gram_workspace(count: int) -> int:
     """Doubles of device memory that `gram` wants as `workspace`."""
 

@@ -6,29 +6,30 @@ and R the rounding to the wire type (see `codedgrad.row.layout`),
 
     row = R(... R(R(w x) + s_last) ... + s_0)
 
-There are two encoders, and they give the same bits:
+There are three encoders, and they give the same bits:
 
 - `HostEncoder` makes one pass over memory and one call per bucket
   (csrc/ops/cpu/encode.h). It needs the model on the CPU.
+- `DeviceEncoder` makes one launch per bucket (csrc/ops/cuda/encode.cu) for a model on a
+  GPU, and waits for nothing (`codedgrad.row.device_encoder`).
 - `TorchEncoder` consists of torch expressions, for any device. It is the slow reference
-  for the other.
+  for the others.
 
-Both read `p.grad`, wherever it lies, and the tail of the payload. Where a pass has
-metrics (`codedgrad.row.metrics`), those are not multiplied by w.
+All read `p.grad`, wherever it lies and in its own type, and the tail of the payload.
+Where a pass has metrics (`codedgrad.row.metrics`), those are not multiplied by w.
 """
 
 from __future__ import annotations
 
-import itertools
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 
-from codedgrad.errors import ConfigError
-from codedgrad.ops import objects
 from codedgrad.ops.library import NAMES, kernels
-from codedgrad.row.spans import METRICS, Span, dense, spans
+from codedgrad.row.device_encoder import DeviceEncoder
+from codedgrad.row.runs import Leaf, Run, Runs
+from codedgrad.row.spans import METRICS, dense, spans
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -44,7 +45,14 @@ class Encoder(Protocol):
 
     `out` is the row [count], and every one of `sums` is a partial sum [count], the
     innermost last. Only the bucket that is written is read of them.
+
+    Attributes:
+        flag: of the row that was written last, on a device: a tensor of one number
+            there, not 0 where a value is not finite; it may be read later. None on the
+            CPU, where each call has said so.
     """
+
+    flag: Tensor | None
 
     def begin(self, *, soon: bool = True) -> None:
         """Begins a new row.
@@ -61,8 +69,9 @@ class Encoder(Protocol):
 
         Returns:
             False where a value of R(w x), or with a narrow wire of a sum, is not
-            finite. On a device only the call for the last bucket says so, for all
-            buckets of the row, because the others do not wait for the device.
+            finite. On a device always True, because nothing waits for the device: the
+            call for the last bucket, which comes last, sets `flag` instead, and adds w
+            to the row's place for it (see `codedgrad.row.tail`) where that is set.
 
         Raises:
             ConfigError: a gradient is sparse, or has another size than before.
@@ -80,22 +89,9 @@ class Encoder(Protocol):
 
 def encoder_of(payload: Payload) -> Encoder:
     """Returns the fastest encoder for where the model is."""
-    return HostEncoder(payload) if payload.layout.on_host else TorchEncoder(payload)
-
-
-class _Part(NamedTuple):
-    """A run of spans that is written by one call.
-
-    `place` is its first element in a row, `weighed` whether it is multiplied by the
-    weight, `parameters` are those in it, and `gradients` is what finds their gradients
-    in one call, if that can be done.
-    """
-
-    spans: list[Span]
-    place: int
-    weighed: bool
-    parameters: list[Tensor]
-    gradients: Any
+    if payload.layout.on_host:
+        return HostEncoder(payload)
+    return DeviceEncoder.of(payload) or TorchEncoder(payload)
 
 
 class HostEncoder:
@@ -105,16 +101,12 @@ class HostEncoder:
         """Prepares to encode rows of this payload."""
         layout = self._layout = payload.layout
         self._tail = payload.tail
-        self._spans = spans(layout)
-        self._bounds = list(itertools.pairwise(layout.bucket_starts))
-        self._parameters = layout.parameters
-        self._sizes = [p.numel() for p in layout.parameters]
-        self._strides = [layout.strides(i) for i in range(len(layout.parameters))]
+        self.flag: Tensor | None = None  # every call says what is finite
+        self._runs = Runs(payload)
+        self._buckets = len(layout.bucket_starts) - 1
         self._type = NAMES[layout.dtype]
         self._itemsize = layout.dtype.itemsize
-        self._kernel = kernels("_ops").encode
         self._streamed = False
-        self._runs: dict[tuple[int, int, bool], list[_Part]] = {}
 
     def begin(self, *, soon: bool = True) -> None:
         """Begins a new row, see `Encoder`."""
@@ -129,152 +121,68 @@ class HostEncoder:
 
     def row(self, out: Tensor, weight: float, sums: Sequence[Tensor]) -> bool:
         """Writes all buckets of a row, those with one rounding in one call."""
-        narrow, last = self._layout.narrow_buckets, len(self._bounds) - 1
+        narrow = self._layout.narrow_buckets
         finite = True
-        for first, until in ((0, narrow), (narrow, last + 1)):
+        for first, until in ((0, narrow), (narrow, self._buckets)):
             if first < until:
                 finite &= self._write(first, until, out, weight, sums)
         return finite
 
     def nothing(self, bucket: int, out: Tensor, sums: Sequence[Tensor]) -> None:
         """Writes one bucket of a micro-batch that weighs nothing, see `Encoder`."""
-        others, metrics = self._split(self._spans[bucket])
-        count = sum(span.length for span in others)
-        place = self._bounds[bucket][0]
-        if count:
-            self._encode([(0, count)], place, out, 0.0, sums)
-        if metrics:
-            self._encode(self._pieces(metrics)[0], place + count, out, 1.0, sums)
-
-    def _split(self, inside: list[Span]) -> tuple[list[Span], list[Span]]:
-        """Returns the spans that are multiplied by the weight, and the other ones."""
-        if not self._tail.measured:
-            return inside, []
-        metrics = [span for span in inside if span.parameter == METRICS]
-        return inside[: len(inside) - len(metrics)], metrics
-
-    def _parts(self, first: int, until: int) -> list[_Part]:
-        """Returns the parts of a run of buckets, which are kept for the next time."""
-        measured = self._tail.measured
-        parts = self._runs.get((first, until, measured))
-        if parts is None:
-            inside = [s for spans in self._spans[first:until] for s in spans]
-            parts, place = [], self._bounds[first][0]
-            for spans, weighed in zip(self._split(inside), (True, False), strict=True):
-                if spans:
-                    found = self._found_by_kernel(spans)
-                    parts.append(_Part(spans, place, weighed, *found))
-                    place += sum(span.length for span in spans)
-            self._runs[first, until, measured] = parts
-        return parts
-
-    def _found_by_kernel(self, spans: list[Span]) -> tuple[list[Tensor], Any]:
-        """Returns what finds the spans' gradients in one call, None if torch cannot.
-
-        The parameters whose gradients are asked for come first.
-        """
-        if not objects.EXCHANGE:
-            return [], None
-        inside = sorted({span.parameter for span in spans if span.parameter >= 0})
-        at = {index: place for place, index in enumerate(inside)}
-        kinds = [(self._sizes[i], list(self._strides[i])) for i in inside]
-        table = [(at.get(index, -1), *rest) for index, *rest in spans]
-        found = kernels("_ops").Gradients(table, kinds)
-        return [self._parameters[i] for i in inside], found
+        for run in self._runs.of(bucket, bucket + 1):
+            if run.weighed:
+                leaf: Leaf = [(0, run.elements, self._type)]
+                self._encode(leaf, run, out, 0.0, sums)
+            else:
+                self._encode(self._runs.leaf(run)[0], run, out, 1.0, sums)
 
     def _write(
         self, first: int, until: int, out: Tensor, weight: float, sums: Sequence[Tensor]
     ) -> bool:
         """Writes the buckets from `first` to before `until`, with one rounding."""
         finite = True
-        for part in self._parts(first, until):
-            factor = weight if part.weighed else 1.0
+        for run in self._runs.of(first, until):
+            factor = weight if run.weighed else 1.0
             answer = None
-            if part.gradients is not None:
-                answer = self._encode_found(part, out, factor, sums)
+            if run.found is not None:
+                answer = kernels("_ops").encode_gradients(
+                    run.found,
+                    run.parameters,
+                    self._tail.values.data_ptr(),
+                    factor,
+                    **self._places(run, out, sums),
+                )
             if answer is None:
-                pieces, copies = self._pieces(part.spans)
-                answer = self._encode(pieces, part.place, out, factor, sums)
+                leaf, copies = self._runs.leaf(run)
+                answer = self._encode(leaf, run, out, factor, sums)
                 del copies  # the kernel has read them
             finite &= answer
         return finite
 
-    def _encode_found(
-        self, part: _Part, out: Tensor, weight: float, sums: Sequence[Tensor]
-    ) -> bool | None:
-        """Encodes the gradients that the parameters have now, in one call.
-
-        Returns:
-            What `_encode` does; None, and nothing is written, where a gradient does not
-            lie in memory as in the row.
-        """
-        skip = part.place * self._itemsize
-        wire = self._layout.wire_at(part.place)
-        answer: bool | None = kernels("_ops").encode_gradients(
-            part.gradients,
-            part.parameters,
-            self._tail.values.data_ptr(),
-            weight,
-            [s.data_ptr() + skip for s in sums],
-            type=self._type,
-            out=out.data_ptr() + skip,
-            wire="" if wire is None else NAMES[wire],
-            streamed=self._streamed,
-        )
-        return answer
-
-    def _pieces(
-        self, inside: list[Span]
-    ) -> tuple[list[tuple[int, int]], list[Tensor | None]]:
-        """Returns (address, elements) of every span's values; address 0 means zeros.
-
-        Gradients that do not lie in memory as in the row are copied. The second list
-        holds these copies, which have to stay until the kernel has read them.
-        """
-        dtype, itemsize = self._layout.dtype, self._itemsize
-        parameters, strides, sizes = self._parameters, self._strides, self._sizes
-        pieces: list[tuple[int, int]] = []
-        copies: list[Tensor | None] = []
-        for index, at, length in inside:
-            if index < 0:
-                g: Tensor | None = self._tail.values
-            else:
-                g = parameters[index].grad
-                if g is not None and (g.dtype != dtype or g.stride() != strides[index]):
-                    g = dense(self._layout, index)
-                    copies.append(g)
-                if g is not None and g.numel() != sizes[index]:
-                    raise ConfigError(
-                        f"the gradient of {self._layout.names[index]!r} has "
-                        f"{g.numel()} elements and had {sizes[index]}; make a new "
-                        f"CodedGradient where a model's shapes change"
-                    )
-            place = g.data_ptr() + at * itemsize if g is not None else 0
-            pieces.append((place, length))
-        return pieces, copies
-
     def _encode(
         self,
-        pieces: list[tuple[int, int]],
-        place: int,
+        leaf: Leaf,
+        run: Run,
         out: Tensor,
         weight: float,
         sums: Sequence[Tensor],
     ) -> bool:
-        """Calls the kernel for pieces that begin at the element `place` of a row."""
-        skip = place * self._itemsize
-        wire = self._layout.wire_at(place)
-        return bool(
-            self._kernel(
-                pieces,
-                weight,
-                [s.data_ptr() + skip for s in sums],
-                type=self._type,
-                out=out.data_ptr() + skip,
-                wire="" if wire is None else NAMES[wire],
-                streamed=self._streamed,
-            )
-        )
+        """Calls the kernel for what lies at these places."""
+        places = self._places(run, out, sums)
+        return bool(kernels("_ops").encode(leaf, weight, **places))
+
+    def _places(self, run: Run, out: Tensor, sums: Sequence[Tensor]) -> dict[str, Any]:
+        """Returns where a run is written to, for the kernels."""
+        skip = run.place * self._itemsize
+        wire = self._layout.wire_at(run.place)
+        return {
+            "sums": [s.data_ptr() + skip for s in sums],
+            "type": self._type,
+            "out": out.data_ptr() + skip,
+            "wire": "" if wire is None else NAMES[wire],
+            "streamed": self._streamed,
+        }
 
 
 class TorchEncoder:
@@ -285,25 +193,33 @@ class TorchEncoder:
         self._layout = payload.layout
         self._tail = payload.tail
         self._spans = spans(payload.layout)
-        self._finite: list[Tensor] = []  # one flag per bucket, still on the device
+        self._finite: list[Tensor] = []  # one flag per bucket
+        self.flag: Tensor | None = None
 
     def begin(self, *, soon: bool = True) -> None:  # noqa: ARG002
         """Begins a new row; torch has no stores past the cache, so `soon` is unused."""
-        self._finite = []
+        self._finite, self.flag = [], None
 
     def bucket(
         self, bucket: int, out: Tensor, weight: float, sums: Sequence[Tensor]
     ) -> bool:
         """Writes one bucket of a row, see `Encoder`."""
-        self._finite.append(self._write(bucket, out, weight, sums))
-        last = bucket == len(self._spans) - 1
-        return self._all_finite() if last or self._layout.on_host else True
+        finite = self._write(bucket, out, weight, sums)
+        if self._layout.on_host:
+            return bool(finite)
+        self._finite.append(finite)
+        if bucket == len(self._spans) - 1:
+            self.flag = ~torch.stack(self._finite).all()
+            place = self._layout.gradients + self._layout.nonfinite_place
+            out[place] += self.flag * weight
+        return True
 
     def row(self, out: Tensor, weight: float, sums: Sequence[Tensor]) -> bool:
         """Writes all buckets of a row, see `Encoder`."""
+        finite = True
         for bucket in range(len(self._spans)):
-            self._finite.append(self._write(bucket, out, weight, sums))
-        return self._all_finite()
+            finite &= self.bucket(bucket, out, weight, sums)
+        return finite
 
     def nothing(self, bucket: int, out: Tensor, sums: Sequence[Tensor]) -> None:
         """Writes one bucket of a micro-batch that weighs nothing, see `Encoder`."""
@@ -315,11 +231,6 @@ class TorchEncoder:
                 out[begin : begin + length].copy_(values)
             begin += length
         self._round_and_add(bucket, out, sums)
-
-    def _all_finite(self) -> bool:
-        """Waits for the device; returns whether all buckets so far are finite."""
-        flags, self._finite = self._finite, []
-        return bool(torch.stack(flags).all())
 
     def _write(
         self, bucket: int, out: Tensor, weight: float, sums: Sequence[Tensor]

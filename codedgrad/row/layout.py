@@ -4,8 +4,8 @@ A row is one flat vector of `count` elements,
 
     [ gradients | buffer changes | used flags | checks | moved | loss | weights | ..
                 '------------------------------ tail -------------------------------
-      .. | metrics ]
-      ------------'
+      .. | metrics | nonfinite ]
+      ------------------------'
 
 Everything that a step needs is in it, so that one linear combination decodes it all:
 
@@ -22,15 +22,19 @@ Everything that a step needs is in it, so that one linear combination decodes it
   a step has it, all workers lay out again and compute the step once more.
 - The loss.
 - The weight of the pass, in two elements (see `codedgrad.row.weights`).
-- The metrics, at the end of the row (see `codedgrad.row.metrics`).
+- The metrics (see `codedgrad.row.metrics`).
+- The nonfinite flag. A device sets it where a value of the row is NaN or infinite, so
+  that nobody has to wait for the device before the row is sent. It is the last element,
+  because it is known when all other ones are written.
 
 The row is padded until every worker owns a slice of it, and cut into buckets (see
 `codedgrad.row.cuts`).
 
 [Note: narrow wires] With the wire types bfloat16 and float16, the gradients travel in
-that type. The tail travels unrounded, in a bucket of its own. In memory the whole row
-stays fp32, but its gradients only hold values of the wire type. With R the rounding to
-that type,
+that type. Those of a model all of whose parameters have one of them do so by default,
+as under DDP. The tail travels unrounded, in a bucket of its own. In memory the whole
+row stays fp32, but its gradients only hold values of the wire type. With R the rounding
+to that type,
 
     leaf = R(weight * gradient)
     row  = R(left + right)        at every node of the summation tree up to a row's
@@ -78,8 +82,9 @@ class Layout:
             row cannot carry (sparse, quantised or expanded ones).
         dtype: the type of a row in memory, float64 if a parameter that requires a
             gradient has it.
+        own_type: the type of all parameters; None where they are of several.
         device: the device of the model.
-        on_host: whether this is the CPU.
+        on_host: whether this is the CPU, for whose memory nobody has to wait.
         count: the elements of a row.
         gradients: how many of them are gradients; the tail begins there.
         change_area: the place of the buffer changes in the tail.
@@ -88,8 +93,10 @@ class Layout:
         moved_place: the place of the moved flag in the tail.
         loss_place: the place of the loss in the tail.
         weight_place: the place of the first of the two weights in the tail.
-        metric_area: the place of the metrics in the tail, at its end.
-        wire: the name of the type in which gradients travel.
+        metric_area: the place of the metrics in the tail, near its end.
+        nonfinite_place: the place of the flag for NaN and Inf in the tail, at its end.
+        wire: the name of the type in which gradients travel; where the settings name
+            none, it is their own.
         bucket_starts: where buckets begin, from 0 to `count`.
         narrow_buckets: the number of buckets that travel in a narrow wire type. They
             are the first ones.
@@ -130,9 +137,9 @@ class Layout:
         self.buffers = [b for _, b in kept]
         types = {p.dtype for _, p in named}
         self.dtype = torch.float64 if torch.float64 in types else torch.float32
-        self._of_one_type = types == {self.dtype}
+        self.own_type = types.pop() if len(types) == 1 else None
         self.device = named[0][1].device
-        self.on_host = self.device.type == "cpu"
+        self.on_host = devices.on_host(self.device)
         self._shapes = [p.shape for p in self.parameters]
         self._sizes = [p.numel() for p in self.parameters]
         self._strides = [_dense_strides(p) for p in self.parameters]
@@ -143,18 +150,19 @@ class Layout:
             list(zip(self._shapes, self._strides, self._offsets, strict=True))
         )
         self._place_tail()
-        self.wire = settings.wire
-        self._narrow = self._narrow_type(settings.wire)
+        self.wire = settings.wire or _own_wire(self.own_type)
+        self._narrow = self._narrow_type(self.wire)
         self._workers, self._bucket_mb = workers, settings.bucket_mb
-        self.count = self._padded(self.weight_place + 2 + metrics.ELEMENTS)
-        tail = self.count - self.gradients
-        self.metric_area = slice(tail - metrics.ELEMENTS, tail)
+        self.count = self._padded(self.weight_place + 2 + metrics.ELEMENTS + 1)
+        self.nonfinite_place = self.count - self.gradients - 1
+        first = self.nonfinite_place - metrics.ELEMENTS
+        self.metric_area = slice(first, self.nonfinite_place)
         self.narrow_buckets = 0
         self.bucket_starts: list[int] = []
         self.cut(cuts.LATENCY_MB)
 
     def _place_tail(self) -> None:
-        """Says where the parts of the tail lie, but for the metrics at its end."""
+        """Says where the parts of the tail lie, but for those at its end."""
         changes = sum(real(b).numel() for b in self.buffers)
         self.change_area = slice(0, changes)
         self.used_area = slice(changes, changes + len(self.parameters))
@@ -237,11 +245,6 @@ class Layout:
 
     # ---- gradients ----
 
-    @property
-    def of_one_type(self) -> bool:
-        """Whether all gradients have the type in which they lie in a row."""
-        return self._of_one_type
-
     def offset(self, index: int) -> int:
         """Returns where a parameter's gradient begins in a row."""
         return self._offsets[index]
@@ -278,6 +281,12 @@ class Layout:
             for n, b in zip(self.buffer_names, self.buffers, strict=True)
         ]
         return [*rows, ("payload", f"{self.count} x {self.dtype}")]
+
+
+def _own_wire(own: torch.dtype | None) -> str:
+    """Returns the type of all gradients if it is a narrow one, else "float32"."""
+    narrow = {t: wire for wire, t in _WIRES.items() if t is not None}
+    return "float32" if own is None else narrow.get(own, "float32")
 
 
 def _check(

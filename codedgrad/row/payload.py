@@ -75,6 +75,14 @@ class Payload:
         tail = self.weights.divide(total, tail)
         return scatter(self.layout, self.buffers, total, tail)
 
+    def nonfinite(self, tail: Tensor) -> bool:
+        """Returns whether a device found NaN or Inf in a row of the step.
+
+        Args:
+            tail: of the decoded sum, on the CPU.
+        """
+        return bool(tail.numpy()[self.layout.nonfinite_place] != 0.0)
+
     def moved(self, tail: Tensor) -> bool:
         """Returns whether a pass of the step changed what does not travel.
 

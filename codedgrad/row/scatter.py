@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 def scatter(layout: Layout, buffers: Buffers, total: Tensor, tail: Tensor) -> Tensor:
     """Adds the decoded gradients to `p.grad` and sets the model's buffers.
 
-    Where `p.grad` is None, it becomes a view of `total`, without a copy. A parameter
-    that no pass of the step used is left alone.
+    Where `p.grad` is None, it becomes a view of `total`, without a copy; in a model of
+    16-bit parameters, a view of one copy in that type. A parameter that no pass of the
+    step used is left alone.
 
     Args:
         layout: where everything lies.
@@ -32,9 +33,11 @@ def scatter(layout: Layout, buffers: Buffers, total: Tensor, tail: Tensor) -> Te
         The mean loss of the batch, a scalar on `tail`'s device.
     """
     with torch.no_grad():
-        shares, views = tail.numpy()[layout.used_area], layout.views(total)
-        parameters = layout.parameters
-        usual = layout.of_one_type and bool(shares.all())
+        shares, parameters = tail.numpy()[layout.used_area], layout.parameters
+        own = layout.own_type
+        usual = own is not None and bool(shares.all())
+        flat = total if own is None else total[: layout.gradients].to(own)
+        views = layout.views(flat)
         if usual and objects.all_none(parameters, "grad"):
             objects.assign(parameters, "grad", views)
         else:

@@ -20,9 +20,9 @@ METRICS = -2
 class Span(NamedTuple):
     """A run of elements inside a bucket that belong to one parameter, or to the tail.
 
-    `parameter` is the parameter's index, -1 for the tail or -2 for the metrics at its
-    end; `first` is the first element, counted from where the parameter, or the tail,
-    begins.
+    `parameter` is the parameter's index, -1 for the tail or -2 for what is at its end,
+    the metrics and a flag; `first` is the first element, counted from where the
+    parameter, or the tail, begins.
     """
 
     parameter: int
@@ -73,7 +73,19 @@ def dense(layout: Layout, index: int) -> Tensor | None:
             f"which cannot be coded; use sparse=False in its embedding"
         )
     strides = layout.strides(index)
-    if g.dtype == layout.dtype and g.stride() == strides:
+    if g.dtype == layout.dtype and alike(g, strides):
         return g.detach()
     out = torch.empty_strided(g.shape, strides, dtype=layout.dtype, device=g.device)
     return out.copy_(g.detach())
+
+
+def alike(gradient: Tensor, strides: tuple[int, ...]) -> bool:
+    """Returns whether a gradient's elements lie in memory as these strides say.
+
+    What the stride of a dimension of one element is, does not matter: torch gives it
+    several values.
+    """
+    if gradient.layout != torch.strided or gradient.dim() != len(strides):
+        return False
+    sides = zip(gradient.shape, gradient.stride(), strides, strict=True)
+    return all(size == 1 or own == wanted for size, own, wanted in sides)

@@ -1,13 +1,17 @@
 """The tail of a row: what a pass leaves behind that is not a gradient.
 
     [ buffer changes | used flags | checks | moved flag | loss | weights | padding |
-      metrics ]
+      metrics | nonfinite flag ]
 
 `Layout` says where these lie. A pass fills the tail, and the encoder writes it into the
 row's last bucket, multiplied by the pass's weight like everything else, but for the
 metrics (`codedgrad.row.metrics`), which are written as they are. In the decoded
 sum of a step, the loss is therefore the batch's mean loss, and a parameter was used if
-the sum of its flags is not zero.
+the sum of its flags is not zero. The nonfinite flag is 0 here: encoders for devices add
+it to the row, because they know it when the row is written, and the host does not. (On
+the CPU such a pass is found before its row is sent.)
+
+No copy to a device waits for it.
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ import torch
 from torch import Tensor
 
 from codedgrad.ops import objects
-from codedgrad.row import checks, metrics
+from codedgrad.row import checks, devices, metrics
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -74,7 +78,7 @@ class Tail:
             return
         self.measured = elements is not None
         found = metrics.elements(0) if elements is None else elements
-        self._metrics.copy_(torch.from_numpy(found))
+        devices.put(self._metrics, torch.from_numpy(found))
 
     def check(self, word: int | None, scales: NDArray[Any] | None = None) -> None:
         """Notes the check bits of the passes to come, see `codedgrad.row.checks`.
@@ -90,7 +94,7 @@ class Tail:
         if self._fast_checks is not None:
             self._fast_checks[:] = elements
         else:
-            self._checks.copy_(torch.from_numpy(elements))
+            devices.put(self._checks, torch.from_numpy(elements))
 
     def fill(self, loss: float | Tensor, given_back: Sequence[bool] = ()) -> None:
         """Notes the tail of the pass that has just ended.
@@ -105,7 +109,7 @@ class Tail:
             used = [u or g for u, g in zip(used, given_back, strict=True)]
         if used != self._used:
             self._used = used
-            self._flags.copy_(torch.tensor(used))
+            devices.put(self._flags, torch.tensor(used))
         self._buffers.write_changes(self._changes, self._shaped_changes)
         if self.moved != self._moved_before:  # almost never
             self._moved_before = self.moved

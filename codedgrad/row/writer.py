@@ -53,8 +53,16 @@ class LeafListener(Protocol):
         What this raises ends the pass. It is not called for a leaf without samples.
 
         Args:
-            finite: no value of the leaf is NaN or infinite. On a device, only the call
-                for the last bucket says so, about all of them.
+            finite: no value of the leaf is NaN or infinite. On a device it is always
+                True, see `row_flagged`.
+        """
+
+    def row_flagged(self, flag: Tensor) -> None:
+        """Called on a device before the last bucket is sent; what it raises ends it.
+
+        Args:
+            flag: a number on the device, not 0 where a value of the leaf is NaN or
+                infinite. To read it is to wait for the device.
         """
 
     def bucket_ready(self, bucket: int) -> None:
@@ -173,7 +181,7 @@ class RowWriter:
         self._tail.fill(loss, self._given_back)
         if not leaf.early and not any(self._finished):
             finite = self._encoder.row(leaf.out, leaf.weight, leaf.sums)
-            leaf.listener.bucket_checked(finite)
+            self._checked(leaf, finite)
         else:
             for bucket, finished in enumerate(self._finished):
                 if not finished:
@@ -227,10 +235,16 @@ class RowWriter:
     def _finish(self, leaf: Leaf, bucket: int) -> None:
         """Encodes a bucket and tells the listener."""
         finite = self._encoder.bucket(bucket, leaf.out, leaf.weight, leaf.sums)
-        leaf.listener.bucket_checked(finite)
+        self._checked(leaf, finite)
         self._finished[bucket] = True
         if leaf.early:
             leaf.listener.bucket_ready(bucket)
+
+    def _checked(self, leaf: Leaf, finite: bool) -> None:
+        """Tell the listener what is known of the values that were written last."""
+        leaf.listener.bucket_checked(finite)
+        if self._encoder.flag is not None:
+            leaf.listener.row_flagged(self._encoder.flag)
 
     def _give_back(self, bucket: int) -> None:
         """Drops gradients all of whose buckets are finished, which nobody needs.

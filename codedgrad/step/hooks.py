@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from codedgrad.errors import NonFiniteError
 from codedgrad.step.boundaries import Abandoned
+from codedgrad.step.finite import LOSS_OR_GRADIENT
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,7 +26,6 @@ class PassHooks:
         self._node = node
         self._injector, self._pace = passes.injector, passes.pace
         self._reported = False
-        self._suspect = "gradient"
 
     def check(self) -> None:
         """Abandon the pass if nobody needs its item any more.
@@ -73,14 +73,13 @@ class PassHooks:
     def loss_computed(self, loss: Tensor) -> float | Tensor:
         """Returns the loss, looked at before anything of the gradient is sent.
 
-        On a device the loss is not waited for: it travels with the last bucket, whose
-        check sees it.
+        On a device the loss is not waited for: it travels with the last bucket, and
+        the flag of the row is about it, too.
 
         Raises:
             NonFiniteError: the loss is NaN or infinite, and that is to be refused.
         """
-        if loss.device.type != "cpu":
-            self._suspect = "loss or gradient"
+        if not self._passes.on_host:
             return loss.detach()
         value = float(loss.detach())
         if not math.isfinite(value):
@@ -94,7 +93,23 @@ class PassHooks:
             NonFiniteError: it is not, and that is to be refused.
         """
         if not self._reported and not finite:
-            self._report(self._suspect)
+            self._report("gradient")
+
+    def row_flagged(self, flag: Tensor) -> None:
+        """Hear of a device's flag, which is not 0 where the row is not finite.
+
+        It is waited for where a pass may fail without ending the job, and where the
+        step may end with an estimate, in which a flag says nothing. Elsewhere all
+        workers see it in the decoded sum (`codedgrad.step.finite`).
+
+        Raises:
+            NonFiniteError: the row is not finite, and that is to be refused.
+        """
+        nonfinite = self._passes.nonfinite
+        if not (self._item.may_fail or nonfinite.waits):
+            nonfinite.note(flag, self._node)
+        elif not self._reported and float(flag) != 0.0:
+            self._report(LOSS_OR_GRADIENT)
 
     def bucket_ready(self, bucket: int) -> None:
         """Pass on to the item that a bucket of its row is final."""
@@ -104,4 +119,5 @@ class PassHooks:
         self._reported = True
         if self._item.failed(NonFiniteError(f"the {suspect} is not finite")):
             raise Abandoned
-        self._passes.report_nonfinite(suspect, self._item.context.step, self._node)
+        step = self._item.context.step
+        self._passes.nonfinite.report(suspect, step, self._node)

@@ -81,6 +81,8 @@ def _all_items(code: Code) -> list[int]:
 class Item(ABC):
     """One item of a worker's work in one step. Subclasses say when it is needless."""
 
+    may_fail = False
+
     def __init__(self, work: WorkList, context: StepContext, index: int) -> None:
         """Take memory for the item's row."""
         self.context = context
@@ -166,6 +168,8 @@ class OwnItem(Item):
 
 class HelpItem(Item):
     """An item that stands in for a late worker."""
+
+    may_fail = True
 
     def __init__(
         self, work: WorkList, context: StepContext, index: int, trials: Trials

@@ -126,6 +126,8 @@ def _before_step(optimizer: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> 
         ConfigError: beside parameters of a payload the optimizer holds one with a
             gradient that is in no payload, so that each worker has its own.
     """
+    if type(optimizer).__module__.startswith("horovod"):
+        _check_horovods(optimizer)
     if _exchanged and optimizer not in _exchanged and optimizer not in _seen:
         _seen.add(optimizer)
         _tell_of_another(optimizer)
@@ -151,6 +153,28 @@ def _before_step(optimizer: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> 
                 f"not exchanged, so it would differ between workers; "
                 f"{REMEDY}"
             )
+
+
+def refuse_horovods(optimizer: torch.optim.Optimizer) -> None:
+    """Refuses an optimizer that `horovod.torch` has made distributed.
+
+    Raises:
+        ConfigError: it is one.
+    """
+    if type(optimizer).__module__.startswith("horovod"):
+        raise ConfigError(
+            f"this {type(optimizer).__name__} is a DistributedOptimizer of "
+            f"horovod.torch, which exchanges the gradients as well; leave that one "
+            f"out, or codedgrad"
+        )
+
+
+def _check_horovods(optimizer: torch.optim.Optimizer) -> None:
+    """Refuses an optimizer of Horovod's if it has parameters of a payload."""
+    ours: set[int] = set().union(*(s.inside for s in subjects()), *_exchanged.values())
+    held = [p for group in optimizer.param_groups for p in group["params"]]
+    if not ours.isdisjoint(map(id, held)):
+        refuse_horovods(optimizer)
 
 
 def _tell_of_another(optimizer: torch.optim.Optimizer) -> None:

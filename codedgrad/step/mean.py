@@ -182,6 +182,9 @@ class GradientMean:
     def bucket_checked(self, finite: bool) -> None:
         """Let NaN and Inf through, as Horovod and DDP do."""
 
+    def row_flagged(self, flag: Tensor) -> None:
+        """Let NaN and Inf through, without a wait for the device."""
+
     def bucket_ready(self, bucket: int) -> None:
         """Send a bucket of the row, which will not change any more."""
         assert self._row is not None  # since `begin`
@@ -214,15 +217,25 @@ class GradientMean:
         mean = float(self.payload.scatter(total, tail))
         # A second backward of the same forward shall find buffers that do not change.
         self.payload.buffers.remember()
-        self._area = total.data_ptr(), total.numel() * total.element_size()
-        held = (p.grad for p in self.payload.layout.parameters if p.grad is not None)
-        inside = (g._version for g in held if self._lies_inside(g))
-        self._version = next(inside, 0)  # it is the same for all
+        self._note_area()
         joined = 0 if self._policy is not None else self._check(mine, mean)
         self.journal.decoded()
         self.number += 1
         self.sent = False
         return joined
+
+    def _note_area(self) -> None:
+        """Note where the decoded gradients lie, and their version."""
+        parameters = self.payload.layout.parameters
+        held = (p.grad for p in parameters if p.grad is not None)
+        # Views of one vector, but for those of another type than its.
+        own = self.payload.layout.own_type or self.payload.layout.dtype
+        first = next((g for g in held if g.dtype == own), None)
+        self._area, self._version = (0, 0), 0
+        if first is not None:
+            storage = first.untyped_storage()
+            self._area = storage.data_ptr(), storage.nbytes()
+            self._version = first._version  # it is the same for all
 
     def _check(self, mine: float, mean: float) -> int:
         """Refuse an exchange in which the workers have made different things.
@@ -261,7 +274,8 @@ class GradientMean:
         inside = self._lies_inside(gradient)
         if inside and gradient._version != self._version:
             return False
-        return inside or gradient.dtype != self.payload.layout.dtype
+        layout = self.payload.layout
+        return inside or (layout.own_type is None and gradient.dtype != layout.dtype)
 
     def _lies_inside(self, gradient: Tensor) -> bool:
         begin, size = self._area

@@ -24,11 +24,12 @@ import torch
 from torch import Tensor
 
 from codedgrad.data.seeding import seed_pass
-from codedgrad.errors import ConfigError, NonFiniteError
+from codedgrad.errors import ConfigError
 from codedgrad.ops import objects
 from codedgrad.row import devices
 from codedgrad.row.writer import Leaf, RowWriter
 from codedgrad.step.boundaries import Boundaries
+from codedgrad.step.finite import NonFinite
 from codedgrad.step.hooks import PassHooks
 from codedgrad.step.loss import Batches, Loss, loss_of
 from codedgrad.step.metrics import Metrics
@@ -45,10 +46,6 @@ if TYPE_CHECKING:
     from codedgrad.step.watch import Watch
 
 
-_MEAN_OF_NOTHING = (
-    "If it is a mean over nothing (all labels ignored), let the loss function return "
-    "(loss, weight) with weight 0. Else: "
-)
 _PACED_STEPS = 64  # after a step that this worker was late in
 
 
@@ -58,9 +55,11 @@ class RowItem(Protocol):
     Attributes:
         early: whether `bucket_ready` is called with each bucket of the row, most of
             them while the backward of the last micro-batch runs.
+        may_fail: whether `failed` may say yes.
     """
 
     early: bool
+    may_fail: bool
 
     @property
     def context(self) -> StepContext:
@@ -142,7 +141,7 @@ class Passes:
 
     Attributes:
         visits: boundaries met in this step's required items.
-        nonfinite: micro-batches with NaN or Inf that were let through.
+        nonfinite: what becomes of micro-batches with NaN or Inf.
         metrics: of the passes, and those of a decoded sum.
     """
 
@@ -179,12 +178,23 @@ class Passes:
         self._durations: deque[float] = deque(maxlen=16)
         self._usual_visits = 0
         self.visits = 0
-        self.nonfinite = 0
+        self.nonfinite = NonFinite(
+            payload,
+            self._place,
+            refuse=settings.finite,
+            refuse_sum=settings.finite_sum,
+            waits=settings.finite and not settings.exact,
+        )
 
     @property
     def injector(self) -> Injector | None:
         """What makes this worker slow on purpose."""
         return self._injector
+
+    @property
+    def on_host(self) -> bool:
+        """Whether nobody has to wait for what a pass computes."""
+        return self._payload.layout.on_host
 
     @property
     def whole(self) -> bool:
@@ -209,7 +219,7 @@ class Passes:
     def go_on_from(self, before: Passes) -> None:
         """Take over the counts and times of the passes of an earlier laying out."""
         self._durations, self._usual_visits = before._durations, before._usual_visits
-        self.visits, self.nonfinite = before.visits, before.nonfinite
+        self.visits, self.nonfinite.count = before.visits, before.nonfinite.count
         self._rehearsal.go_on_from(before._rehearsal)
 
     def progress(self) -> float:
@@ -233,6 +243,7 @@ class Passes:
         """Prepare for the first pass of a step on this worker."""
         self._paced_steps = max(0, self._paced_steps - 1)
         self.visits, self._first = 0, True
+        self.nonfinite.begin()
         if self._injector is not None:
             self._injector.begin(step, self.usual_s)
 
@@ -348,38 +359,6 @@ class Passes:
                 f'policy="exact", or return the loss alone'
             )
         return loss
-
-    def report_nonfinite(self, suspect: str, step: int, node: int) -> None:
-        """Count that the loss or gradient of a micro-batch is not finite.
-
-        Raises:
-            NonFiniteError: such values are to be refused.
-        """
-        self.nonfinite += 1
-        if self._settings.finite:
-            wire = self._payload.layout.wire
-            as_sent = "" if wire == "float32" else f" in {wire}, in which it is sent"
-            empty = "" if "loss" not in suspect else _MEAN_OF_NOTHING
-            raise NonFiniteError(
-                f"the {suspect} of {self._place(step, node)} is not finite{as_sent}. "
-                f"{empty}Lower the learning rate or clip; to go on regardless (e.g. "
-                f'with GradScaler): CodedGradient(..., on_nonfinite="continue")'
-            )
-
-    def check_sum(self, total: Tensor, step: int) -> None:
-        """Refuse a decoded sum beyond the range of a float16 wire; all workers do so.
-
-        Raises:
-            NonFiniteError: the message names the step.
-        """
-        layout = self._payload.layout
-        if layout.wire != "float16" or not self._settings.finite_sum:
-            return
-        if not bool(torch.isfinite(total[: layout.gradients]).all()):
-            raise NonFiniteError(
-                f"the summed gradient of step {step} is beyond 65504, the largest "
-                f'float16. Use wire="bfloat16", or scale the loss down'
-            )
 
     def _place(self, step: int, node: int) -> str:
         """Returns where in the training the pass of a node is, for messages."""

@@ -54,7 +54,7 @@ def agree(
             *likeness.settings(),
             ("window", str(settings.window)),
             ("bucket_mb", str(settings.bucket_mb)),
-            ("wire", settings.wire),
+            ("wire", payload.layout.wire),
             *payload.layout.describe(),
             *modules,
         ],

@@ -6,6 +6,7 @@ values. From the next step on they are watched like the models that we know.
 
 from __future__ import annotations
 
+import gc
 import warnings
 import weakref
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ from codedgrad.row.tensors import Place
 from codedgrad.step.witness import FOREIGN, Entry
 
 if TYPE_CHECKING:
-    from collections.abc import Container
+    from collections.abc import Container, Sequence
 
     from torch import nn
 
@@ -143,3 +144,39 @@ def refuse_wrapped(model: nn.Module) -> None:
             f"the model is a {type(model).__name__}, which exchanges gradients by "
             f"itself; give the model inside it (model.module), or leave the wrapper out"
         )
+
+
+def refuse_wrapped_parameters(named: Sequence[tuple[str, torch.Tensor]]) -> None:
+    """Refuse parameters of a model that another library has wrapped.
+
+    Who gives parameters and no model may have given those of a wrapper. All objects are
+    looked at for that, but only where torch.distributed has several processes.
+
+    Raises:
+        ConfigError: that library exchanges their gradients already.
+    """
+    distributed = torch.distributed
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return
+    if distributed.get_world_size() < 2 or _wrapper_of(named) is None:
+        return
+    gc.collect()  # a wrapper that nobody uses may be part of a cycle
+    if (found := _wrapper_of(named)) is not None:
+        name, kind = found
+        raise ConfigError(
+            f"the gradient of {name!r} is exchanged already, by a {kind}; use one of "
+            f"the two: give the parameters of the model inside it (model.module), and "
+            f"leave the wrapper out, or keep it and call codedgrad.ddp.register(model)"
+        )
+
+
+def _wrapper_of(named: Sequence[tuple[str, torch.Tensor]]) -> tuple[str, str] | None:
+    """Returns a parameter's name and the kind of the wrapper that has it, if any."""
+    names = {id(p): name for name, p in named}
+    for thing in gc.get_objects():
+        kind = type(thing)
+        if kind.__name__ in WRAPPERS and issubclass(kind, torch.nn.Module):
+            for p in thing.parameters():
+                if p.requires_grad and id(p) in names:
+                    return names[id(p)], kind.__name__
+    return None

@@ -10,7 +10,7 @@ namespace codedgrad::dlpack {
 constexpr char kCapsule[] = "dlpack_exchange_api";
 constexpr std::uint32_t kMajor = 1;
 constexpr std::int32_t kCpu = 1;
-constexpr std::uint8_t kFloat = 2;
+constexpr std::uint8_t kFloat = 2, kBfloat = 4;
 
 struct Version {
   std::uint32_t major, minor;

@@ -161,31 +161,51 @@ void copies(const BufferTable& table, bool back) {
   });
 }
 
-template <typename T>
-bool encode_as(const std::vector<std::pair<std::uintptr_t, std::size_t>>& leaf,
-               double weight, const Addresses& sums, std::uintptr_t out, Wire wire,
-               bool streamed) {
-  std::vector<ops::Piece<T>> pieces;
-  pieces.reserve(leaf.size());
-  for (const auto& [at, count] : leaf) {
-    pieces.push_back({reinterpret_cast<const T*>(at), count});
-  }
-  return ops::encode(pieces, static_cast<T>(weight), pointers<T>(sums),
-                     reinterpret_cast<T*>(out), wire, streamed);
+// Address, elements and type of what lies in a run of a row, one after another.
+using Leaf = std::vector<std::tuple<std::uintptr_t, std::size_t, std::string>>;
+
+ops::Type type_named(const std::string& name) {
+  if (name == "float32") return ops::Type::kFloat32;
+  if (name == "float64") return ops::Type::kFloat64;
+  if (name == "bfloat16") return ops::Type::kBFloat16;
+  if (name == "float16") return ops::Type::kFloat16;
+  no_such_type(name);
 }
 
-bool encode(const std::vector<std::pair<std::uintptr_t, std::size_t>>& leaf,
-            double weight, const Addresses& sums, const std::string& type,
-            std::uintptr_t out, const std::string& wire, bool streamed) {
+Gradients::Pieces pieces_of(const Leaf& leaf) {
+  Gradients::Pieces pieces;
+  std::uint64_t end = 0;
+  for (const auto& [at, count, type] : leaf) {
+    pieces.push_back(ops::piece_of(at, end += count, type_named(type)));
+  }
+  return pieces;
+}
+
+py::bytes bytes_of(const Gradients::Pieces& pieces) {
+  return {reinterpret_cast<const char*>(pieces.data()),
+          pieces.size() * sizeof(ops::Piece)};
+}
+
+bool encode_pieces(const Gradients::Pieces& pieces, double weight,
+                   const Addresses& sums, const std::string& type, std::uintptr_t out,
+                   const std::string& wire, bool streamed) {
   const Wire round = wire_named(wire);
   py::gil_scoped_release release;
   if (type == "float32") {
-    return encode_as<float>(leaf, weight, sums, out, round, streamed);
+    return ops::encode(pieces, static_cast<float>(weight), pointers<float>(sums),
+                       reinterpret_cast<float*>(out), round, streamed);
   }
   if (type == "float64") {
-    return encode_as<double>(leaf, weight, sums, out, round, streamed);
+    return ops::encode(pieces, weight, pointers<double>(sums),
+                       reinterpret_cast<double*>(out), round, streamed);
   }
   no_such_type(type);
+}
+
+bool encode(const Leaf& leaf, double weight, const Addresses& sums,
+            const std::string& type, std::uintptr_t out, const std::string& wire,
+            bool streamed) {
+  return encode_pieces(pieces_of(leaf), weight, sums, type, out, wire, streamed);
 }
 
 // As `encode`, of the gradients that parameters have now. None where one of them does
@@ -195,9 +215,20 @@ py::object encode_gradients(const Gradients& gradients, const py::list& paramete
                             const std::string& type, std::uintptr_t out,
                             const std::string& wire, bool streamed) {
   Gradients::Pieces pieces;
-  const std::size_t itemsize = type == "float64" ? sizeof(double) : sizeof(float);
-  if (!gradients.pieces(parameters, tail, itemsize, &pieces)) return py::none();
-  return py::bool_(encode(pieces, weight, sums, type, out, wire, streamed));
+  if (!gradients.pieces(parameters, tail, type_named(type), dlpack::kCpu, &pieces)) {
+    return py::none();
+  }
+  return py::bool_(encode_pieces(pieces, weight, sums, type, out, wire, streamed));
+}
+
+// The pieces for a kernel of a device, or None, as above.
+py::object table(const Gradients& gradients, const py::list& parameters,
+                 std::uintptr_t tail, const std::string& type, std::int32_t device) {
+  Gradients::Pieces pieces;
+  if (!gradients.pieces(parameters, tail, type_named(type), device, &pieces)) {
+    return py::none();
+  }
+  return bytes_of(pieces);
 }
 
 }  // namespace
@@ -213,6 +244,14 @@ PYBIND11_MODULE(_ops, m) {
   codedgrad::define_tensors(m);
   m.def("encode_gradients", &codedgrad::encode_gradients, "gradients"_a, "parameters"_a,
         "tail"_a, "weight"_a, "sums"_a, "type"_a, "out"_a, "wire"_a, "streamed"_a);
+  m.def("table", &codedgrad::table, "gradients"_a, "parameters"_a, "tail"_a, "type"_a,
+        "device"_a);
+  m.def(
+      "table_of",
+      [](const codedgrad::Leaf& leaf) {
+        return codedgrad::bytes_of(codedgrad::pieces_of(leaf));
+      },
+      "leaf"_a);
   py::class_<codedgrad::BufferTable>(m, "BufferTable")
       .def(py::init<std::vector<codedgrad::Buffer>>(), "buffers"_a);
   m.def("changes", &codedgrad::changes, "table"_a, "type"_a, "row"_a, "into_row"_a);

@@ -3,9 +3,11 @@
 #include <pybind11/stl.h>
 
 #include <cstdint>
+#include <cstring>
 #include <map>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "ops/cuda/kernels.h"
@@ -19,20 +21,20 @@ namespace {
 namespace cuda = ops::cuda;
 using Addresses = std::vector<std::uintptr_t>;
 
-cuda::Type type_named(const std::string& name) {
-  if (name == "float32") return cuda::Type::kFloat32;
-  if (name == "float64") return cuda::Type::kFloat64;
-  if (name == "bfloat16") return cuda::Type::kBFloat16;
-  if (name == "float16") return cuda::Type::kFloat16;
+ops::Type type_named(const std::string& name) {
+  if (name == "float32") return ops::Type::kFloat32;
+  if (name == "float64") return ops::Type::kFloat64;
+  if (name == "bfloat16") return ops::Type::kBFloat16;
+  if (name == "float16") return ops::Type::kFloat16;
   throw std::invalid_argument("no kernel for " + name +
                               "; there are float32, float64, bfloat16 and float16");
 }
 
 ops::Wire wire_named(const std::string& name) {
   if (name.empty()) return ops::Wire::kAsIs;
-  const cuda::Type type = type_named(name);
-  if (type == cuda::Type::kBFloat16) return ops::Wire::kBFloat16;
-  if (type == cuda::Type::kFloat16) return ops::Wire::kFloat16;
+  const ops::Type type = type_named(name);
+  if (type == ops::Type::kBFloat16) return ops::Wire::kBFloat16;
+  if (type == ops::Type::kFloat16) return ops::Wire::kFloat16;
   throw std::invalid_argument("the wire type is bfloat16 or float16, not " + name);
 }
 
@@ -55,6 +57,25 @@ void gram(const Addresses& inputs, const std::string& type, std::size_t count,
           std::uintptr_t out, std::uintptr_t workspace, std::uintptr_t stream) {
   cuda::gram(pointers(inputs), type_named(type), count, reinterpret_cast<double*>(out),
              reinterpret_cast<double*>(workspace), reinterpret_cast<void*>(stream));
+}
+
+// `pieces` are the bytes of a vector of ops::Piece, and `table` is where they lie on
+// the device, or 0.
+void encode(const py::bytes& pieces, std::uintptr_t table, double weight,
+            const Addresses& sums, const std::string& type, std::uintptr_t out,
+            const std::string& wire, std::uintptr_t flag, std::uintptr_t stream) {
+  const std::string_view packed = pieces;
+  std::vector<ops::Piece> found(packed.size() / sizeof(ops::Piece));
+  std::memcpy(found.data(), packed.data(), found.size() * sizeof(ops::Piece));
+  const std::vector<const void*> rows = pointers(sums);
+  const cuda::EncodeRun run{found,
+                            reinterpret_cast<const ops::Piece*>(table),
+                            weight,
+                            rows,
+                            reinterpret_cast<void*>(out),
+                            reinterpret_cast<void*>(flag),
+                            wire_named(wire)};
+  cuda::encode(run, type_named(type), reinterpret_cast<void*>(stream));
 }
 
 // Returns the addresses that the engine wants (see csrc/engine/device.h).
@@ -104,6 +125,9 @@ PYBIND11_MODULE(_ops_cuda, m) {
         return codedgrad::ops::cuda::sum_done(reinterpret_cast<void*>(ticket));
       },
       "ticket"_a);
+  m.attr("INLINE_PIECES") = codedgrad::ops::cuda::kInlinePieces;
+  m.def("encode", &codedgrad::encode, "pieces"_a, "table"_a, "weight"_a, "sums"_a,
+        "type"_a, "out"_a, "wire"_a, "flag"_a, "stream"_a);
   m.def("gram_workspace", &codedgrad::ops::cuda::gram_workspace, "count"_a);
   m.def("gram", &codedgrad::gram, "inputs"_a, "type"_a, "count"_a, "out"_a,
         "workspace"_a, "stream"_a);

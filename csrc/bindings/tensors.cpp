@@ -54,6 +54,38 @@ void end_view(dlpack::Managed* managed) {
   delete view;
 }
 
+bool type_of(const dlpack::Type& type, ops::Type* out) {
+  if (type.lanes != 1) return false;
+  if (type.code == dlpack::kFloat && type.bits == 32)
+    return *out = ops::Type::kFloat32, true;
+  if (type.code == dlpack::kFloat && type.bits == 64)
+    return *out = ops::Type::kFloat64, true;
+  if (type.code == dlpack::kBfloat && type.bits == 16)
+    return *out = ops::Type::kBFloat16, true;
+  if (type.code == dlpack::kFloat && type.bits == 16)
+    return *out = ops::Type::kFloat16, true;
+  return false;
+}
+
+std::size_t bytes_of(ops::Type type) {
+  if (type == ops::Type::kFloat64) return 8;
+  return type == ops::Type::kFloat32 ? 4 : 2;
+}
+
+// Whether a gradient's elements lie in memory in the order of the row. What the stride
+// of a dimension of one element is, does not matter: torch gives it several values.
+bool lies_as(const dlpack::Tensor& gradient, const Gradients::Kind& kind) {
+  const auto& [size, strides] = kind;
+  const auto dimensions = static_cast<std::size_t>(gradient.dimensions);
+  if (dimensions != strides.size()) return false;
+  std::size_t elements = 1;
+  for (std::size_t i = 0; i < dimensions; ++i) {
+    if (gradient.shape[i] != 1 && gradient.strides[i] != strides[i]) return false;
+    elements *= static_cast<std::size_t>(gradient.shape[i]);
+  }
+  return elements == size;
+}
+
 }  // namespace
 
 bool describe(py::handle tensor, dlpack::Tensor* out) {
@@ -170,36 +202,31 @@ py::list Places::views(std::uintptr_t address, std::size_t itemsize,
 }
 
 bool Gradients::pieces(const py::list& parameters, std::uintptr_t tail,
-                       std::size_t itemsize, Pieces* out) const {
+                       ops::Type tail_type, std::int32_t device, Pieces* out) const {
   Attribute gradient(py::str("grad"), false);
   out->clear();
   out->reserve(spans_.size());
+  std::uint64_t end = 0;
   for (const auto& [index, first, length] : spans_) {
+    end += length;
     if (index < 0) {
-      out->emplace_back(tail + first * itemsize, length);
+      out->push_back(ops::piece_of(tail + first * bytes_of(tail_type), end, tail_type));
       continue;
     }
-    const auto& [size, strides] = kinds_.at(static_cast<std::size_t>(index));
+    const auto& kind = kinds_.at(static_cast<std::size_t>(index));
     const py::object held = gradient.get(parameters[static_cast<std::size_t>(index)]);
     if (held.is_none()) {
-      out->emplace_back(0, length);
+      out->push_back(ops::piece_of(0, end, tail_type));
       continue;
     }
     dlpack::Tensor now;
-    if (!describe(held, &now)) return false;
-    const auto count = static_cast<std::size_t>(now.dimensions);
-    if (now.type.code != dlpack::kFloat || now.type.bits != 8 * itemsize ||
-        now.device.type != dlpack::kCpu || count != strides.size() ||
-        !std::equal(strides.begin(), strides.end(), now.strides)) {
+    ops::Type type;
+    if (!describe(held, &now) || !type_of(now.type, &type) ||
+        now.device.type != device || !lies_as(now, kind)) {
       return false;
     }
-    std::size_t elements = 1;
-    for (std::size_t i = 0; i < count; ++i) {
-      elements *= static_cast<std::size_t>(now.shape[i]);
-    }
-    if (elements != size) return false;
     const auto at = reinterpret_cast<std::uintptr_t>(now.data) + now.byte_offset;
-    out->emplace_back(at + first * itemsize, length);
+    out->push_back(ops::piece_of(at + first * bytes_of(type), end, type));
   }
   return true;
 }

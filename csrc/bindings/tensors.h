@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "bindings/dlpack.h"
+#include "ops/piece.h"
 
 namespace codedgrad {
 
@@ -72,16 +73,16 @@ class Gradients {
   using Span = std::tuple<int, std::size_t, std::size_t>;
   // The elements and strides that a parameter's gradient has in the row.
   using Kind = std::pair<std::size_t, std::vector<std::int64_t>>;
-  using Pieces = std::vector<std::pair<std::uintptr_t, std::size_t>>;
+  using Pieces = std::vector<ops::Piece>;
 
   Gradients(std::vector<Span> spans, std::vector<Kind> kinds)
       : spans_(std::move(spans)), kinds_(std::move(kinds)) {}
 
-  // Finds address and elements of each span's values in the gradients that the
-  // parameters have now; address 0 means zeros. False where a gradient does not lie in
-  // memory as in the row.
-  bool pieces(const py::list& parameters, std::uintptr_t tail, std::size_t itemsize,
-              Pieces* out) const;
+  // Finds each span's values in the gradients that the parameters have now. False where
+  // a gradient does not lie in memory as in the row, or not on a device of the kind
+  // `device` (DLPack's). `tail_type` is that of the tail's values.
+  bool pieces(const py::list& parameters, std::uintptr_t tail, ops::Type tail_type,
+              std::int32_t device, Pieces* out) const;
 
  private:
   std::vector<Span> spans_;

@@ -244,9 +244,12 @@ def test_the_others_go_on_whatever_was_sent(
             sends(made.ghosts)
         for step in range(WINDOW):
             worker.step(step)
-        ok, behind = worker.exchange.begin(WINDOW, 0.05)
-        assert not ok
-        assert behind == [g.rank for g in made.ghosts]
+        still, until = [g.rank for g in made.ghosts], time.monotonic() + LIMIT_S
+        behind: list[int] = []
+        while behind != still:  # on a busy machine others, too, are behind for a while
+            ok, behind = worker.exchange.begin(WINDOW, 0.05)
+            assert not ok
+            assert time.monotonic() < until, behind
         return worker.counters().slices_deputised
 
     assert sum(made.run(body)) > 0
@@ -325,7 +328,7 @@ def test_a_row_that_has_come_since_is_lacked_no_more(
     job: Callable[..., Job],
 ) -> None:
     """Rows come slowly, so owners say again and again what they lack."""
-    last = 7
+    last, both = 7, threading.Barrier(2)
 
     def body(worker: Worker) -> None:
         exchange, until = worker.exchange, time.monotonic() + LIMIT_S
@@ -342,6 +345,7 @@ def test_a_row_that_has_come_since_is_lacked_no_more(
         while exchange.needs(0) < seen + 4:
             assert exchange.has(0, last)
             assert time.monotonic() < until
+        both.wait(LIMIT_S)  # whoever has all rows lacks nothing more
         for node in range(2, last):
             worker.post(0, node)
         assert exchange.wait(0, LIMIT_S)

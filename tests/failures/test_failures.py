@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -217,13 +218,25 @@ def test_every_worker_says_what_is_wrong_and_ends(case: str, tmp_path: Path) -> 
 def one_job(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, int, str]:
-    """The folder, the size and the output of a job that fails again and again."""
+    """The folder, the size and the output of a job that fails again and again.
+
+    Processes that divide the tests share it: the first to come runs it.
+    """
     workers: int = request.param
-    folder = tmp_path_factory.mktemp("failures")
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    folder /= f"failures-{workers}"
+    folder.mkdir(exist_ok=True)
     cases = [
         c for c in CASES if c not in ALONE and PROCESSES.get(c, WORKERS) == workers
     ]
-    return folder, workers, run(folder, cases, workers, 300)
+    output = folder / "output"
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not output.exists():
+            output.write_text(run(folder, cases, workers, 300))
+    return folder, workers, output.read_text()
 
 
 @pytest.mark.parametrize("case", [c for c in CASES if c not in ALONE])

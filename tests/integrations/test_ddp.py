@@ -193,6 +193,19 @@ def test_what_waits_for_all_by_itself(how: Any, module: Any, words: str) -> None
         ddp._check(runtime.current(), module, None)
 
 
+@several
+def test_a_wrapper_s_parameters_have_no_second_exchange() -> None:
+    from codedgrad.step.strangers import refuse_wrapped_parameters
+
+    inner = nn.Linear(6, 2)
+    model = DistributedDataParallel(inner)
+    with pytest.raises(ConfigError, match="'weight' is exchanged already, by a Distr"):
+        refuse_wrapped_parameters(list(inner.named_parameters()))
+    refuse_wrapped_parameters(list(nn.Linear(6, 2).named_parameters()))
+    del model  # it is part of cycles
+    refuse_wrapped_parameters(list(inner.named_parameters()))
+
+
 def test_a_closed_exchange_says_so() -> None:
     model = DistributedDataParallel(nn.Linear(6, 2))
     exchange = codedgrad.ddp.register(model)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from codedgrad import ConfigError
-from codedgrad.lab import traces
+from codedgrad.lab import simulate, traces
 from codedgrad.monitor.chrome import write_chrome_trace
 from codedgrad.monitor.html import write_report
 from codedgrad.monitor.recorder import Recorder
@@ -108,6 +108,41 @@ def test_figures_of_a_run(run: Path) -> None:
     assert log.elapsed_s()[-1] == pytest.approx(0.15 * (STEPS - 1) + 0.14)
     assert log.loss[1] == 1.0
     assert traces.read(run).size == WORKERS
+
+
+def test_the_log_of_a_drop_in_has_no_loss(
+    make_report: Callable[..., StepReport], tmp_path: Path
+) -> None:
+    for worker in range(2):
+        recorder = Recorder(tmp_path, worker)
+        for number in range(3):
+            recorder.step(make_report(step=number, loss=np.nan), 1.0)
+        recorder.close()
+    log = read_run(tmp_path)
+    assert np.isnan(log.loss).all()
+    write_report(log, tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    assert "Who was late" in page
+    assert "Loss against time" not in page
+    assert "nan" not in page.split("<img")[0]
+
+
+def test_who_is_late_in_a_run_is_not_planned_as_usual(
+    make_report: Callable[..., StepReport], tmp_path: Path
+) -> None:
+    for worker in range(4):  # the last one is 5 x slow, and begins one step of four
+        recorder = Recorder(tmp_path, worker)
+        for number in range(40):
+            late = worker == 3 and number % 4 > 0
+            seconds = 0.5 if worker == 3 else 0.1
+            report = make_report(step=number, compute_s=seconds, fast_forwarded=late)
+            recorder.step(report, 0.0 if late else 1.0)
+        recorder.close()
+    times = simulate.from_log(traces.read(tmp_path))
+    assert times.filled == 30
+    assert "usually took" in times.filled_by
+    np.testing.assert_allclose(times.alone(), np.tile([1.0, 1.0, 1.0, 5.0], (40, 1)))
+    assert times.bound() == pytest.approx(4 / (3 + 1 / 5))
 
 
 def test_bad_folders(tmp_path: Path, run: Path) -> None:

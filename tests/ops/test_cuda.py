@@ -10,6 +10,7 @@ import torch
 from ops.cases import COUNTS, DTYPES, SIZES, exact_gram, integers
 
 from codedgrad import ops
+from codedgrad.ops.library import NAMES
 
 pytestmark = [
     pytest.mark.cuda,
@@ -113,3 +114,41 @@ def test_opcheck() -> None:
     op = torch.ops.codedgrad.weighted_sum.default
     torch.library.opcheck(op, (inputs, [1.0, 2.0, -1.0], torch.bfloat16, None))
     torch.library.opcheck(torch.ops.codedgrad.gram.default, (inputs,))
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("wire", ["", "bfloat16", "float16"])
+def test_encode_has_the_bits_of_the_cpu(dtype: torch.dtype, wire: str) -> None:
+    """An embedding beside small tensors, unaligned; and more than arguments hold."""
+    kernel = importlib.import_module("codedgrad.ops._ops_cuda")
+    cpu = importlib.import_module("codedgrad.ops._ops")
+    for sizes in ([*[96, 33] * 40, 2_000_003, *[64] * 60], [7, 65] * 200):
+        torch.manual_seed(len(sizes))
+        inputs = [
+            torch.randn(n + i % 3)[i % 3 :].to(dtype) for i, n in enumerate(sizes)
+        ]
+        before, count = torch.randn(sum(sizes)), sum(sizes)
+        want, got = torch.empty(count), torch.full((count + 8,), 7.0, device="cuda")
+        how = {"weight": 0.3, "type": "float32", "wire": wire}
+
+        def leaf(tensors: list[torch.Tensor]) -> list[tuple[int, int, str]]:
+            return [(t.data_ptr(), t.numel(), NAMES[t.dtype]) for t in tensors]
+
+        sums, out = [before.data_ptr()], want.data_ptr()
+        assert cpu.encode(leaf(inputs), sums=sums, out=out, streamed=False, **how)
+        there, added = [x.cuda() for x in inputs], before.cuda()
+        flag, table = torch.zeros((), device="cuda"), cpu.table_of(leaf(there))
+        held = torch.frombuffer(bytearray(table), dtype=torch.uint8).cuda()
+        kernel.encode(
+            pieces=table,
+            table=held.data_ptr() if len(sizes) > kernel.INLINE_PIECES else 0,
+            sums=[added.data_ptr()],
+            out=got[3:].data_ptr(),
+            flag=flag.data_ptr(),
+            stream=torch.cuda.current_stream().cuda_stream,
+            **how,
+        )
+        assert torch.equal(got[3:-5].cpu(), want)
+        assert (got[:3] == 7.0).all()
+        assert (got[-5:] == 7.0).all()
+        assert float(flag) == 0.0

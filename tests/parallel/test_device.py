@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import logging
 from typing import TYPE_CHECKING, Any
 
@@ -12,14 +12,15 @@ from training import DELAYS, coded, everywhere
 
 import codedgrad
 from codedgrad import EnvironmentSetupError, WorkerError, codes
-from codedgrad.job import lifecycle
 from codedgrad.row import devices
 from codedgrad.row import writer as overlap
-from codedgrad.row.encoder import HostEncoder, TorchEncoder
+from codedgrad.row.encoder import HostEncoder
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    pass
 
+pytest_plugins = ["on_late_device"]
+pytestmark = pytest.mark.usefixtures("fresh_engine")
 STEPS = 20
 # Where the engine keeps rows, and who sums them.
 WAYS: dict[str, tuple[dict[str, bool], str]] = {
@@ -27,33 +28,6 @@ WAYS: dict[str, tuple[dict[str, bool], str]] = {
     "sums": ({}, "1"),
     "direct": ({"takes": True}, ""),
 }
-
-
-@pytest.fixture
-def late(request: pytest.FixtureRequest) -> Iterator[LateDevice]:
-    """Every model is on this device from now on."""
-    device = LateDevice(seed=codedgrad.rank(), **getattr(request, "param", {}))
-    _DEVICES.append(device)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(devices, "runtime_of", lambda _: device)
-        patch.setattr(overlap, "encoder_of", TorchEncoder)  # as on any device
-        yield device
-
-
-# An engine is bound to one device for good, so its functions stay.
-_DEVICES: list[LateDevice] = []
-
-
-@pytest.fixture(autouse=True)
-def fresh_engine() -> Iterator[None]:
-    """An engine of this test's own, on which no device is bound yet."""
-    codedgrad.shutdown()
-    codedgrad.init()
-    yield
-    with contextlib.suppress(WorkerError):  # news of a test that ended in an error
-        codedgrad.shutdown()
-    lifecycle._deserted = None  # all workers are here, although an engine has ended
-    codedgrad.init()
 
 
 class Counters:
@@ -66,6 +40,25 @@ class Counters:
         self.last = gradient._exchange.counters()
 
 
+def code_named(which: str) -> codes.Code:
+    n = codedgrad.size()
+    copies = next((d for d in range(2, n + 1) if n % d == 0), 1)
+    return {
+        "spread": codes.spread(n, micro=4, copies=min(2, max(1, n - 1))),
+        "uncoded": codes.uncoded(n, micro=3),
+        "fractional": codes.fractional(n, copies=copies, micro=2),
+        "staircase": codes.scheduled(n, copies=min(2, n), order="staircase"),
+    }[which]
+
+
+@functools.cache  # every way is compared with it
+def without_a_device(which: str) -> tuple[str, list[float]]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(devices, "runtime_of", lambda _: None)
+        patch.setattr(overlap, "encoder_of", HostEncoder)
+        return coded(code_named(which), STEPS)
+
+
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("bucket_mb", [0.0005, None])
 @pytest.mark.parametrize("which", ["spread", "uncoded", "fractional", "staircase"])
@@ -76,16 +69,9 @@ def test_the_same_bits(
     way: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    n = codedgrad.size()
     late.takes = WAYS[way][0].get("takes", False)
     monkeypatch.setenv("CODEDGRAD_GPU_DECODE", WAYS[way][1])
-    copies = next((d for d in range(2, n + 1) if n % d == 0), 1)
-    code = {
-        "spread": codes.spread(n, micro=4, copies=min(2, max(1, n - 1))),
-        "uncoded": codes.uncoded(n, micro=3),
-        "fractional": codes.fractional(n, copies=copies, micro=2),
-        "staircase": codes.scheduled(n, copies=min(2, n), order="staircase"),
-    }[which]
+    code = code_named(which)
     counters = Counters()
     how: dict[str, Any] = {"faults": DELAYS, "bucket_mb": bucket_mb}
     got = coded(code, STEPS, each_step=counters.read, **how)
@@ -94,10 +80,7 @@ def test_the_same_bits(
     assert on_device == (0 if way == "pinned" else counters.last["slices_decoded"])
     assert (late.allocations > 0) == (way == "direct")
     assert len(set(everywhere(got[0]))) == 1
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(devices, "runtime_of", lambda _: None)
-        patch.setattr(overlap, "encoder_of", HostEncoder)
-        assert got == coded(code, STEPS)
+    assert got == without_a_device(which)
     assert set(late.set_devices) == {3}
 
 

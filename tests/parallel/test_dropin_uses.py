@@ -122,6 +122,23 @@ def test_gradients_from_autograd_grad_are_exchanged_in_the_step() -> None:
     detach(optimizer)
 
 
+def test_gradients_of_16_bits_from_autograd_grad_are_exchanged_in_the_step() -> None:
+    """They are of another type than the row in which they travel."""
+    model = net().bfloat16()
+    optimizer = wrapped(model, model=None)
+    model.eval()
+    for step in range(2):
+        out = model(own(step).bfloat16()).pow(2).mean()
+        gradients = torch.autograd.grad(out, model.parameters())
+        for p, g in zip(model.parameters(), gradients, strict=True):
+            p.grad = g
+        optimizer.step()
+        assert same_everywhere(model)
+    optimizer.step()  # the same gradients again: nothing is exchanged
+    assert same_everywhere(model)
+    detach(optimizer)
+
+
 def test_a_gan_of_two_optimizers() -> None:
     torch.manual_seed(0)
     maker, critic = nn.Linear(4, 4), net()

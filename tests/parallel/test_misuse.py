@@ -60,6 +60,26 @@ def test_one_model_in_both_faces_is_refused(nobody_ends_the_job: Any) -> None:
     detach(optimizer)
 
 
+class OfHorovod(torch.optim.SGD):
+    """What Horovod makes of an optimizer: a subclass that says where it is from."""
+
+    __module__ = "horovod.torch.optimizer"
+
+
+def test_two_exchanges_of_one_gradient_are_refused(nobody_ends_the_job: Any) -> None:
+    model, other = net(), net()
+    theirs = OfHorovod(model.parameters(), lr=0.1)
+    of_another = OfHorovod(other.parameters(), lr=0.1)
+    with pytest.raises(ConfigError, match=r"DistributedOptimizer of horovod\.torch"):
+        codedgrad.DistributedOptimizer(theirs)
+    with codedgrad.CodedGradient(model) as coded:
+        step(coded, lambda x: model(x).mean())
+        with pytest.raises(ConfigError, match="leave that one out, or codedgrad"):
+            theirs.step()
+        of_another.step()
+    theirs.step()
+
+
 def test_a_collective_in_the_loss_function_is_refused(nobody_ends_the_job: Any) -> None:
     model = net()
     coded = codedgrad.CodedGradient(model, codedgrad.codes.uncoded(codedgrad.size()))

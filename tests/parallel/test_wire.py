@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -10,7 +12,7 @@ from training import DELAYS, coded, everywhere, plain
 
 import codedgrad
 from codedgrad import codes
-from codedgrad.hvd.optimizer import detach
+from codedgrad.hvd.optimizer import _attached, detach
 
 WIRES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 STEPS = 60
@@ -83,3 +85,65 @@ def test_tiny_model_and_drop_in() -> None:
     (model(torch.ones(1, 1)) * (1.0 + 2**-12)).sum().backward()
     assert float(model.weight.grad) == 1.0
     detach(optimizer)
+
+
+def mean_of(gradients: list[list[torch.Tensor]], tree: Any) -> list[torch.Tensor]:
+    """The documented mean in the gradients' own type: rounded leaves, added in fp32."""
+    dtype, n = gradients[0][0].dtype, len(gradients)
+
+    def total(node: int) -> list[torch.Tensor]:
+        if tree.left[node] < 0:
+            leaf = gradients[int(tree.start[node])]
+            return [(g.float() * (1.0 / n)).to(dtype).float() for g in leaf]
+        sides = total(int(tree.left[node])), total(int(tree.right[node]))
+        return [a + b for a, b in zip(*sides, strict=True)]
+
+    return [t.to(dtype) for t in total(int(tree.root))]
+
+
+@pytest.mark.parametrize("wire", WIRES)
+@pytest.mark.parametrize("face", ["explicit", "drop-in"])
+def test_models_of_16_bits_travel_in_their_own_type(face: str, wire: str) -> None:
+    n, rank, dtype = codedgrad.size(), codedgrad.rank(), WIRES[wire]
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 300), nn.Tanh(), nn.Linear(300, 3)).to(dtype)
+    code = codes.uncoded(n)
+    data = TensorDataset(torch.randn(8 * n, 6).to(dtype), torch.randn(8 * n, 3))
+
+    def loss_fn(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return nn.functional.mse_loss(model(x).float(), y)
+
+    def own() -> list[torch.Tensor]:
+        return [p.grad for p in model.parameters()]
+
+    sampler = codedgrad.ShardSampler(data, 8 * n)
+    (shards,) = sampler.steps(n)
+    batches = [shards.fetch(part) for part in range(n)]
+    each = []
+    for batch in batches:
+        model.zero_grad()
+        loss_fn(*batch).backward()
+        each.append(own())
+    want = mean_of(each, code.tree)
+    sent = []
+    for told in (None, "float32"):
+        model.zero_grad()
+        if face == "explicit":
+            gradient = codedgrad.CodedGradient(model, code, wire=told)
+            (shards,) = gradient.steps(sampler)
+            gradient.backward(loss_fn, shards)
+            exchange = gradient._exchange
+        else:
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+            codedgrad.DistributedOptimizer(optimizer, wire=told)
+            loss_fn(*batches[rank]).backward()
+            exchange = _attached[optimizer]._mean._exchange
+        got = own()
+        codedgrad.barrier()
+        sent.append(exchange.counters()["bytes_sent"])
+        gradient.close() if face == "explicit" else detach(optimizer)
+        assert [g.dtype for g in got] == [dtype] * len(got)
+        if told is None:
+            assert all(map(torch.equal, got, want))
+    if n > 1:
+        assert sent[0] < 0.6 * sent[1]

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import itertools
 import math
+import shutil
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 from codedgrad.settings import ExchangeSettings
+from ops import emulation
 from torch import Tensor, nn
 
 from codedgrad import ConfigError
 from codedgrad.row import encoder as encoding
+from codedgrad.row.device_encoder import DeviceEncoder
 from codedgrad.row.encoder import HostEncoder, TorchEncoder, spans
 from codedgrad.row.payload import Payload
+
+if TYPE_CHECKING:
+    from codedgrad.row.encoder import Encoder
 
 NARROW = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -52,10 +59,18 @@ def payload_of(model: nn.Module, wire: str, bucket_mb: float) -> Payload:
     )
 
 
+def encoders(payload: Payload) -> list[Encoder]:
+    """All there are; the one for GPUs with its kernel emulated."""
+    found: list[Encoder] = [HostEncoder(payload), TorchEncoder(payload)]
+    if shutil.which("c++"):
+        found.append(DeviceEncoder(payload, emulation.module()))
+    return found
+
+
 def rows(payload: Payload, weight: float, sums: list[Tensor]) -> list[Tensor]:
     """By each encoder, bucket by bucket and at once, for now and for later."""
     found = []
-    for encoder in (HostEncoder(payload), TorchEncoder(payload)):
+    for encoder in encoders(payload):
         for whole, soon in itertools.product((True, False), repeat=2):
             encoder.begin(soon=soon)
             out = torch.full(
@@ -104,12 +119,12 @@ def test_the_same_bits(
 def row_of_nothing(payload: Payload, sums: list[Tensor]) -> Tensor:
     """The row of a micro-batch without samples, the same by both."""
     made = []
-    for encoder in (HostEncoder(payload), TorchEncoder(payload)):
+    for encoder in encoders(payload):
         out = torch.full((payload.layout.count,), math.nan, dtype=payload.layout.dtype)
         for bucket in range(len(payload.layout.bucket_starts) - 1):
             encoder.nothing(bucket, out, sums)
         made.append(out)
-    assert torch.equal(*made)
+    assert all(torch.equal(one, made[0]) for one in made)
     return made[0]
 
 
@@ -170,7 +185,8 @@ def test_a_sparse_gradient_is_refused() -> None:
     net = nn.Embedding(10, 2, sparse=True)
     net(torch.tensor([1])).sum().backward()
     payload = Payload(net.named_parameters())
-    for encoder in (HostEncoder(payload), TorchEncoder(payload)):
+    for encoder in encoders(payload):
+        encoder.begin()
         with pytest.raises(ConfigError, match=r"'weight' has a sparse.*sparse=False"):
             encoder.row(torch.empty(payload.layout.count), 1.0, ())
 

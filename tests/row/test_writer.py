@@ -41,6 +41,7 @@ class Bench:
         self.early: list[int] = []
         self.sent: list[int] = []
         self.checked: list[bool] = []
+        self.flags: list[Tensor] = []  # of a device's rows
         self.strict = False  # True: a bucket that is not finite ends the pass
 
     def whole(self) -> int:
@@ -52,6 +53,9 @@ class Bench:
         self.checked.append(finite)
         if self.strict and not finite:
             raise ArithmeticError
+
+    def row_flagged(self, flag: Tensor) -> None:
+        self.flags.append(flag)
 
     def bucket_ready(self, bucket: int) -> None:
         self.sent.append(bucket)

@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
         f"median {times.median_s:.4g} s"
     )
     if times.filled:
-        print(f"{times.filled} missing times are taken as the step's median")
+        print(f"{times.filled} missing times are taken as {times.filled_by}")
     print(f"a perfect division of the work would gain {first['bound_speedup']:.2f} x\n")
     width = max(len(name) for name in names)
     print(" " * width + "".join(f"  {title:>20}" for _, title in _ROWS))

@@ -189,7 +189,7 @@ def _verdict(times: Times, chosen: str, table: list[dict[str, Any]], job: _Job) 
     if len(sync) < 20:
         notes.append(f"only {len(sync)} steps to judge by: record more")
     if times.filled:
-        notes.append(f"{times.filled} missing times were taken as the step's median")
+        notes.append(f"{times.filled} missing times were taken as {times.filled_by}")
     return Plan(
         recommend="off" if off else chosen,
         speedup=1.0 if off else speedup,

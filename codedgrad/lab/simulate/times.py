@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from codedgrad.lab.traces import Log
 
 MODELS = ("rate", "stall")
+_USUAL = "what that worker usually took: those steps were over before it began"
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,10 @@ class Times:
     Attributes:
         pace, stall: float64 [steps, workers].
         model: "rate" or "stall".
-        filled: number of entries that were missing in the log and are taken as 1.
+        filled: number of entries that were missing in the log and are taken as 1, or
+            as the worker's usual ratio.
         median_s: seconds of one unit.
+        filled_by: what the missing entries are taken as, in words.
     """
 
     pace: NDArray[np.float64]
@@ -41,6 +44,7 @@ class Times:
     model: str
     filled: int = 0
     median_s: float = 1.0
+    filled_by: str = "the step's median"
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -72,15 +76,20 @@ class Times:
     def rows(self, steps: NDArray[np.int64]) -> Times:
         """Return the steps with these indices."""
         pace, stall = self.pace[steps], self.stall[steps]
-        return Times(pace, stall, self.model, self.filled, self.median_s)
+        return replace(self, pace=pace, stall=stall)
 
 
 def from_ratios(
-    ratios: NDArray[np.float64], model: str = "rate", median_s: float = 1.0
+    ratios: NDArray[np.float64],
+    model: str = "rate",
+    median_s: float = 1.0,
+    *,
+    missing_is_late: bool = False,
 ) -> Times:
     """Make times from ratios to the step's median [steps, workers].
 
-    NaN, a missing entry, is taken as 1.
+    NaN, a missing entry, is taken as 1; with `missing_is_late` as the median of the
+    worker's other ratios, and as the largest of all where it has no other.
 
     Raises:
         ConfigError: there is no such model.
@@ -88,11 +97,23 @@ def from_ratios(
     if model not in MODELS:
         raise ConfigError(f"model must be one of {MODELS}, got {model!r}")
     missing = np.isnan(ratios)
-    x = np.where(missing, 1.0, ratios)
+    x = np.where(missing, _usual(ratios) if missing_is_late else 1.0, ratios)
     pace = x if model == "rate" else np.minimum(x, 1.0)
-    return Times(pace, x - pace, model, int(missing.sum()), median_s)
+    words = _USUAL if missing_is_late else Times.filled_by
+    filled = int(missing.sum())
+    return Times(pace, x - pace, model, filled, median_s=median_s, filled_by=words)
 
 
 def from_log(log: Log, model: str = "rate") -> Times:
     """Make times of the steps of a log in which half of the workers took part."""
-    return from_ratios(log.ratios(), model, float(np.nanmedian(log.medians())))
+    median_s = float(np.nanmedian(log.medians()))
+    late = log.missing_is_late
+    return from_ratios(log.ratios(), model, median_s, missing_is_late=late)
+
+
+def _usual(ratios: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the median ratio of each worker [workers]."""
+    absent = np.isnan(ratios).all(axis=0)
+    usual = np.full(ratios.shape[1], max(1.0, float(np.nanmax(ratios))))
+    usual[~absent] = np.nanmedian(ratios[:, ~absent], axis=0)
+    return usual

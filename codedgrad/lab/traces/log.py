@@ -82,6 +82,15 @@ class Log:
         """Number of workers."""
         return int(self.compute.shape[1])
 
+    @property
+    def missing_is_late(self) -> bool:
+        """Whether a missing time is one of a worker that was late.
+
+        So it is in the log of a run: who has no time of its own in a step began it when
+        it was over.
+        """
+        return bool(self.meta.get("missing") == "late")
+
     def medians(self) -> NDArray[np.float64]:
         """Return each step's median over the workers, seconds [steps].
 

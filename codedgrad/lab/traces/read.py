@@ -132,6 +132,7 @@ def _read_folder(path: Path) -> Log:
             f"CodedGradient(..., log=FOLDER)"
         )
     meta = {"source": "recorded by codedgrad", "unit": "seconds of compute"}
+    meta["missing"] = "late"
     rows = (row for part in parts for row in _csv_rows(part))
     return _collect(rows, str(path), meta)
 

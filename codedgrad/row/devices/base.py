@@ -7,16 +7,19 @@ copies are done late, by threads, so that whoever reads too early is found out.
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
 
 from codedgrad.errors import ConfigError
 from codedgrad.job import environment
 from codedgrad.row.devices.cuda import CudaRuntime
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from contextlib import AbstractContextManager
 
-    import torch
     from torch import Tensor
 
 
@@ -83,6 +86,29 @@ def check(device: torch.device) -> None:
 def runtime_of(device: torch.device) -> DeviceRuntime | None:
     """Returns the device's runtime; None for the CPU, whose memory the engine reads."""
     return None if device.type == "cpu" else CudaRuntime(device)
+
+
+def on_host(device: torch.device) -> bool:
+    """Returns whether the host reads this device's memory, and need not wait for it."""
+    return device.type == "cpu"
+
+
+def put(out: Tensor, values: Tensor) -> None:
+    """Copies values of the host to a tensor of any device, without waiting for it."""
+    if out.device.type == "cpu":
+        out.copy_(values)
+    else:  # from memory that is not pinned, torch would wait for the whole stream
+        out.copy_(values.to(out.dtype).pin_memory(), non_blocking=True)
+
+
+@contextmanager
+def selected(device: torch.device) -> Iterator[int]:
+    """Makes kernels start on this device; yields the stream in which torch computes."""
+    if device.type == "cpu":
+        yield 0
+        return
+    with torch.cuda.device(device):
+        yield int(torch.cuda.current_stream().cuda_stream)
 
 
 def rows_memory(

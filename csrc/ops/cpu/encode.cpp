@@ -123,26 +123,61 @@ bool rounded(const T* x, T w, const std::vector<const T*>& sums, std::size_t at,
   return good;
 }
 
+template <typename From, typename T>
+void widen_block(const From* from, T* to, std::size_t n) {
+  if constexpr (std::is_same_v<T, float> && sizeof(From) == 2) {
+    convert(from, to, n);
+  } else if constexpr (sizeof(From) == 2) {
+    for (std::size_t i = 0; i < n; ++i) to[i] = static_cast<T>(widen(from[i]));
+  } else {
+    for (std::size_t i = 0; i < n; ++i) to[i] = static_cast<T>(from[i]);
+  }
+}
+
+// Returns n values of a piece, from its element `at` on, as T; null: they are zeros.
+// `scratch` is where values of other types are widened to.
+template <typename T>
+const T* values(const Piece& piece, std::size_t at, std::size_t n, T* scratch) {
+  if (piece.data == 0) return nullptr;
+  constexpr Type own = std::is_same_v<T, float> ? Type::kFloat32 : Type::kFloat64;
+  if (piece.type() == own) return reinterpret_cast<const T*>(piece.data) + at;
+  switch (piece.type()) {
+    case Type::kFloat32:
+      widen_block(reinterpret_cast<const float*>(piece.data) + at, scratch, n);
+      break;
+    case Type::kFloat64:
+      widen_block(reinterpret_cast<const double*>(piece.data) + at, scratch, n);
+      break;
+    case Type::kBFloat16:
+      widen_block(reinterpret_cast<const BFloat16*>(piece.data) + at, scratch, n);
+      break;
+    case Type::kFloat16:
+      widen_block(reinterpret_cast<const Float16*>(piece.data) + at, scratch, n);
+      break;
+  }
+  return scratch;
+}
+
 }  // namespace
 
 template <typename T>
-bool encode(const std::vector<Piece<T>>& leaf, T weight,
-            const std::vector<const T*>& sums, T* out, Wire wire, bool streamed) {
+bool encode(const std::vector<Piece>& leaf, T weight, const std::vector<const T*>& sums,
+            T* out, Wire wire, bool streamed) {
   bool good = true;
   std::size_t at = 0;  // elements written
-  T scratch[kBlock];
-  for (const Piece<T>& piece : leaf) {
-    for (std::size_t begin = 0; begin < piece.count; begin += kBlock) {
-      const std::size_t n = std::min(kBlock, piece.count - begin);
-      const T* x = piece.data == nullptr ? nullptr : piece.data + begin;
-      T* to = streamed ? scratch : out + at + begin;
-      good =
-          (wire == Wire::kAsIs ? plain(x, weight, sums, at + begin, to, n)
-                               : rounded(x, weight, sums, at + begin, to, n, wire)) &&
-          good;
-      if (streamed) copy_past_caches(out + at + begin, scratch, n * sizeof(T));
+  T scratch[kBlock], wide[kBlock];
+  for (const Piece& piece : leaf) {
+    const std::size_t first = at;
+    while (at < piece.end()) {
+      const std::size_t n = std::min<std::size_t>(kBlock, piece.end() - at);
+      const T* x = values(piece, at - first, n, wide);
+      T* to = streamed ? scratch : out + at;
+      good = (wire == Wire::kAsIs ? plain(x, weight, sums, at, to, n)
+                                  : rounded(x, weight, sums, at, to, n, wire)) &&
+             good;
+      if (streamed) copy_past_caches(out + at, scratch, n * sizeof(T));
+      at += n;
     }
-    at += piece.count;
   }
   if (streamed) end_of_copies();
   return good;
@@ -178,9 +213,9 @@ template void change(const double*, const double*, double*, std::size_t);
 template void change(const std::int64_t*, const std::int64_t*, float*, std::size_t);
 template void change(const std::int64_t*, const std::int64_t*, double*, std::size_t);
 
-template bool encode(const std::vector<Piece<float>>&, float,
-                     const std::vector<const float*>&, float*, Wire, bool);
-template bool encode(const std::vector<Piece<double>>&, double,
+template bool encode(const std::vector<Piece>&, float, const std::vector<const float*>&,
+                     float*, Wire, bool);
+template bool encode(const std::vector<Piece>&, double,
                      const std::vector<const double*>&, double*, Wire, bool);
 
 }  // namespace codedgrad::ops

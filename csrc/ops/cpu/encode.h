@@ -5,18 +5,13 @@
 #include <cstddef>
 #include <vector>
 
+#include "ops/piece.h"
 #include "ops/wire.h"
 
 namespace codedgrad::ops {
 
-// `count` elements of a leaf; null: zeros.
-template <typename T>
-struct Piece {
-  const T* data = nullptr;
-  std::size_t count = 0;
-};
-
-// With the pieces one after another as x, and R the rounding to `wire`,
+// With the values of the pieces, widened to T, one after another as x, and R the
+// rounding to `wire`,
 //
 //   out = R(... R(R(weight * x) + sums[last]) ... + sums[0])
 //
@@ -26,8 +21,8 @@ struct Piece {
 // overlap any input. Throws std::invalid_argument when doubles are to be rounded.
 // `streamed`: `out` is written past the caches; for what is read much later.
 template <typename T>
-bool encode(const std::vector<Piece<T>>& leaf, T weight,
-            const std::vector<const T*>& sums, T* out, Wire wire, bool streamed);
+bool encode(const std::vector<Piece>& leaf, T weight, const std::vector<const T*>& sums,
+            T* out, Wire wire, bool streamed);
 
 // out[i] = now[i] - before[i], and 0 where nothing changed, also for infinities.
 // From is float, double or std::int64_t.

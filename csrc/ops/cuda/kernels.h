@@ -8,11 +8,10 @@
 #include <vector>
 
 #include "ops/device_sum.h"
+#include "ops/piece.h"
 #include "ops/wire.h"
 
 namespace codedgrad::ops::cuda {
-
-enum class Type { kFloat32, kFloat64, kBFloat16, kFloat16 };
 
 constexpr int kMaxInputs = 128;  // of weighted_sum: they travel as kernel arguments
 
@@ -20,6 +19,25 @@ constexpr int kMaxInputs = 128;  // of weighted_sum: they travel as kernel argum
 void weighted_sum(const std::vector<double>& weights,
                   const std::vector<const void*>& inputs, Type type, void* out,
                   Type out_type, std::size_t count, Wire wire, void* stream);
+
+constexpr int kInlinePieces = 240;  // of encode: they travel as kernel arguments
+constexpr int kMostSums = 16;       // that encode adds
+
+// What encode is asked for. All addresses but the pieces' own are the device's.
+struct EncodeRun {
+  const std::vector<Piece>& pieces;
+  const Piece* table;  // the pieces on the device; null where they are few
+  double weight;       // finite and not negative
+  const std::vector<const void*>& sums;
+  void* out;
+  void* flag;  // one value of the row's type; null: nobody asks
+  Wire wire;
+};
+
+// Writes a run of a row as ops::encode does on the CPU (csrc/ops/cpu/encode.h), with
+// the same bits, by one launch. Where that returns false, *flag becomes 1; elsewhere it
+// stays as it was. `type` is the row's, kFloat32 or kFloat64.
+void encode(const EncodeRun& run, Type type, void* stream);
 
 // Returns how many doubles of device memory gram wants as `workspace`.
 std::size_t gram_workspace(std::size_t count);

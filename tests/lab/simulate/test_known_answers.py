@@ -193,6 +193,16 @@ def test_bad_policies(policy: str, message: str) -> None:
         steps(policy, np.ones((2, 8)))
 
 
+def test_missing_times() -> None:
+    ratios = np.array([[1.0, 3.0, np.nan], [1.0, np.nan, np.nan], [2.0, 5.0, np.nan]])
+    plain = from_ratios(ratios)
+    assert plain.alone().tolist() == [[1, 3, 1], [1, 1, 1], [2, 5, 1]]
+    late = from_ratios(ratios, missing_is_late=True)
+    assert late.alone().tolist() == [[1, 3, 5], [1, 4, 5], [2, 5, 5]]
+    assert (plain.filled, late.filled) == (4, 4)
+    assert late.first(2).filled_by == late.filled_by != plain.filled_by
+
+
 def test_bad_models() -> None:
     with pytest.raises(ConfigError, match="model must be one of"):
         from_ratios(np.ones((2, 2)), "ratio")
