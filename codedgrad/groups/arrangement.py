@@ -23,6 +23,7 @@ from codedgrad.row import tensors
 from codedgrad.row.payload import Payload
 from codedgrad.step import live, start
 from codedgrad.step.check import ValueCheck
+from codedgrad.step.held import ValuesHeld
 from codedgrad.step.items import WorkList
 from codedgrad.step.late import LatePass
 from codedgrad.step.passes import Passes, PassSettings
@@ -129,16 +130,16 @@ class Arrangement:
         start.agree(self.payload, code, settings.exchange, others, subject.describe())
         start.cut(seat.job, self.payload)
         estimates = plan.policy is not None
+        self.watch = Watch(subject, self.payload, first_step)
         self.check = ValueCheck(
             seat.job,
             self.payload,
             subject.kept,
             modes=subject.modes,
-            modules=subject.modules,
+            held=ValuesHeld(seat.job, subject.modules, self.watch.changing),
             estimates=estimates,
         )
         passing = PassSettings.of(settings, plan.policy)
-        self.watch = Watch(subject, self.payload, first_step)
         self.passes = Passes(
             subject, code, self.payload, passing, plan.injector, watch=self.watch
         )
@@ -216,7 +217,7 @@ class Arrangement:
         fresh = Arrangement(self._plan, self._subject, step)
         fresh.passes.go_on_from(self.passes)
         # Passes of the step's first try may have changed what the loss function keeps.
-        fresh.check.values_compared = self.check.values_compared
+        fresh.check.held.go_on_from(self.check.held)
         if self._plan.policy is not None and state is not None and "decoder" in state:
             layout, saved = fresh.payload.layout, state["decoder"]
             settle.restore(fresh.exchange, fresh.code, layout, saved)

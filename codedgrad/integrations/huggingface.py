@@ -27,6 +27,7 @@ from codedgrad.integrations.accelerate import join
 from codedgrad.job import checkpoint, lifecycle, runtime
 from codedgrad.job.broadcast import broadcast_parameters
 from codedgrad.job.settings import Settings, combine
+from codedgrad.step.trial import rehearsing
 
 try:
     from transformers import Trainer
@@ -192,7 +193,8 @@ class CodedTrainer(Trainer):
         with self._collectives.passing():
             batch = self._prepare_inputs(loaders.batch_of(arguments))
             count = self._count(batch)
-            self._flos += float(super().floating_point_ops(batch))
+            if not rehearsing():
+                self._flos += float(super().floating_point_ops(batch))
             with self.compute_loss_context_manager():
                 loss = self.compute_loss(model, batch, num_items_in_batch=count)
         if count is None:

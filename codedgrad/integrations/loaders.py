@@ -51,6 +51,11 @@ class Batch:
         """Wrap a batch."""
         self.value = value
 
+    @classmethod
+    def of_value(cls, value: Any) -> Batch:
+        """Wrap a piece of a batch; see `codedgrad.step.slices`."""
+        return cls(value)
+
     def pin_memory(self) -> Batch:
         """Return it in pinned memory; loader processes ask for this."""
         from torch.utils.data._utils.pin_memory import pin_memory

@@ -25,20 +25,25 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from torch.utils.data import default_collate
 
 from codedgrad.data.seeding import spread_bits
-from codedgrad.errors import ConfigError, DataError, MismatchError
+from codedgrad.errors import DataError, MismatchError
 from codedgrad.job import agreement
 from codedgrad.job.runtime import DISAGREE
 from codedgrad.row import checks
 from codedgrad.step.alike import FunctionsOfAll
-from codedgrad.step.content import content_digest, in_memory, sample_digests
+from codedgrad.step.content import (
+    content_digest,
+    in_memory,
+    refuse_if_it_must_repeat,
+    sample_digests,
+)
+from codedgrad.step.held import ValuesHeld
 from codedgrad.step.values import ValuesOfAll
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from numpy.typing import NDArray
     from torch import Tensor
-    from torch.nn import Module
 
     from codedgrad.data import ShardBatchSampler, StepShards
     from codedgrad.job.runtime import Runtime
@@ -92,7 +97,7 @@ class ValueCheck:
         named: Named,
         *,
         modes: Callable[[], Pairs] = list,
-        modules: Sequence[Module] = (),
+        held: ValuesHeld | None = None,
         estimates: bool = False,
     ) -> None:
         """Prepare the comparisons.
@@ -102,16 +107,16 @@ class ValueCheck:
             payload: its tail carries the check bits.
             named: returns parameters and buffers with their values before the step.
             modes: returns more (name, value) pairs that are compared with the values.
-            modules: whose values `named` returns.
+            held: compares what the functions hold; None: they are not known.
             estimates: whether a step may end with an estimate.
         """
         self._job = job
         self._payload = payload
         self._tensors = ValuesOfAll(job, named, modes)
-        self._functions, self._modules = FunctionsOfAll(job), modules
+        self._functions = FunctionsOfAll(job)
+        self.held = ValuesHeld(job, ()) if held is None else held
         self._estimates = estimates
         self._begun = False
-        self.values_compared = False  # those that the loss function can reach
         self._joined = False  # this step has nothing of this worker's
         self._step = 0
         self._word = 0
@@ -137,7 +142,8 @@ class ValueCheck:
         if collate_fn is default_collate:  # torch's own, of whichever version
             collate_fn = None
         functions = self._functions.word(loss_fn, collate_fn)
-        mark = hash((*self._position, functions))
+        held = self.held.word((loss_fn, collate_fn), functions)
+        mark = hash((*self._position, functions, held))
         self._begin(step, sampler, shards.epoch, mark)
 
     def begin_drop_in(
@@ -175,9 +181,8 @@ class ValueCheck:
         if not self._begun:
             self._functions.compare(step)
             self._compare_data()
-            if step == 0 and not self.values_compared:
-                self._functions.compare_values(self._modules)
-                self.values_compared = True
+            if not self.held.compared:
+                self.held.compare(self._functions.now)
             self._begun = True
         self._send()
 
@@ -227,6 +232,7 @@ class ValueCheck:
             )
             if not known:
                 self._functions.compare(self._step)
+                known = self.held.looks and self.held.compare_again(self._step)
             if not (known or self._compare_data(disputed=True) or self._estimates):
                 raise agreement.everywhere(
                     self._job,
@@ -300,6 +306,9 @@ class ValueCheck:
     def _differ_alone(self, theirs: int) -> None:
         """The step's sum has the word of others, to which this worker gave nothing."""
         differs = theirs ^ self._word
+        # Perhaps others know more of what passes change; the next step tells the rest.
+        if self.held.looks:
+            return
         if not differs & _VALUES:
             content = self._content(_THOROUGH)
             if content == _UNKNOWN or content.startswith(_UNREADABLE):
@@ -335,7 +344,7 @@ class ValueCheck:
             with contextlib.suppress(DataError):  # the step will tell, if it must
                 content = self._read(epoch, readings=2)
             if content is None and self._readable(sampler):
-                _refuse_if_it_must_repeat(sampler)
+                refuse_if_it_must_repeat(sampler)
         if content is not None:
             epoch = epoch._replace(content=content + 1)
         self._keep(epoch)
@@ -382,19 +391,3 @@ class ValueCheck:
             log.warning(why, type(dataset).__name__)
         self._epoch = self._epoch._replace(content=0)
         self._keep(self._epoch)
-
-
-def _refuse_if_it_must_repeat(sampler: Any) -> None:
-    """Refuse streams whose samples nobody else could read.
-
-    Raises:
-        ConfigError: with the remedy.
-    """
-    if getattr(sampler, "must_repeat", False):
-        raise ConfigError(
-            "the first sample of a stream was another one when the stream was opened "
-            "again, or could not be read. With helpers=True any worker must get the "
-            "same samples of a shard: let make(shard, epoch) seed what shuffles by "
-            "them, or draw from the generators of torch, numpy or `random`; else use "
-            "helpers=False"
-        )

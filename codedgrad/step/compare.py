@@ -12,14 +12,22 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-_EXACT, _NARROW, _RANDOM = 1e-3, 5e-2, 0.5  # relative differences that say nothing
+_EXACT, _NARROW = 1e-3, 5e-2  # relative differences that say nothing
 _LEAST = 1e-6
+_CLEARLY = 30.0  # times as far from one mean as from another
 _WEIGHT = (
     "the loss function returned (loss, weight), and the weight is {} for a batch, and "
     "{} for the pieces of the same batch, which add up to {}. A weight is a count or "
     "a sum (of tokens, of the weights of samples), so that those of the pieces add "
     "up to the whole one. Give the sum in place of a mean; or, if it is an accuracy or "
     'another metric, return it in a dictionary: return loss, {{"accuracy": accuracy}}'
+)
+_ANSWERS = (
+    "the loss function returned (loss, weight), and the weight of one batch is {} with "
+    "the parameters as they are, and {} with others, while the loss is not seen to be "
+    "a mean over what it counts. A weight is a function of the data alone, such as a "
+    "number of tokens. If it is an accuracy, a number of right answers or another "
+    'metric, return it in a dictionary: return loss, {{"accuracy": accuracy}}'
 )
 
 
@@ -62,8 +70,57 @@ def means_as_weights(whole: Value, pieces: Sequence[Value]) -> tuple[bool, str]:
     return True, _WEIGHT.format(f"{whole.weight:.4g}", shown, f"{total:.4g}")
 
 
+def answers_as_weights(
+    weights: tuple[float, float], values: Sequence[Value], sizes: Sequence[int]
+) -> tuple[bool, str]:
+    """Judges a weight that depends on the values of the parameters.
+
+    It is right where the loss is a mean over what it counts (the samples that the model
+    finds hard, say), so that the loss of a batch is the mean of those of its pieces by
+    their weights. Where it is as well the mean by numbers of samples, nothing is known.
+
+    Args:
+        weights: of the batch, with the parameters' values and with others.
+        values: of the batch and of its pieces; empty: they are not known.
+        sizes: samples of each piece.
+
+    Returns:
+        Whether it is right for certain, and why it is wrong, or "".
+    """
+    shown = _ANSWERS.format(*(f"{w:.4g}" for w in weights))
+    if not values:
+        return False, shown
+    first, *pieces = values
+    known, text = difference(first, pieces, sizes)
+    if text:
+        return False, shown
+    if not known:
+        return False, ""
+    if any(v.weight == 0.0 for v in pieces):  # whose samples do not count
+        return True, ""
+    by_weights = _misfit(first, [(float(v.weight or 0.0), v) for v in pieces])
+    by_samples = _misfit(first, list(zip(map(float, sizes), pieces, strict=True)))
+    if by_weights > _CLEARLY * max(by_samples, _LEAST):
+        return False, shown
+    return by_samples > _CLEARLY * max(by_weights, _LEAST), ""
+
+
+def _misfit(whole: Value, pairs: Sequence[tuple[float, Value]]) -> float:
+    """Returns how far a batch is from the mean of its pieces, relative to its size."""
+    total = sum(w for w, _ in pairs)
+    mean = sum(w * v.loss for w, v in pairs) / total
+    found = abs(mean - whole.loss) / max(abs(whole.loss), _LEAST)
+    gradients = [(w, v.gradient) for w, v in pairs if v.gradient is not None]
+    if whole.gradient is not None and len(gradients) == len(pairs):
+        rest = whole.gradient.clone()
+        for w, gradient in gradients:
+            rest -= gradient * (w / total)
+        found = max(found, float(rest.norm()) / max(float(whole.gradient.norm()), 1e-6))
+    return 0.0 if math.isnan(found) else found
+
+
 def difference(
-    whole: Value, pieces: Sequence[Value], sizes: Sequence[int], others: Sequence[float]
+    whole: Value, pieces: Sequence[Value], sizes: Sequence[int]
 ) -> tuple[bool, str]:
     """Compares a batch with its pieces.
 
@@ -71,7 +128,6 @@ def difference(
         whole: of the batch.
         pieces: of its pieces.
         sizes: samples of each piece.
-        others: losses of the batch with other random numbers; empty: it draws none.
 
     Returns:
         Whether anything can be concluded, and how they differ, "" if they do not.
@@ -87,17 +143,12 @@ def difference(
     mean = sum(w * v.loss for w, v in pairs) / total
     scale = max(abs(whole.loss), *(abs(v.loss) for _, v in pairs))
     limit = _NARROW if whole.narrow else _EXACT
-    if others:
-        seen = (whole.loss, *others)
-        allowed = _RANDOM * scale + 4.0 * (max(seen) - min(seen))
-    else:
-        allowed = limit * scale + _LEAST
-    if not abs(mean - whole.loss) <= allowed:
+    if not abs(mean - whole.loss) <= limit * scale + _LEAST:
         return True, (
             f"its loss is {whole.loss:.6g}, and the mean of those of {len(pairs)} "
             f"pieces is {mean:.6g}"
         )
-    if not others and not _same_gradient(whole, pairs, total, 10.0 * limit):
+    if not _same_gradient(whole, pairs, total, 10.0 * limit):
         return True, "a gradient is not the mean of those of the pieces"
     return True, ""
 

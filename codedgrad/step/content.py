@@ -23,7 +23,7 @@ from torch import Tensor
 
 from codedgrad.data.samples import read_sample, tensors_of
 from codedgrad.data.seeding import reading_rng, seed_sample, spread_bits
-from codedgrad.errors import DataError
+from codedgrad.errors import ConfigError, DataError
 from codedgrad.row.digest import tensor_digest
 
 if TYPE_CHECKING:
@@ -171,3 +171,19 @@ def in_memory(dataset: Any) -> bool:
     while isinstance(dataset, torch.utils.data.Subset):
         dataset = dataset.dataset
     return isinstance(dataset, list) or tensors_of(dataset) is not None
+
+
+def refuse_if_it_must_repeat(sampler: Any) -> None:
+    """Refuse streams whose samples nobody else could read.
+
+    Raises:
+        ConfigError: with the remedy.
+    """
+    if getattr(sampler, "must_repeat", False):
+        raise ConfigError(
+            "the first sample of a stream was another one when the stream was opened "
+            "again, or could not be read. With helpers=True any worker must get the "
+            "same samples of a shard: let make(shard, epoch) seed what shuffles by "
+            "them, or draw from the generators of torch, numpy or `random`; else use "
+            "helpers=False"
+        )

@@ -11,6 +11,8 @@ from torch import nn
 
 _DEPTH = 3  # functions that a function holds, and what these hold
 _MEMORY = " at 0x"
+_TITLE = "\0"  # begins a text that is only shown
+_SHORT = 60  # characters of a text that is shown
 
 
 def code_of(function: Any) -> Any:
@@ -62,42 +64,82 @@ def code_digest(function: Any, *, bytecode: bool = True) -> int:
         bytecode: whether instructions count, which depend on the version of Python.
     """
     digest = hashlib.blake2b(digest_size=8)
-    for piece in _pieces(function, bytecode, _DEPTH):
-        digest.update(piece.encode() + b"\n")
+    for _, piece in _pieces(function, bytecode, _DEPTH, ""):
+        if not piece.startswith(_TITLE):
+            digest.update(piece.encode() + b"\n")
     return int.from_bytes(digest.digest(), "big")
 
 
-def _pieces(thing: Any, bytecode: bool, depth: int) -> Any:
-    """Yields texts that describe a function, or what a function holds."""
+def code_parts(function: Any, *, bytecode: bool = True) -> list[tuple[str, str]]:
+    """Returns what counts for `code_digest`, by function, each with a short text.
+
+    Args:
+        function: any callable.
+        bytecode: as there.
+
+    Returns:
+        Pairs of a path, such as "" for the function itself and " > criterion" for the
+        one that its variable `criterion` holds, and of a name with a digest.
+    """
+    texts: dict[str, list[str]] = {}
+    for path, piece in _pieces(function, bytecode, _DEPTH, ""):
+        texts.setdefault(path, []).append(piece)
+    found = []
+    for path, pieces in texts.items():
+        counted = [p for p in pieces if not p.startswith(_TITLE)]
+        digest = hashlib.blake2b("\n".join(counted).encode(), digest_size=8)
+        short = next((p for p in pieces if len(p) <= _SHORT), "").lstrip(_TITLE)
+        found.append((path, f"{short} [{digest.hexdigest()}]".lstrip()))
+    return found
+
+
+def _pieces(thing: Any, bytecode: bool, depth: int, path: str) -> Any:
+    """Yields paths and texts that describe a function, or what a function holds."""
     if depth < 0:
         return
+    held: Any
     if isinstance(thing, functools.partial):
-        yield "partial " + " ".join(sorted(thing.keywords))
-        held: Any = (thing.func, *thing.args, *thing.keywords.values())
+        yield path, "partial " + " ".join(sorted(thing.keywords))
+        held = [("its function", thing.func)]
+        held += [(f"argument {i}", one) for i, one in enumerate(thing.args)]
+        held += thing.keywords.items()
     elif isinstance(thing, types.MethodType):
-        held = (thing.__func__,)
+        held = [("its function", thing.__func__)]
     elif isinstance(thing, types.FunctionType):
-        yield from _of_code(thing.__code__, bytecode)
-        held = [*(thing.__defaults__ or ()), *(thing.__kwdefaults__ or {}).values()]
-        held += list(map(_contents, thing.__closure__ or ()))
-        names = thing.__code__.co_names if bytecode else ()
-        found = (thing.__globals__.get(name) for name in names)
-        held += [one for one in found if isinstance(one, types.FunctionType)]
+        yield path, _TITLE + thing.__name__
+        for text in _of_code(thing.__code__, bytecode):
+            yield path, text
+        held = _held_by(thing, bytecode)
     elif isinstance(thing, nn.Module):
         for name, module in thing.named_modules():
-            yield f"{name} {type(module).__qualname__} {_settings(module)}"
+            yield path, f"{name} {type(module).__qualname__} {_settings(module)}"
         return
     elif isinstance(thing, type) or hasattr(thing, "__qualname__"):
-        yield f"{getattr(thing, '__module__', '')} {thing.__qualname__}"
+        yield path, f"{getattr(thing, '__module__', '')} {thing.__qualname__}"
         return
     elif callable(thing):
-        yield type(thing).__qualname__
+        yield path, type(thing).__qualname__
         attributes = getattr(thing, "__dict__", {})
-        held = [type(thing).__call__, *filter(callable, attributes.values())]
+        held = [("__call__", type(thing).__call__)]
+        held += [(key, one) for key, one in attributes.items() if callable(one)]
     else:
         return  # a value
-    for one in held:
-        yield from _pieces(one, bytecode, depth - 1)
+    for name, one in held:
+        yield from _pieces(one, bytecode, depth - 1, f"{path} > {name}")
+
+
+def _held_by(function: types.FunctionType, bytecode: bool) -> list[tuple[str, Any]]:
+    """Returns what a function holds, by name: defaults, variables, other functions."""
+    code = function.__code__
+    defaults = function.__defaults__ or ()
+    names = code.co_varnames[: code.co_argcount][-len(defaults) :] if defaults else ()
+    held = list(zip(names, defaults, strict=True))
+    held += (function.__kwdefaults__ or {}).items()
+    cells = map(_contents, function.__closure__ or ())
+    held += zip(code.co_freevars, cells, strict=True)
+    used = code.co_names if bytecode else ()
+    found = [(name, function.__globals__.get(name)) for name in used]
+    return held + [(n, one) for n, one in found if isinstance(one, types.FunctionType)]
 
 
 def _contents(cell: types.CellType) -> Any:

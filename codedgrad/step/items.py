@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from codedgrad.codes.whole import helps_in_pieces
 from codedgrad.step.state import Stopwatch
 
 if TYPE_CHECKING:
@@ -37,8 +38,10 @@ class WorkList:
         nodes: the tree node of each item, in the order in which to take them.
         required: number of items that are the worker's own; they come first.
         listed: number of items that the code gives this worker. Behind them are all
-            micro-batches that are not among these, for the last resort; none where
-            the code has no back-ups or does not send them as rows.
+            others, for the last resort; none where the code has no back-ups or does
+            not send them as rows. These are micro-batches where helpers take such,
+            else the own items of other workers, since a part of one that is computed
+            as a whole would have other bits, and may be another function.
         rows: by item, the engine's number and the code's description of each row that
             the item completes.
         early: whether rows of own items are sent bucket by bucket during the backward.
@@ -58,11 +61,21 @@ class WorkList:
             self.rows[row.after].append((exchange.row_of(worker, i), row))
         self.listed = len(self.nodes)
         if self.listed > self.required and not code.linear:
-            beyond = [leaf for leaf in range(code.parts) if leaf not in self.nodes]
+            beyond = [node for node in _all_items(code) if node not in self.nodes]
             # Workers begin at different places, so that few compute the same.
-            first = bisect(beyond, worker * code.parts // code.workers)
+            starts = [int(code.tree.start[node]) for node in beyond]
+            first = bisect(starts, worker * code.parts // code.workers)
             self.nodes += beyond[first:] + beyond[:first]
-            self.rows += [[(leaf, None)] for leaf in self.nodes[self.listed :]]
+            self.rows += [[(node, None)] for node in self.nodes[self.listed :]]
+
+
+def _all_items(code: Code) -> list[int]:
+    """Returns nodes that make up the batch, each of a size that helpers may take."""
+    if helps_in_pieces(code):
+        return list(range(code.parts))
+    pairs = zip(code.work, code.required, strict=True)
+    own = {node for nodes, required in pairs for node in nodes[:required]}
+    return sorted(own, key=lambda node: int(code.tree.start[node]))
 
 
 class Item(ABC):

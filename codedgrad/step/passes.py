@@ -347,9 +347,9 @@ class Passes:
         batch = context.shards.fetch(*span, between=hooks.leave_if_needless)
         if self._first:
             self._first = False
-            sizes = context.shards.sizes[slice(*span)]
-            self._rehearsal.look(context.loss_fn, batch, sizes, place)
+            self._rehearsal.look(context, span, batch, place)
         loss = loss_of(self._batches.call(context.loss_fn, batch), place)
+        self._rehearsal.weighed = self._rehearsal.weighed or loss.weight is not None
         more = loss.weight is not None or loss.metrics is not None
         if more and not self._settings.exact:
             beside = "metrics" if loss.weight is None else "weight"

@@ -25,13 +25,17 @@ log = logging.getLogger("codedgrad")
 
 
 class PlainState:
-    """Compares around a pass what its loss function can reach."""
+    """Compares around a pass what its loss function can reach.
+
+    Attributes:
+        told: the names of what passes have changed.
+    """
 
     def __init__(self) -> None:
         """Begin without any."""
         self._before: Reached | None = None
         self._entries: list[Entry] = []
-        self._told: set[str] = set()
+        self.told: set[str] = set()
         self._looked: tuple[Any, list[nn.Module]] = None, []
 
     def begin(self, loss_fn: Any, modules: Iterable[nn.Module]) -> None:
@@ -52,10 +56,10 @@ class PlainState:
         before, self._before = self._before, None
         if before is None or not finished:
             return
-        changed = set(Reached(*self._looked).changed(before)) - self._told
+        changed = set(Reached(*self._looked).changed(before)) - self.told
         self._looked = None, []
         if changed:
-            self._told |= changed
+            self.told |= changed
             names = sorted(changed)
             shown = ", ".join(names[:4]) + (" ..." if names[4:] else "")
             log.warning(

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dis
 import functools
+import re
 import sys
 import types
 from collections import deque
@@ -27,11 +28,12 @@ if TYPE_CHECKING:
 
 _DEPTH = 3
 _ITEMS = 32  # of a list or dictionary; longer ones are data, not state
-_MOST = 4096  # values in all
+_MOST = 4096  # values of the loss function, and again of the modules
 # What objects of these hold is no state of a loss function (queues, locks, files).
 _LIBRARIES = {*sys.stdlib_module_names, "torch", "numpy", "codedgrad"}
 _LIBRARIES -= {"argparse", "types", "dataclasses"}
 _GLOBAL = ("LOAD_GLOBAL", "STORE_GLOBAL", "DELETE_GLOBAL")
+_STORE = ("STORE_GLOBAL", "STORE_DEREF", "STORE_ATTR")
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
 
@@ -55,10 +57,17 @@ class Reached:
         self._seen: set[int] = set()
         self._values: dict[str, tuple[Any, Any]] = {}  # the value, and its mark
         self.modules: list[nn.Module] = []
+        self._holders: dict[str, Any] = {}  # by names that are taken
+        self._assigned: set[str] = set()  # variables and attributes, by their codes
+        self._most = _MOST
+        self._note("", loss_fn, 0)
+        if not isinstance(loss_fn, functools.partial):  # that was looked into
+            self._function("", loss_fn, 0)
+        if _is_the_users(type(loss_fn)):  # an object that is called
+            self._function("", vars(type(loss_fn)).get("__call__"), 0)
+        self._most = len(self._values) + _MOST  # those of a large model are many
         for module in modules:
             self._of_module(module)
-        self._note("", loss_fn, 0)
-        self._function("", loss_fn, 0)
 
     def changed(self, since: Reached) -> list[str]:
         """Return the names of what is no longer as it was."""
@@ -73,6 +82,11 @@ class Reached:
         for name, (value, _) in self._values.items():
             if not name.startswith("the length of "):
                 yield name, value
+
+    @property
+    def stored(self) -> set[str]:
+        """Names of values that the code of a function which was found assigns."""
+        return {n for n in self._values if not self._assigned.isdisjoint(_words(n))}
 
     def drawn(self) -> bool:
         """Returns whether a generator that was found has drawn numbers since."""
@@ -95,8 +109,11 @@ class Reached:
     def _function(self, name: str, function: Any, depth: int) -> None:
         """Look into a function, a bound method or a partial."""
         if isinstance(function, functools.partial):
-            for value in (*function.args, *function.keywords.values()):
-                self._note(f"{name}argument", value, depth + 1)
+            prefix = f"{name} " if name else ""
+            for i, value in enumerate(function.args):
+                self._note(f"{prefix}argument {i}", value, depth + 1)
+            for key, value in function.keywords.items():
+                self._note(f"{prefix}{key}", value, depth + 1)
             self._function(name, function.func, depth)
             return
         if isinstance(function, types.MethodType):
@@ -106,13 +123,17 @@ class Reached:
             return
         self._seen.add(id(function))
         code = function.__code__
+        self._assigned |= _stored_by(code)
         for key, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
             try:
                 self._note(key, cell.cell_contents, depth + 1, (cell, None))
             except ValueError:  # not assigned yet
                 continue
-        for value in function.__defaults__ or ():
-            self._note("a default argument", value, depth + 1)
+        defaults = function.__defaults__ or ()
+        named = code.co_varnames[: code.co_argcount][-len(defaults) :]
+        more = function.__kwdefaults__ or {}
+        for key, value in (*zip(named, defaults, strict=False), *more.items()):
+            self._note(key, value, depth + 1)
         for key in _globals_of(code):
             if key in function.__globals__:
                 place = function.__globals__, key
@@ -121,10 +142,11 @@ class Reached:
     def _note(
         self, name: str, value: Any, depth: int, place: tuple[Any, Any] | None = None
     ) -> None:
-        if depth > _DEPTH or len(self._values) >= _MOST:
+        if depth > _DEPTH or len(self._values) >= self._most:
             return
         if self._kept is not None:
             self._kept.note(value, place)
+        name = self._own_name(name, place)
         if value is None or isinstance(value, int | float | complex | str):
             self._values[name] = value, value
         elif isinstance(value, Tensor):
@@ -133,6 +155,9 @@ class Reached:
             if id(value) not in self._known:
                 self._known.update(id(m) for m in value.modules())
                 self.modules += value.modules()
+                for module in value.modules():
+                    if _is_the_users(type(module)):  # a criterion, say
+                        self._of_module(module)
         elif isinstance(value, type) or id(value) in self._seen:
             return
         elif isinstance(value, list | tuple | deque | dict):
@@ -144,7 +169,7 @@ class Reached:
         elif isinstance(
             value, types.FunctionType | types.MethodType | functools.partial
         ):
-            if _is_the_users(value):
+            if isinstance(value, functools.partial) or _is_the_users(value):
                 self._function(name, value, depth)
         elif hasattr(value, "__dict__") and _is_the_users(type(value)):
             self._seen.add(id(value))
@@ -152,12 +177,35 @@ class Reached:
             for key, item in list(holder.items()):
                 self._note(f"{name}.{key}", item, depth + 1, (holder, key))
 
+    def _own_name(self, name: str, place: tuple[Any, Any] | None) -> str:
+        """Returns the name, with a number where something else has it already."""
+        token = None if place is None else (id(place[0]), place[1])
+        first, number = name, 1
+        while name in self._holders and (token is None or self._holders[name] != token):
+            number += 1
+            name = f"{first} ({number})"
+        self._holders[name] = token
+        return name
+
 
 @functools.lru_cache(256)
 def _globals_of(code: types.CodeType) -> tuple[str, ...]:
     """Returns the global variables that a code uses; `co_names` has attributes, too."""
     used = (i.argval for i in dis.get_instructions(code) if i.opname in _GLOBAL)
     return tuple(dict.fromkeys(used))
+
+
+@functools.lru_cache(256)
+def _stored_by(code: types.CodeType) -> frozenset[str]:
+    """Returns the variables and attributes that a code, and those in it, assign."""
+    found = {i.argval for i in dis.get_instructions(code) if i.opname in _STORE}
+    inner = (c for c in code.co_consts if isinstance(c, types.CodeType))
+    return frozenset(found.union(*map(_stored_by, inner)))
+
+
+def _words(name: str) -> list[str]:
+    """Returns the variables and attributes in the name of a value."""
+    return re.findall(r"[^\W\d]\w*", name.split(" of a ")[0])
 
 
 def _items(value: Any) -> Iterator[tuple[Any, Any]]:

@@ -8,62 +8,77 @@ that gives no weight. Nobody can see that in the code of a loss function, so a w
 tries it once, with its first batch, before its first pass: it computes the loss of the
 batch and those of its pieces, and for each of them the gradient of one small parameter.
 
-Where they differ, helpers take whole shards from then on (see `codedgrad.step.pieces`).
-Where the weights of the pieces do not add up to the shard's, because they are means (an
-accuracy, say), there is a ConfigError. So there is where a loss function keeps state
-that its passes change and read, in places of which a row knows nothing: the gradient
-would depend on how many passes a worker has made, and so on who was late.
+Where they differ, and where they cannot be compared, helpers take whole shards from
+then on (see `codedgrad.step.pieces`). There is a ConfigError
+
+- where the weights of the pieces do not add up to the shard's, because they are means
+  (an accuracy, say);
+- where a weight depends on the values of the parameters, and the loss is no mean over
+  what it counts (a number of right answers, say). This is tried without helpers, too;
+- where the loss function keeps state that its passes change and read, in places of
+  which a row knows nothing: the gradient would depend on how many passes a worker has
+  made, and so on who was late.
 
 A rehearsal leaves nothing behind: random numbers, buffers, flags and what the loss
 function keeps in plain values (`codedgrad.step.keep`) are put back.
 
 [Note: random losses] Dropout is switched off. Where a loss function still draws random
-numbers, its pieces draw others than the shard does, so only coarse differences count.
+numbers, torch's are replaced by such as are the same for a batch and for its pieces
+(`codedgrad.step.steady`). Where others are drawn, and the losses differ, nobody knows
+whether that is the reason; so helpers take whole shards there.
 """
 
 from __future__ import annotations
 
-import copy
 import logging
-import math
-import sys
-from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
-from torch.nn.modules.dropout import _DropoutNd
-
 from codedgrad.codes.whole import helps_in_pieces
-from codedgrad.data.seeding import drawn_since, reading_rng, seed_pass, states
 from codedgrad.errors import ConfigError
 from codedgrad.step.boundaries import Abandoned
-from codedgrad.step.compare import Value, difference, means_as_weights
+from codedgrad.step.compare import (
+    Value,
+    answers_as_weights,
+    difference,
+    means_as_weights,
+)
 from codedgrad.step.functions import codes_of
-from codedgrad.step.loss import Loss, loss_of
-from codedgrad.step.reach import Reached
 from codedgrad.step.slices import cut
+from codedgrad.step.trial import Trial
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-
-    from torch import Tensor
+    from collections.abc import Sequence
 
     from codedgrad.codes import Code
+    from codedgrad.data import StepShards
     from codedgrad.row.payload import Payload
+    from codedgrad.step.context import StepContext
     from codedgrad.step.subject import Subject
 
     Key = tuple[int, ...]
 
 log = logging.getLogger("codedgrad")
 
-_SEEDS = 3  # of a random loss
-_LOOKS = 4  # own passes, for weights that say nothing yet
-_STATE_LOOKS = (2, 4, 8, 16)  # own passes after the first, where there is state
-_SMALL = 1 << 16  # elements of a parameter whose gradient is compared
-_STATE = (
-    "the loss function keeps state that each of its passes reads and changes: {}. How "
-    "many passes a worker makes depends on who was late, and so would the gradient. "
-    "Make it a buffer of the model (register_buffer), or change it between the steps"
+_LOOKS = 16  # the last own pass that is rehearsed for state, or for a weight
+_VALUES = 4  # other values of the parameters in the first rehearsal; then one
+_MANY = 4  # pieces of a batch that nobody cuts otherwise
+_UNKNOWN = (
+    "whether a shard is the mean of its pieces was not tried, because {}. So helpers "
+    "take whole shards, which is right for any loss function (this is said once); "
+    "pieces=True says that they may take pieces: where the loss is a mean over samples"
+)
+_NO_PIECES = "a {} cannot be cut into pieces, and they could not be read"
+_DRAWN = (
+    "the loss function draws random numbers, by numpy or `random` say, which are "
+    "others for the pieces"
+)
+_ANOTHER = (
+    "the loss function is another function of a shard than of its pieces: {}. "
+    "So helpers take whole shards (this is said once). A mean over something "
+    "else than samples, such as tokens, should be returned as (loss, weight), "
+    "see the README, and a sum divided by the number of samples; for others, "
+    "pieces=False says that whole shards are meant"
 )
 
 
@@ -91,235 +106,236 @@ class Asked(NamedTuple):
         return cls(choose and helps_in_pieces(code), helped, seed)
 
 
+@dataclass
+class _Open:
+    """What is not known yet of a loss function.
+
+    Attributes:
+        codes: what it is told from others by; kept alive here.
+        passes: own passes so far.
+        pieces: whether its pieces are to be compared.
+        state: whether it keeps state that it may read later.
+        weight: whether its weight may depend on the model.
+        doubted: whether the weight does, and may be right all the same.
+        seeds: of other values of the parameters that were tried.
+    """
+
+    codes: Any
+    pieces: bool
+    passes: int = -1
+    state: bool = False
+    weight: bool = True
+    doubted: bool = False
+    seeds: int = 0
+
+
 class Rehearsal:
     """Tries the passes of one worker's own items.
 
     Attributes:
         found: whether helpers have to take whole shards.
+        weighed: whether a loss function has given a weight.
     """
 
     def __init__(self, subject: Subject, payload: Payload, asked: Asked) -> None:
         """Begin; nothing is tried before the first pass."""
         self.subject, self.payload, self.asked = subject, payload, asked
-        # By the ids of a loss function's codes, which are kept alive here: its own
-        # passes so far, or None where there is nothing left to look at.
-        self._looks: dict[Key, int | None] = {}
-        self._codes: list[Any] = []
-        self._known: set[Key] = set()  # functions of which pieces are known
-        self._state: set[Key] = set()  # functions that keep state
-        self.found = False
+        self._open: dict[Key, _Open | None] = {}  # by the ids of a function's codes
+        self._kept: list[Any] = []  # codes, so that the ids stay theirs
+        self.found = self.weighed = False
 
     def go_on_from(self, before: Rehearsal) -> None:
         """Take over what an earlier laying out of the same model has settled."""
         if before.found:
-            self._looks, self._codes = before._looks, before._codes
-            self._known, self._state = before._known, before._state
+            self._open, self._kept = before._open, before._kept
+            self.weighed = before.weighed
 
     def look(
         self,
-        loss_fn: Callable[..., Any],
+        context: StepContext,
+        span: tuple[int, int],
         batch: Sequence[Any],
-        sizes: Sequence[int],
         place: str,
     ) -> None:
         """Hear of an own pass before it is made; most are not rehearsed.
 
         Args:
-            loss_fn: the loss function.
-            batch: its arguments.
-            sizes: samples of each piece of the batch.
+            context: the step.
+            span: the micro-batches of the pass: the first, and one past the last.
+            batch: the arguments of the loss function.
             place: where in the training that is, for messages.
 
         Raises:
-            ConfigError: the weight is a mean, or the loss function reads state of its
-                own that it changes.
+            ConfigError: the weight is a mean, or depends on the model's answers, or
+                the loss function reads state of its own that it changes.
         """
+        loss_fn = context.loss_fn
         codes = codes_of(loss_fn)
         key = tuple(map(id, codes))
-        if key not in self._looks:
-            self._looks[key] = 0 if self.asked.helped else None
-            self._codes.append(codes)
-        looks = self._looks[key]
-        if looks is None:
+        if key not in self._open:
+            self._kept.append(codes)
+            self._open[key] = _Open(codes, self.asked.pieces)
+        asked = self._open[key]
+        if asked is None:
             return
-        self._looks[key] = looks + 1
-        pieces = key not in self._known and looks < _LOOKS
-        if pieces or (key in self._state and looks in _STATE_LOOKS):
-            trial = _Trial(self, loss_fn, batch, place)
+        asked.passes += 1
+        if self._due(asked):
+            trial = Trial(loss_fn, batch, place)
+            trial.of(self.subject, self.payload, self.asked.seed)
             with trial.apart():
-                value = trial.whole()
-                if trial.changed:
-                    self._state.add(key)
-                if pieces and value is not None and self._compare(trial, value, sizes):
-                    self._known.add(key)
-        over = key in self._known or looks + 1 >= _LOOKS
-        if over and (key not in self._state or looks >= _STATE_LOOKS[-1]):
-            self._looks[key] = None
+                self._try(asked, trial, _Pieces(batch, context.shards, span))
+        if asked.passes >= _LOOKS:
+            asked.state = False
+            self._give_up(asked)
+        if not (asked.pieces or asked.state or asked.weight):
+            self._open[key] = None
 
-    def _compare(self, trial: _Trial, whole: Value, sizes: Sequence[int]) -> bool:
+    def _due(self, asked: _Open) -> bool:
+        passes = asked.passes
+        if passes & (passes - 1) and passes != 3:
+            return False
+        # Without helpers there is nothing to find but a weight, which a pass shows.
+        return self.asked.helped or (passes > 0 and self.weighed)
+
+    def _try(self, asked: _Open, trial: Trial, pieces: _Pieces) -> None:
+        """Make one rehearsal.
+
+        Raises:
+            ConfigError: as `look` says.
+        """
+        whole = trial.whole(refuse=self.asked.helped)
+        asked.state = asked.state or bool(trial.changed)
+        if whole is None:
+            return
+        if asked.pieces:
+            asked.pieces = not self._compare(trial, whole, pieces)
+        if whole.weight is None:
+            asked.weight = False
+        elif asked.weight:
+            self._weigh(asked, trial, whole.weight, pieces)
+
+    # ---- pieces ----
+
+    def _compare(self, trial: Trial, whole: Value, pieces: _Pieces) -> bool:
         """Compare a shard with its pieces; returns whether it is known what they are.
 
         Raises:
             ConfigError: the weights are means.
         """
-        many = [n for n in sizes if n > 0]
-        if len(many) < 2 or not self.asked.pieces or self.found:
+        if len(pieces.sizes) < 2 or not pieces.taken or self.found:
             return True
-        parts = cut(trial.batch, many)
+        parts = pieces.parts()
         if parts is None:
+            self._find(_UNKNOWN.format(_NO_PIECES.format(pieces.title())))
             return True
-        values: list[Value] = []
-        for part in parts:
-            try:
-                values.append(trial.value(part))
-            except Exception as error:  # noqa: BLE001 (of the user's own)
-                self._find(f"it fails for a piece, {type(error).__name__}: {error}")
-                return True
+        try:
+            first, *values = trial.together(parts)
+        except Abandoned:
+            raise
+        except Exception as error:  # noqa: BLE001 (of the user's own)
+            why = f"it fails for a piece, {type(error).__name__}: {error}"
+            self._find(_ANOTHER.format(why))
+            return True
         if whole.weight is not None:
-            known, text = means_as_weights(whole, values)
+            known, text = means_as_weights(first, values)
             if text:
                 raise ConfigError(text)
             if not known:
                 return False
-        others = []
-        if any(v.random for v in (whole, *values)):
-            others = [trial.value(trial.batch, i).loss for i in range(1, _SEEDS)]
-        known, text = difference(whole, values, many, others)
+        known, text = difference(first, values, pieces.sizes)
         if text:
-            self._find(text)
+            random = any(v.random for v in (first, *values))
+            self._find(_UNKNOWN.format(_DRAWN) if random else _ANOTHER.format(text))
         return known
 
     def _find(self, text: str) -> None:
         self.found = True
-        log.warning(
-            "the loss function is another function of a shard than of its pieces: %s. "
-            "So helpers take whole shards (this is said once). A mean over something "
-            "else than samples, such as tokens, should be returned as (loss, weight), "
-            "see the README, and a sum divided by the number of samples; for others, "
-            "pieces=False says that whole shards are meant",
-            text,
-        )
+        log.warning("%s", text)
+
+    # ---- weights ----
+
+    def _weigh(
+        self, asked: _Open, trial: Trial, weight: float, pieces: _Pieces
+    ) -> None:
+        """Find out whether a weight depends on the model's answers.
+
+        One that does is right where the loss is a mean over what it counts (the samples
+        that the model finds hard, say).
+
+        Raises:
+            ConfigError: it depends on them, and is not shown to be right.
+        """
+        first, asked.seeds = asked.seeds, max(_VALUES, asked.seeds + 1)
+        other = trial.other_weight(weight, range(first, asked.seeds))
+        if other is None:
+            return
+        asked.doubted, values = True, []
+        parts, sizes = pieces.several()
+        if parts is not None:
+            try:
+                values = trial.without_norms(parts)
+            except Abandoned:
+                raise
+            except Exception:  # noqa: BLE001 (then nothing shows it)
+                pass
+        right, text = answers_as_weights((weight, other), values, sizes)
+        if text:
+            raise ConfigError(text)
+        if right:
+            asked.weight = asked.doubted = False
+
+    def _give_up(self, asked: _Open) -> None:
+        """Leave it at what is known of a weight."""
+        if asked.weight and asked.doubted:
+            log.warning(
+                "the weight that the loss function returns depends on the values of "
+                "the parameters. That is right only where the loss is a mean over "
+                "what it counts. A number of right answers is a metric: return loss, "
+                '{"right": right} (this is said once)'
+            )
+        asked.weight = False
 
 
-class _Trial:
-    """One rehearsal.
+class _Pieces:
+    """The pieces of a batch.
 
     Attributes:
-        batch: the arguments of the loss function.
-        changed: names of what a pass has changed of the loss function's own state.
+        sizes: samples of each that is not empty.
+        taken: whether helpers take any.
     """
 
     def __init__(
-        self,
-        owner: Rehearsal,
-        loss_fn: Callable[..., Any],
-        batch: Sequence[Any],
-        place: str,
+        self, batch: Sequence[Any], shards: StepShards, span: tuple[int, int]
     ) -> None:
-        self.batch, self._loss_fn, self._place = batch, loss_fn, place
-        self.changed: list[str] = []
-        self._buffers, self._seed = owner.payload.buffers, owner.asked.seed
-        self._modules = owner.subject.modules
-        parameters = owner.payload.layout.parameters
-        small = [p for p in parameters if p.numel() <= _SMALL]
-        self._probe = small[-1] if small else None
-        self._parameters = parameters
+        self._batch, self._shards = batch, shards
+        self._places = [i for i in range(*span) if shards.sizes[i] > 0]
+        self.sizes = [shards.sizes[i] for i in self._places]
+        self.taken = shards.sampler.helpable  # else nobody takes any
 
-    @contextmanager
-    def apart(self) -> Iterator[None]:
-        """Inside, nothing that is done lasts.
+    def title(self) -> str:
+        """Returns what to call the batch."""
+        return f"batch of {', '.join(type(v).__name__ for v in self._batch)}"
 
-        Where it is left because nobody needs the pass any more, the loss function's own
-        values stay, as they do after any pass that is abandoned.
+    def parts(self) -> list[Any] | None:
+        """Returns the arguments for each piece; None if there is no way to them."""
+        found = cut(self._batch, self.sizes)
+        if found is None and self.taken:
+            try:
+                found = [self._shards.fetch(i) for i in self._places]
+            except Abandoned:
+                raise
+            except Exception:  # noqa: BLE001 (the whole batch was read all the same)
+                return None
+        return found
+
+    def several(self) -> tuple[list[Any] | None, list[int]]:
+        """Returns pieces, and their sizes, also where nobody else needs any.
+
+        There are up to four: counts of two would often be alike.
         """
-        self._before = Reached(self._loss_fn, self._modules, keep=True)
-        modes = [(m, m.training) for m in self._modules]
-        requires = [(p, p.requires_grad) for p in self._parameters]
-        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-        for module in self._modules:
-            if isinstance(module, _DropoutNd):
-                module.training = False
-        try:
-            with reading_rng(), _eagerly():
-                yield
-        except Abandoned:
-            raise
-        except BaseException:
-            self._before.put_back()
-            raise
-        else:
-            self._before.put_back()
-        finally:
-            for module, mode in modes:
-                module.training = mode
-            for p, flag in requires:
-                if p.requires_grad != flag:
-                    p.requires_grad_(flag)
-            self._buffers.restore()
-            if cuda:
-                torch.cuda.set_rng_state_all(cuda)
-
-    def whole(self) -> Value | None:
-        """Returns the value of the batch; None if its own pass will fail.
-
-        Raises:
-            ConfigError: the loss function reads state of its own that it changes.
-        """
-        try:
-            first = self.value(self.batch)
-            now = Reached(self._loss_fn, self._modules)
-            self.changed = sorted(now.changed(self._before))
-            reads = False
-            if self.changed:
-                second = self.value(self.batch)
-                self._before.put_back()
-                # The third tells whether the first can be had again at all.
-                reads = second.loss != first.loss and (
-                    self.value(self.batch).loss == first.loss
-                )
-        except Exception:  # noqa: BLE001 (the pass itself tells)
-            return None
-        self._before.put_back()
-        if reads:
-            raise ConfigError(_STATE.format(", ".join(self.changed[:4])))
-        empty = first.weight == 0.0
-        return first if empty or math.isfinite(first.loss) else None
-
-    def value(self, batch: Sequence[Any], seed: int = 0) -> Value:
-        """Returns what the loss function gives for a batch."""
-        self._buffers.restore()
-        # A loss function may change its batch, which the pass to come still needs.
-        batch = copy.deepcopy(tuple(batch))
-        seed_pass(self._seed, seed, 0)
-        before, on_device = states(), _device_state()
-        found = loss_of(self._loss_fn(*batch), self._place)
-        random = drawn_since(before) or on_device != _device_state()
-        random = random or self._before.drawn()
-        number = math.nan if found.weight == 0.0 else float(found.value.detach())
-        narrow = found.value.dtype.itemsize < 4
-        return Value(number, found.weight, self._gradient(found), narrow, random)
-
-    def _gradient(self, loss: Loss) -> Tensor | None:
-        """Returns the gradient of one small parameter, if it has one."""
-        if self._probe is None or loss.weight == 0.0:
-            return None
-        try:
-            (g,) = torch.autograd.grad(loss.value, [self._probe], allow_unused=True)
-        except RuntimeError:  # reentrant checkpoints give no single gradients
-            return None
-        dense = g is not None and g.layout is torch.strided
-        return g.detach().double() if dense else None
-
-
-def _device_state() -> bytes:
-    if not torch.cuda.is_initialized():
-        return b""
-    return torch.cuda.get_rng_state().numpy().tobytes()
-
-
-def _eagerly() -> Any:
-    """Returns a context in which nothing is compiled for the sizes of pieces."""
-    stance = getattr(torch.compiler, "set_stance", None)
-    if "torch._dynamo" not in sys.modules or stance is None:
-        return nullcontext()
-    return stance("force_eager")
+        total = sum(self.sizes)
+        if len(self.sizes) < 2 and total > 1:
+            many = min(_MANY, total)
+            sizes = [total // many + (i < total % many) for i in range(many)]
+            return cut(self._batch, sizes), sizes
+        return (self.parts() if total > 1 else None), self.sizes

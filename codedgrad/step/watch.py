@@ -93,6 +93,10 @@ class Watch:
         self._flags = _Flags(self._modules, self._parameters)
         self._note_gradients()
 
+    def changing(self) -> set[str]:
+        """Returns names of what passes change of what a loss function keeps."""
+        return self._plain.told
+
     def _list_entries(self) -> None:
         travelling = {id(b) for b in self._payload.layout.buffers}
         entries: list[Entry] = []

@@ -44,6 +44,8 @@ class Case(NamedTuple):
 CASES = {
     "one": Case(),
     "two": Case(),
+    # Help in whole shards, and nobody is left who is listed for that of worker 1.
+    "whole": Case(settings={"pieces": False}),
     "tiny": Case(width=1),  # worker 0 owns all
     "buckets": Case(width=3000, settings={"bucket_mb": 0.02}),
     "scheduled": Case(code="scheduled", settings={"overlap": False}),

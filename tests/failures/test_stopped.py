@@ -40,6 +40,7 @@ JOBS = {
     4: [Stop("one", (3,)), Stop("scheduled", (2,))],
     5: [
         Stop("two", (1, 2)),
+        Stop("whole", (1, 2, 3)),
         Stop("tiny", (0,)),
         Stop("buckets", (2, 4)),
         # Nobody goes on for ever: after the window, or without back-ups, or where bits

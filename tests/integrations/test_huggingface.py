@@ -165,6 +165,19 @@ def test_who_is_late_changes_no_bit_and_is_helped(folder: Path) -> None:
     assert codedgrad.allreduce(passes, "sum") > 0 or codedgrad.size() == 1
 
 
+@pytest.mark.parametrize("weighted", [True, False])
+def test_a_mean_over_tokens_without_a_weight_is_helped_in_whole_shards(
+    folder: Path, weighted: bool
+) -> None:
+    """The loop's batch is rehearsed as any other is, dropout in attention included."""
+    n = codedgrad.size()
+    words = {"average_tokens_across_devices": weighted, "max_steps": 2}
+    words |= {"code": codedgrad.codes.spread(n, micro=4)}
+    made, _ = train(CodedTrainer, gpt(0.2), "gpt", folder, **words)
+    wanted = not weighted and n > 1
+    assert ("help=shards" in made.coded.code.describe()) == wanted
+
+
 @pytest.mark.parametrize("stop", [2, 3, 4], ids=["early", "at-the-end", "late"])
 def test_a_resumed_run_has_the_same_bits(stop: int, folder: Path) -> None:
     run = codedgrad.settings.RunSettings(same_bits=True)

@@ -168,6 +168,26 @@ def test_who_is_late_changes_no_bit_and_is_helped() -> None:
     assert codedgrad.allreduce(slow[2], "sum") > 0 or codedgrad.size() == 1
 
 
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_a_sum_is_helped_in_whole_shards(reduction: str) -> None:
+    """The loop's batch is rehearsed as any other is."""
+
+    class Reduced(Module):
+        code = ""
+
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            out = self.net(batch["x"])
+            return nn.functional.cross_entropy(out, batch["y"], reduction=reduction)
+
+        def on_train_end(self) -> None:
+            self.code = self.trainer.strategy.coded.code.describe()
+
+    module, n = Reduced(dropout=0.3), codedgrad.size()
+    strategy = CodedStrategy(code=codedgrad.codes.spread(n, micro=4))
+    fit(module, strategy, data=Listed(samples()), max_steps=2, limit_val_batches=0)
+    assert ("help=shards" in module.code) == (reduction == "sum" and n > 1)
+
+
 @pytest.mark.parametrize("stop", [2, 3, 4], ids=["early", "at-the-end", "late"])
 def test_a_resumed_run_has_the_same_bits(stop: int, tmp_path: Path) -> None:
     folder = codedgrad.broadcast_object(str(tmp_path))

@@ -45,6 +45,13 @@ def of_default(model: nn.Module, smoothing: float) -> Callable[..., Tensor]:
     return loss
 
 
+def of_keyword(model: nn.Module, smoothing: float) -> Callable[..., Tensor]:
+    def loss(x: Tensor, y: Tensor, *, smoothing: float = smoothing) -> Tensor:
+        return smooth(model, x, y, smoothing)
+
+    return loss
+
+
 def of_closure(model: nn.Module, scale: Any) -> Callable[..., Tensor]:
     def loss(x: Tensor, y: Tensor) -> Tensor:
         return float(scale) * F.cross_entropy(model(x), y)
@@ -73,6 +80,11 @@ OTHERS: dict[str, Callable[[nn.Module, bool], Any]] = {
         m, nn.CrossEntropyLoss(weight=torch.ones(3) + last)
     ),
     "partial": lambda m, last: functools.partial(smooth, m, smoothing=0.1 + 0.1 * last),
+    "held partial": lambda m, last: of_criterion(
+        m, functools.partial(F.cross_entropy, label_smoothing=0.1 + 0.1 * last)
+    ),
+    "keyword": lambda m, last: of_keyword(m, 0.1 + 0.1 * last),
+    "another type": lambda m, last: of_closure(m, 1 if last else 1.5),
     "default": lambda m, last: of_default(m, 0.1 + 0.1 * last),
     "closure": lambda m, last: of_closure(m, 1.0 + last),
     "tensor": lambda m, last: of_closure(m, torch.ones(()) + last),
@@ -126,6 +138,25 @@ def test_another_function_later() -> None:
         steps()
     assert seen == [0, 1]
     coded.close()
+
+
+class Scaled(nn.Module):
+    """A criterion with an attribute that it does not show."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, out: Tensor, y: Tensor) -> Tensor:
+        return self.factor * F.cross_entropy(out, y)
+
+
+def test_an_attribute_of_a_criterion_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    model, criterion = net(), Scaled(0.5 + last())
+    with caplog.at_level(logging.WARNING, "codedgrad"):
+        train(model, lambda x, y: criterion(model(x), y))
+    told = any("'factor' of a Scaled" in r.getMessage() for r in caplog.records)
+    assert told == (codedgrad.size() > 1 and codedgrad.rank() == 0)
 
 
 @pytest.mark.parametrize("kind", ["rank", "device", "log"])

@@ -183,3 +183,20 @@ def test_a_child_of_this_process_keeps_no_door(place: Place) -> None:
         os.waitpid(child, 0)
         os.close(here)
         os.close(there)
+
+
+def test_a_door_that_does_not_answer_is_named(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def silent(_timeout_s: float) -> socket.socket:
+        raise TimeoutError("no answer")
+
+    monkeypatch.setattr(calling, "QUIET_S", 0.05)
+    greeting = proof.greet("m", 0, 1)
+    with (
+        caplog.at_level(logging.WARNING, "codedgrad"),
+        pytest.raises(TimeoutError),
+    ):
+        calling.call(silent, TOKEN, greeting, time.monotonic() + 0.2)
+    texts = {record.getMessage() for record in caplog.records}
+    assert texts == {"the door of worker 1 does not answer (no answer)"}

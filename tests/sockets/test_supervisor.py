@@ -45,7 +45,8 @@ SUPERVISE = (
 class Job:
     """A supervisor in a process of its own, and three workers."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, before: Any = None) -> None:
+        """Start it; `before` is called in its process, before the program begins."""
         self.folder = folder
         command = [sys.executable, "-c", SUPERVISE, sys.executable, "-c", WORKER]
         self.process = subprocess.Popen(
@@ -55,6 +56,7 @@ class Job:
             | {"OMPI_X": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
             stderr=subprocess.PIPE,
             text=True,
+            preexec_fn=before,
         )
         self.wait_for(lambda: all(f.exists() for f in self.files("here")))
         lines = [f.read_text().split() for f in self.files("here")]
@@ -106,6 +108,29 @@ def test_a_signal_is_passed_on_and_the_failed_one_is_named(tmp_path: Path) -> No
     assert said.strip() == (
         "codedgrad run: worker 1 ended by signal 11 (SIGSEGV); ending worker(s) [0, 2]"
     )
+
+
+def ignored_by(pid: int) -> set[int]:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    mask = next(int(x.split()[1], 16) for x in lines if x.startswith("SigIgn"))
+    return {n for n in range(1, 65) if mask >> (n - 1) & 1}
+
+
+def test_what_nohup_ignores_stays_ignored(tmp_path: Path) -> None:
+    """And workers that read the terminal from the background are not stopped."""
+
+    def nohup() -> None:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    job = Job(tmp_path, nohup)
+    for pid in (job.process.pid, *job.pids[::2]):
+        assert signal.SIGHUP in ignored_by(pid)
+    for pid in job.pids[::2]:
+        assert {signal.SIGTTIN, signal.SIGTTOU} <= ignored_by(pid)
+    job.process.send_signal(signal.SIGHUP)
+    for rank in range(3):
+        job.do(rank, "sys.exit(0)")
+    assert job.end() == (0, "")
 
 
 def test_a_status_comes_back(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from codedgrad import codes
+from codedgrad.codes.whole import in_shards
 from codedgrad.step.helping import Helping
 from codedgrad.step.items import WorkList
 
@@ -96,3 +97,17 @@ def test_the_last_resort_is_all_that_the_code_does_not_list(
     own = range(CODE.micro)  # of worker 0; its whole row stands for them
     assert sorted([*beyond, *(NODES[i] for i in LIST)]) == list(range(CODE.parts))
     assert set(own) <= set(beyond)
+
+
+@pytest.mark.parametrize("copies", [2, 3])
+def test_the_last_resort_of_whole_shards_is_whole_shards(copies: int) -> None:
+    """A part of what is computed as a whole elsewhere would have other bits."""
+    code = in_shards(codes.spread(5, micro=4, copies=copies))
+    tree = code.tree
+    for worker in range(5):
+        work = WorkList(code, worker, Arrivals(), overlap=True)  # type: ignore[arg-type]
+        spans = [(int(tree.start[node]), int(tree.stop[node])) for node in work.nodes]
+        assert sorted(spans) == [(4 * s, 4 * s + 4) for s in range(5)]
+        assert [row for rows in work.rows[work.listed :] for row in rows] == [
+            (node, None) for node in work.nodes[work.listed :]
+        ]

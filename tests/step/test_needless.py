@@ -86,6 +86,23 @@ def test_what_is_not_like_the_last_forward_is_computed(job: Any, call: Any) -> N
     assert (model.calls, exchanging.left_out) == (2, 0)
 
 
+def test_what_is_repeated_is_a_copy_and_made_once(job: Any) -> None:
+    """Whoever changes an output in place does not change what comes later."""
+    model, exchanging, needless = job
+    first = model(torch.randn(5, 3))
+    kept, sample = needless._seen, first["out"][:1].detach().clone()
+    with torch.no_grad():
+        first["out"].zero_()
+    model(torch.randn(5, 3))
+    assert needless._seen is kept
+    exchanging.decoded = True
+    needless.look()
+    for _ in range(2):
+        got = model(torch.randn(5, 3))["out"]
+        assert torch.equal(got, sample.expand(5, -1))
+        got.mul_(2.0)
+
+
 def test_a_gradient_that_is_needed_is_refused(job: Any) -> None:
     model, exchanging, needless = job
     model(torch.randn(5, 3))

@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import functools
-from collections import deque, namedtuple
+import sys
+import types
+from collections import UserDict, deque
+from collections.abc import Mapping
+from dataclasses import dataclass
 from random import Random
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from codedgrad.step.alike import differ
-from codedgrad.step.compare import Value, difference, means_as_weights
-from codedgrad.step.functions import code_digest, code_of, codes_of
+from codedgrad.integrations.loaders import Batch
+from codedgrad.job.likeness import hardware
+from codedgrad.step.alike import FunctionsOfAll
+from codedgrad.step.compare import (
+    Value,
+    answers_as_weights,
+    difference,
+    means_as_weights,
+)
+from codedgrad.step.functions import code_digest, code_of, code_parts, codes_of
+from codedgrad.step.held import differ
 from codedgrad.step.reach import Reached
 from codedgrad.step.slices import cut
 
@@ -33,9 +45,29 @@ def test_a_batch_is_cut() -> None:
     assert second[2][1] == "text"
 
 
-@pytest.mark.parametrize(
-    "batch", [(X.T,), (X, object()), (namedtuple("P", "x")(X),), ({1, 2},)]
-)
+class Pair(NamedTuple):
+    x: torch.Tensor
+    y: torch.Tensor
+
+
+@dataclass
+class Made:
+    x: torch.Tensor
+    size: int = 3
+
+
+@pytest.mark.parametrize("batch", [UserDict(x=X), Pair(X, X), Made(X), Batch({"x": X})])
+def test_batches_of_other_types_are_cut(batch: Any) -> None:
+    (one,), (other,) = cut((batch,), [2, 3]) or ((), ())
+    assert type(one) is type(other) is type(batch)
+    if isinstance(batch, Batch):
+        one, other = one.value, other.value
+    one, other = (v["x"] if isinstance(v, Mapping) else v.x for v in (one, other))
+    assert torch.equal(torch.cat([one, other]), X)
+    assert len(one) == 2
+
+
+@pytest.mark.parametrize("batch", [(X.T,), (X, object()), ({1, 2},)])
 def test_what_cannot_be_cut(batch: Any) -> None:
     assert cut(batch, [2, 3]) is None
 
@@ -99,6 +131,33 @@ def test_what_is_reached_is_put_back() -> None:
     assert not Reached(loss, [model]).changed(before)
 
 
+def test_a_large_model_hides_nothing_of_the_loss_function() -> None:
+    model, factor = nn.Sequential(*(nn.Linear(1, 1) for _ in range(2500))), 0.5
+    found = dict(Reached(lambda x: factor * model(x), model.modules()).plain())
+    assert found["factor"] == 0.5
+    assert "'in_features' of a Linear" in found
+
+
+def test_all_that_a_function_is_made_with_is_reached() -> None:
+    def loss(a: float, b: float, c: float = 1.5, d: float = 2.5, *, e: Any = 3) -> Any:
+        return a * b * c * d * e
+
+    class Called:
+        def __init__(self) -> None:
+            self.beta = 5.5
+
+        def __call__(self, x: Any) -> Any:
+            return x * self.beta * _global
+
+    found = dict(Reached(functools.partial(loss, 7, b=4.5), []).plain())
+    assert found == {"argument 0": 7, "b": 4.5, "c": 1.5, "d": 2.5, "e": 3}
+    found = dict(Reached(Called(), []).plain())
+    assert found == {".beta": 5.5, "_global": _global}
+    twice = [functools.partial(min, key) for key in (0.5, 0.25)]
+    found = dict(Reached(lambda x: [f(x) for f in twice], []).plain())
+    assert sorted(found.values()) == [0.25, 0.5]
+
+
 def test_attributes_are_no_globals() -> None:
     """The code below names `_global`, as an attribute of something else."""
     assert "_global" not in dict(Reached(lambda x: x._global, []).plain())
@@ -110,17 +169,13 @@ def value(loss: float, weight: float | None = None, *, random: bool = False) -> 
 
 
 def test_the_mean_of_pieces() -> None:
-    assert difference(value(2.0), [value(1.0), value(2.5)], [1, 2], []) == (True, "")
-    assert difference(value(4.0), [value(1.0), value(3.0)], [1, 1], [])[1]
-    assert difference(value(2.0), [value(1.0), value(float("nan"))], [1, 1], [])[1]
+    assert difference(value(2.0), [value(1.0), value(2.5)], [1, 2]) == (True, "")
+    assert difference(value(4.0), [value(1.0), value(3.0)], [1, 1])[1]
+    assert difference(value(2.0), [value(1.0), value(float("nan"))], [1, 1])[1]
     # Weights in the place of samples, and a piece that has nothing to say.
     pieces = [value(1.0, 3.0), value(float("nan"), 0.0)]
-    assert difference(value(1.0, 3.0), pieces, [1, 1], []) == (True, "")
-    assert not difference(value(float("nan"), 0.0), pieces, [1, 1], [])[0]
-    # Random numbers make differences, but not four times the loss.
-    noisy = [value(1.3, random=True), value(1.1, random=True)]
-    assert difference(value(1.0, random=True), noisy, [1, 1], [0.9, 1.05]) == (True, "")
-    assert difference(value(9.0, random=True), noisy, [1, 1], [8.9, 9.05])[1]
+    assert difference(value(1.0, 3.0), pieces, [1, 1]) == (True, "")
+    assert not difference(value(float("nan"), 0.0), pieces, [1, 1])[0]
 
 
 @pytest.mark.parametrize(
@@ -139,6 +194,28 @@ def test_weights_add_up(whole: float, pieces: list[float], wrong: bool) -> None:
     known, text = means_as_weights(value(1.0, whole), [value(1.0, w) for w in pieces])
     assert bool(text) == wrong
     assert known == (whole > 1.0 or not whole.is_integer())
+
+
+@pytest.mark.parametrize(
+    ("losses", "weights", "known", "wrong"),
+    [
+        ([1.5, 1.0, 2.0], [3.0, 1.0, 2.0], False, True),  # a mean over samples
+        ([5 / 3, 1.0, 2.0], [3.0, 1.0, 2.0], True, False),  # over what it counts
+        ([1.5, 1.0, 2.0], [4.0, 2.0, 2.0], False, False),  # nobody knows
+        ([1.5, 1.0, 2.0], [3.996, 1.998, 1.998], False, False),
+        ([1.5, 1.0, 2.0], [4.0, 1.999, 2.001], False, True),  # that is not rounding
+        ([9.0, 1.0, 2.0], [3.0, 1.0, 2.0], False, True),  # another function
+        ([2.0, 1.0, 2.0], [2.0, 0.0, 2.0], True, False),
+        ([float("nan"), 1.0, 2.0], [0.0, 1.0, 2.0], False, False),
+    ],
+)
+def test_weights_that_depend_on_the_parameters(
+    losses: list[float], weights: list[float], known: bool, wrong: bool
+) -> None:
+    values = [value(x, w) for x, w in zip(losses, weights, strict=True)]
+    right, text = answers_as_weights((3.0, 4.0), values, [2, 2])
+    assert (right, bool(text)) == (known, wrong)
+    assert answers_as_weights((3.0, 4.0), [], [])[1]
 
 
 def functions(number: int) -> Any:
@@ -183,10 +260,43 @@ def test_the_code_of_functions() -> None:
         ([False, True, False], True),
         (["cuda:0", "cuda:1"], False),
         (["mean", "sum"], True),
-        ([1, None], True),
+        ([1, None], False),  # worker 0 alone has it
+        ([1, 1, None], True),
         ([0, 1, 0, 1], False),
         ([["0.1"], ["0.5"]], True),
     ],
 )
 def test_values_of_ones_own(values: list[Any], wrong: bool) -> None:
     assert differ(values) == wrong
+
+
+def test_workers_of_other_versions_of_python() -> None:
+    """Their instructions differ, and names are what they have in common."""
+    code = compile("lambda x: x + 1", "here", "eval").co_consts[0]
+    assert isinstance(code, types.CodeType)
+    other = code.replace(co_code=bytes(reversed(code.co_code)), co_consts=(None,))
+    one, another = (types.FunctionType(c, {}) for c in (code, other))
+    assert code_digest(one) != code_digest(another)
+    words = []
+    for function, unlike in ((one, True), (another, True), (one, False)):
+        job: Any = types.SimpleNamespace(unlike=unlike)
+        words.append(FunctionsOfAll(job).word(function, None))
+    assert words[0] == words[1] != words[2]
+    version = f"Python {sys.version_info.major}.{sys.version_info.minor}"
+    assert version in hardware(torch.device("cpu"))
+
+
+def test_the_function_that_differs_is_named() -> None:
+    def of(criterion: Any, inner: Any) -> Any:
+        def loss(x: Any, scale: Any = inner) -> Any:
+            return criterion(scale(x))
+
+        return loss
+
+    one = dict(code_parts(of(nn.L1Loss(), min_of)))
+    other = dict(code_parts(of(nn.MSELoss(), max_of)))
+    assert one.keys() == other.keys()
+    differing = [path for path in one if one[path] != other[path]]
+    assert differing == [" > scale", " > criterion"]
+    assert "MSELoss" in other[" > criterion"]
+    assert "max_of" in other[" > scale"]
