@@ -76,6 +76,9 @@ int Engine::bind_device(const DeviceCalls& calls) {
   const DeviceCalls bound = pool_->device();
   int answer = 0;
   lends_.store(false);
+  {
+    std::lock_guard<std::mutex> wheel(wheel_);
+  }                              // who has it now gives it back then
   call([this, bound, &answer] {  // results are allocated there
     device_ = bound;
     answer = bound.set_device(bound.device);

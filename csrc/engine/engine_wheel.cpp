@@ -83,11 +83,15 @@ bool Engine::borrow_wheel() {
   return true;
 }
 
-// The engine's own thread is woken where something is under way that needs it.
+// The engine's own thread is woken where something is under way, or somebody else
+// waits.
 void Engine::return_wheel() {
   std::lock_guard<std::mutex> lock(mutex_);
   lent_ = false;
-  if (leaves_work_.load() || !commands_.empty()) commanded_.notify_all();
+  const bool awaited = std::any_of(
+      sessions_.begin(), sessions_.end(),
+      [](const Place& place) { return place.session && place.session->awaited(); });
+  if (awaited || leaves_work_.load() || !commands_.empty()) commanded_.notify_all();
 }
 
 void Engine::drive(const std::function<bool()>& ready, double until_s) {
@@ -118,7 +122,7 @@ void Engine::finish_sends(double until_s) {
 }
 
 bool Engine::drive_once(double* nap) {
-  if (broken_ || stopping_) return false;
+  if (broken_ || stopping_ || !lends_.load()) return false;
   try {
     const bool busy = turn();
     if (busy) last_event_s_ = now_s();
