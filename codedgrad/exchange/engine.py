@@ -29,6 +29,10 @@ log = logging.getLogger("codedgrad")
 
 DEPUTY_S = 0.01  # the scheduler of a busy machine takes a thread off for some ms
 _said: set[str] = set()  # why there are no deputies, each reason once
+_NEEDS_ALL = (
+    "it was lost in an exchange that needs all workers; those with same_bits=True and "
+    "back-ups do not (docs/faults.md)"
+)
 _ALL = -1  # all buckets
 _FAILED = -1  # in place of the steps made: the last one has ended with an error
 _EQUALLY = (
@@ -129,6 +133,7 @@ class EngineExchange:
             summable=plain and plan.most_inputs <= _engine.MOST_DEVICE_INPUTS,
         )
         self._deputised = self._may_deputise()
+        self.outlives = self._deputised and self._computable_by_all()
         try:
             self._core = _engine.Exchange(
                 self._runtime.engine,
@@ -137,11 +142,17 @@ class EngineExchange:
                     first_step=first_step,
                     memory=self._memory.kind,
                     deputy_s=DEPUTY_S if self._deputised else 0.0,
+                    needs_all="" if self.outlives else _NEEDS_ALL,
                 ),
             )
         except ValueError as error:
             raise ConfigError(str(error)) from None
         self._memory.opened(self._core)
+
+    def _computable_by_all(self) -> bool:
+        """Returns whether each worker can compute and send any micro-batch."""
+        code = self._code
+        return all(map(int.__lt__, code.required, map(len, code.work)))
 
     def _may_deputise(self) -> bool:
         """Returns whether slices may be decoded by others than their owners.
@@ -186,6 +197,7 @@ class EngineExchange:
             self._begin_again(step)
         self._begun = step
         occasion, waiting = f"to begin {self.noun} {step}", None
+        self._runtime.losses.look(self._runtime, occasion)
         while True:
             self._deadlock.look(occasion, step)
             ok, behind = self._core.begin(step, 0.0 if waiting is None else 1.0)
@@ -220,6 +232,10 @@ class EngineExchange:
         begin, end = self._starts[bucket : bucket + 2]
         event = self._memory.copied(data, begin, end)
         self._core.post(step, row, data.buffer, bucket, event)
+
+    def lost(self) -> list[int]:
+        """See `base.Exchange`."""
+        return list(self._runtime.engine.lost())
 
     def done(self, step: int) -> bool:
         """See `base.Exchange`."""
@@ -269,12 +285,13 @@ class EngineExchange:
 
     def _blockers(self, step: int) -> list[int]:
         """Returns workers whose own rows are missing; else owners whose slices are."""
+        lost = self.lost()
         late = [
             worker
             for worker, required in enumerate(self._required)
-            if not all(self.has(step, row) for row in required)
+            if worker not in lost and not all(self.has(step, row) for row in required)
         ]
-        return late or list(self._core.missing(step))
+        return late or [w for w in self._core.missing(step) if w not in lost]
 
     # ---- reports and checkpoints ----
 

@@ -57,6 +57,9 @@ class SumExchange(EngineExchange):
     noun = "evaluation"
     late: Callable[[], list[int]] | None = None
 
+    def _computable_by_all(self) -> bool:
+        return True
+
     def _blockers(self, step: int) -> list[int]:
         late = self.late() if self.late is not None else []
         return late or super()._blockers(step)

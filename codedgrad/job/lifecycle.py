@@ -21,7 +21,12 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from codedgrad.errors import CodedGradError, EnvironmentSetupError, MismatchError
+from codedgrad.errors import (
+    CodedGradError,
+    ConfigError,
+    EnvironmentSetupError,
+    MismatchError,
+)
 from codedgrad.job import environment, exported, runtime, startup
 from codedgrad.job.exit_status import ScriptEnd
 from codedgrad.job.place import find_place
@@ -45,7 +50,11 @@ _before_leaving: list[Callable[[], None]] = []
 
 
 def init(
-    comm: Any = None, *, timeout_s: float = 600.0, export_env: bool = False
+    comm: Any = None,
+    *,
+    timeout_s: float = 600.0,
+    export_env: bool = False,
+    min_workers: int = 1,
 ) -> None:
     """Join the job. Collective; a second call does nothing.
 
@@ -57,8 +66,11 @@ def init(
             MASTER_ADDR and MASTER_PORT until `shutdown`, for libraries that start by
             them, such as `torch.distributed`. Some (Accelerate, transformers) then
             train with DistributedDataParallel, so nothing is set unless you ask.
+        min_workers: where workers may be lost (see docs/faults.md), the job ends when
+            fewer than these are left.
 
     Raises:
+        ConfigError: there are fewer than `min_workers`, or it is less than 1.
         EnvironmentSetupError: by MPI, there is none, it runs below MPI_THREAD_MULTIPLE,
             the engine was built for another one, or the launcher belongs to another
             one; over sockets, the workers cannot reach one another.
@@ -74,12 +86,18 @@ def init(
         )
     channel = startup.open_world(comm).duplicate()
     place = find_place(channel)
+    if not 1 <= min_workers <= place.size:
+        raise ConfigError(
+            f"min_workers must be 1 to {place.size}, the number of workers, got "
+            f"{min_workers}"
+        )
     runtime.set_current(
         Runtime(
             place=place,
             channel=channel,
             engine=channel.duplicate().start_engine(environment.max_tag()),
             timeout_s=timeout_s,
+            min_workers=min_workers,
         )
     )
     environment.keep_others_alone()
@@ -137,9 +155,10 @@ def _leave() -> None:
             clean = _stop(leaver, _FAILURE_GRACE_S)
             raise
         clean = _stop(leaver, _STOP_S)
-        if clean:
+        if clean and not leaver.losses.look(leaver, AT_THE_END):
             _leave_together(leaver)
     finally:
+        leaver.channel.unmark_survivor(leaver.losses.ranks)
         if not clean:
             _deserted = leaver
     if problem is not None:

@@ -1,6 +1,7 @@
 // When one worker decodes a slice in place of an owner that is silent, and when it says
 // that rows are lacking. docs/faults.md has the protocol; session_notes.cpp sends.
 #include <algorithm>
+#include <limits>
 
 #include "engine/clock.h"
 #include "engine/session.h"
@@ -134,6 +135,27 @@ void Session::suspect(int worker, std::int64_t step) {
   if (worker == rank_) return;
   d.suspect[worker] = std::max(d.suspect[worker], step + 1);
   outbox_->suspected(worker);
+}
+
+// Whose message is the last word is a suspect for ever: the next worker that is left
+// decodes its slices from the begin of each step. Steps that are open may lack its
+// rows, so those who wait look again.
+void Session::lose(int worker) {
+  if (deputies_) {
+    deputies_->suspect[worker] = std::numeric_limits<std::int64_t>::max();
+  }
+  std::vector<std::int64_t> open;
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    applied_[worker] = std::numeric_limits<std::int64_t>::max();
+    for (const auto& [number, step] : steps_) {
+      if (step.missing > 0) open.push_back(number);
+    }
+    changed_.notify_all();
+  }
+  for (std::int64_t number : open) {
+    if (deputies_) need(number, {});
+  }
 }
 
 // Quickly down, slowly up: the first step waits for the start of all.

@@ -202,7 +202,7 @@ void SocketPeer::end() {
 // ---- receiving ----
 
 void SocketPeer::read(Ids* done) {
-  if (copying_) return;
+  if (copying_ || at_end_) return;
   if (into_ != nullptr) {
     drain(done);
   } else if (!has_head_) {
@@ -212,10 +212,17 @@ void SocketPeer::read(Ids* done) {
 
 bool SocketPeer::announce(Envelope* envelope, Ids* done) {
   if (into_ != nullptr) return false;
-  if (!has_head_ && readable_) fill(done);
+  if (!has_head_ && readable_ && !at_end_) fill(done);
   if (!has_head_) return false;
   *envelope = {rank_, head_.tag, static_cast<std::size_t>(head_.bytes)};
   return true;
+}
+
+bool SocketPeer::forget_receive() {
+  const bool open = into_ != nullptr || copying_;
+  into_ = nullptr;
+  copying_ = false;
+  return open;
 }
 
 void SocketPeer::receive(void* into, std::uint64_t id, Ids* done) {
