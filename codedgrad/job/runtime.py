@@ -71,6 +71,7 @@ class Runtime:
             None in the runtime of the whole job.
         min_workers: how many must be left for the job to go on.
         losses: which workers this one knows to be lost.
+        absent: those that gave nothing to the last `gather`; all agree about them.
     """
 
     place: Place
@@ -86,6 +87,8 @@ class Runtime:
     outer: tuple[Runtime, Sequence[int]] | None = None
     min_workers: int = 1
     losses: Losses = field(default_factory=Losses)
+    absent: list[int] = field(default_factory=list)
+    _left: tuple[list[int], Channel] | None = None
 
     @property
     def rank(self) -> int:
@@ -180,16 +183,27 @@ class Runtime:
             if blobs is not None:
                 break
             waiting.tick(missing)
-        self.losses.look(self, occasion)
+        self.absent = [w for w, blob in enumerate(blobs) if blob is None]
+        if self.absent:
+            self.losses.look(self, occasion)
         told = [None if blob is None else Announcement.decode(blob) for blob in blobs]
         places = [(w, one.occasion) for w, one in enumerate(told) if one is not None]
         if any(place != places[0][1] for _, place in places):
-            places_text = "; ".join(f"{self.unit} {w} {place}" for w, place in places)
+            text = "; ".join(f"{self.unit} {w} {place}" for w, place in places)
             raise MismatchError(
-                f"the workers are at different places: {places_text}. Run the same script "
+                f"the workers are at different places: {text}. Run the same script "
                 f"with the same arguments on every worker."
             )
         return [None if one is None else one.data for one in told]
+
+    def present(self) -> tuple[Channel, list[int]]:
+        """Return a channel of those who are not absent, and their ranks. Collective."""
+        ranks = [w for w in range(self.size) if w not in self.absent]
+        if not self.absent:
+            return self.channel, ranks
+        if self._left is None or self._left[0] != ranks:
+            self._left = ranks, self.channel.of_ranks(ranks)
+        return self._left[1], ranks
 
     @contextmanager
     def computing(self) -> Iterator[None]:

@@ -88,7 +88,7 @@ class Helping:
         return leaves[item] / max(1, sum(leaves[: self._required]))
 
     def _missing_of_the_lost(self) -> list[int]:
-        """Returns the missing items that fall to this worker because others are lost."""
+        """Returns missing items that fall to this worker because others are lost."""
         lost = self._exchange.lost()
         if lost != self._lost:
             self._lost = lost
@@ -97,11 +97,14 @@ class Helping:
             self._dealt = [i for i in items if self._work[i] in mine]
         if not self._dealt or self._exchange.done(self._step):
             return []
-        return [i for i in self._dealt if not self._exchange.has(self._step, self._work[i])]
+        return [i for i in self._dealt if not self._here(i)]
 
     def _missing(self) -> tuple[list[int], list[int]]:
         """Returns the missing items of which nothing has come, and the other ones."""
         step, exchange = self._step, self._exchange
-        missing = [i for i in self._left if not exchange.has(step, self._work[i])]
+        missing = [i for i in self._left if not self._here(i)]
         comes = [i for i in missing if exchange.begun(step, self._work[i])]
         return [i for i in missing if i not in comes], comes
+
+    def _here(self, item: int) -> bool:
+        return self._exchange.has(self._step, self._work[item])
