@@ -30,8 +30,8 @@ log = logging.getLogger("codedgrad")
 DEPUTY_S = 0.01  # the scheduler of a busy machine takes a thread off for some ms
 _said: set[str] = set()  # why there are no deputies, each reason once
 _NEEDS_ALL = (
-    "it was lost in an exchange that needs all workers; those with same_bits=True and "
-    "back-ups do not (docs/faults.md)"
+    "an exchange is open, or to be opened, that needs all workers; those with "
+    "same_bits=True and back-ups do not (docs/faults.md)"
 )
 _ALL = -1  # all buckets
 _FAILED = -1  # in place of the steps made: the last one has ended with an error
@@ -134,6 +134,8 @@ class EngineExchange:
         )
         self._deputised = self._may_deputise()
         self.outlives = self._deputised and self._computable_by_all()
+        if not self.outlives and (lost := self.lost()):
+            raise ConfigError(f"worker(s) {lost} are lost; {_NEEDS_ALL}")
         try:
             self._core = _engine.Exchange(
                 self._runtime.engine,

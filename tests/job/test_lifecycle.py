@@ -25,12 +25,14 @@ class Job:
         channel = SimpleNamespace(
             start_barrier=lambda: self.note("leaves together") or ended,
             abort=lambda status: self.note(f"aborts with {status}"),
+            unmark_survivor=lambda _: None,
         )
         usual = {
             "publish": lambda _: None,
             "gather": lambda _: ([b"at the end of the job\0"] * 2, []),
             "stop": lambda _: self.note("stops the engine") or True,
             "fail": self.note,
+            "lost": dict,
         }
         self.runtime = fake_runtime(2, channel=channel, **(usual | engine))
         part = SimpleNamespace(stop=lambda _: self.note("stops a part") or True)

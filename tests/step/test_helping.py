@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from codedgrad import codes
+from codedgrad.codes import dealing
 from codedgrad.step.helping import Helping
 from codedgrad.step.items import WorkList
 
@@ -17,6 +18,13 @@ class Arrivals:
         self.coming: set[int] = set()
         self.waits: list[float] = []
         self.over = False
+        self.out: list[int] = []
+
+    def lost(self) -> list[int]:
+        return self.out
+
+    def done(self, _step: int) -> bool:
+        return self.over
 
     def wait(self, _step: int, timeout_s: float) -> bool:
         self.waits.append(timeout_s)
@@ -96,3 +104,30 @@ def test_the_last_resort_is_all_that_the_code_does_not_list(
     own = range(CODE.micro)  # of worker 0; its whole row stands for them
     assert sorted([*beyond, *(NODES[i] for i in LIST)]) == list(range(CODE.parts))
     assert set(own) <= set(beyond)
+
+
+def test_what_is_dealt_of_a_lost_worker_comes_first_and_at_once(
+    arrivals: Arrivals, helping: Helping
+) -> None:
+    arrivals.out = [2]
+    mine = dealing.dealt(CODE, [2])[0]
+    found = helping.next_items(0.1, 1.0)
+    assert (
+        sorted(WorkList(CODE, 0, arrivals, overlap=True).nodes[i] for i in found)
+        == mine
+    )  # type: ignore[arg-type]
+    assert arrivals.waits == []
+    helping.take(found)
+    helping.next_items(0.1, 1.0)
+    assert arrivals.waits == [0.1]  # now as usual
+
+
+def test_what_is_dealt_and_here_is_not_computed(
+    arrivals: Arrivals, helping: Helping
+) -> None:
+    arrivals.out = [2]
+    arrivals.here = set(range(CODE.parts))
+    assert helping.next_items(0.1, 1.0) == []
+    arrivals.here = set()
+    arrivals.over = True
+    assert helping.next_items(0.1, 1.0) == []
