@@ -1,4 +1,4 @@
-"""A training that runs under any launcher: job.py FOLDER [guarded|dies|dies other bits].
+"""A training that runs under any launcher: job.py FOLDER [KIND].
 
 Worker 1 is slow. Every worker writes a digest of its parameters to FOLDER/bits.<rank>.
 With "guarded", worker 0 first writes to FOLDER/door where it listens, and all train for
