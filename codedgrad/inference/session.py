@@ -62,6 +62,7 @@ class SumExchange(EngineExchange):
 
     def _blockers(self, step: int) -> list[int]:
         late = self.late() if self.late is not None else []
+        late = [w for w in late if w not in self.lost()]
         return late or super()._blockers(step)
 
 

@@ -326,8 +326,26 @@ def cross_size() -> int:
     return current().place.cross_size
 
 
+def lost_workers() -> list[int]:
+    """Return the workers that are lost for good, in order; see docs/faults.md.
+
+    Workers hear of a loss at different moments, so this is for the log, and for the
+    choice of who writes a file: that of the first worker that is not lost, say.
+    """
+    return sorted(current().engine.lost())
+
+
+def leads() -> bool:
+    """Return whether this is the first worker that is not lost.
+
+    Save checkpoints there, in place of worker 0, where workers may be lost.
+    """
+    lost = lost_workers()
+    return rank() == next(w for w in range(size()) if w not in lost)
+
+
 def barrier() -> None:
-    """Wait until all workers have called this. Collective.
+    """Wait until all workers have called this, but those that are lost. Collective.
 
     Raises:
         WorkerError: a worker failed, or did not come within `timeout_s`.
