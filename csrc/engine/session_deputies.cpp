@@ -110,7 +110,10 @@ void Session::lacking(std::int64_t number, double now, std::set<int>* rows) {
   const Step* step = find(number);
   if (step == nullptr || step->slices_missing[rank_] == 0) return;
   const bool long_ago = now - d.first_s > 0.1 + 2.0 * d.usual_s;
-  const double patience = std::max(2.0 * d.patience_s(), 0.5 * d.usual_s);
+  // Where a worker was lost in this step, its rows will not come by themselves.
+  const bool loss = d.lost_s > d.first_s;
+  const double patience =
+      loss ? d.patience_s() : std::max(2.0 * d.patience_s(), 0.5 * d.usual_s);
   for (int bucket = 0; bucket < layout_.buckets(); ++bucket) {
     const Bucket& b = step->buckets[bucket];
     if (!b.cover || b.decoded) continue;
@@ -143,6 +146,7 @@ void Session::suspect(int worker, std::int64_t step) {
 void Session::lose(int worker) {
   if (deputies_) {
     deputies_->suspect[worker] = std::numeric_limits<std::int64_t>::max();
+    deputies_->lost_s = now_s();
   }
   std::vector<std::int64_t> open;
   {
