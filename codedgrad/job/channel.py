@@ -141,8 +141,8 @@ class Channel(Protocol):
             False if nobody outlives it, because the launcher or the network ends all.
         """
 
-    def unmark_survivor(self, lost: Sequence[int]) -> None:
-        """Let it know that this process ends, and which workers it knows to be lost."""
+    def unmark_survivor(self, lost: Sequence[int], *, well: bool) -> None:
+        """Let it know that this process ends, whether well, and who was lost."""
 
     def reads_cuda_memory(self) -> bool:
         """Return whether messages may lie in the memory of CUDA devices."""
@@ -248,7 +248,7 @@ class MpiChannel:
         """Return False: MPI ends all processes when one dies."""
         return False
 
-    def unmark_survivor(self, lost: Sequence[int]) -> None:
+    def unmark_survivor(self, lost: Sequence[int], *, well: bool) -> None:
         """Do nothing."""
 
     def reads_cuda_memory(self) -> bool:

@@ -142,7 +142,8 @@ def _leave() -> None:
         return
     runtime.set_current(None)
     environment.withdraw()
-    clean, problem = False, None
+    clean = well = False
+    problem = None
     try:
         if _crashed or leaver.engine.failed:
             clean = _stop(leaver, _FAILURE_GRACE_S)
@@ -155,10 +156,11 @@ def _leave() -> None:
             clean = _stop(leaver, _FAILURE_GRACE_S)
             raise
         clean = _stop(leaver, _STOP_S)
+        well = clean and problem is None
         if clean and not leaver.losses.look(leaver, AT_THE_END):
             _leave_together(leaver)
     finally:
-        leaver.channel.unmark_survivor(leaver.losses.ranks)
+        leaver.channel.unmark_survivor(leaver.losses.ranks, well=well)
         if not clean:
             _deserted = leaver
     if problem is not None:

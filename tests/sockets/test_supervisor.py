@@ -149,7 +149,7 @@ def test_a_marked_worker_is_outlived(tmp_path: Path, death: str, words: str) -> 
     then(job, 0, death)
     gone(job, 0)
     for rank in (2, 1):
-        then(job, rank, "mark.unlink(); sys.exit(0)")
+        then(job, rank, "mark.rename(mark.with_name(f'left.{rank}')); sys.exit(0)")
     said = f"codedgrad run: worker 0 ended {words}; worker(s) [1, 2] go on"
     assert job.end() == (supervisor.LOST, f"{said}\n")
 
@@ -159,6 +159,7 @@ def test_those_who_cannot_go_on_end_with_the_first_status(tmp_path: Path) -> Non
     mark_all(job)
     then(job, 1, "os.kill(os.getpid(), signal.SIGSEGV)")
     gone(job, 1)
+    time.sleep(0.2)  # the supervisor has seen it, too
     then(job, 0, "mark.unlink(); sys.exit(1)")  # and worker 2 hangs
     status, said = job.end()
     assert status == 128 + signal.SIGSEGV

@@ -104,10 +104,10 @@ class SocketChannel:
             self._world.marks.set(self._world.rank)
         return True
 
-    def unmark_survivor(self, lost: Sequence[int]) -> None:
+    def unmark_survivor(self, lost: Sequence[int], *, well: bool) -> None:
         """Let the supervisor know, if there is one."""
         if self._world.marks is not None:
-            self._world.marks.clear(self._world.rank, lost)
+            self._world.marks.clear(self._world.rank, lost, well=well)
 
     def reads_cuda_memory(self) -> bool:
         """Return False: sockets take the memory of the processor."""

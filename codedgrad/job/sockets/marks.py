@@ -3,7 +3,7 @@
 A mark is a file in the supervisor's folder, there from the begin of a training that
 outlives its workers until its worker leaves the job, in whatever way Python ends it. So
 a worker that ends with its mark still there has died, and where all others of the
-machine have theirs, too, the job goes on without it.
+machine have theirs, too, or have left well, the job goes on without it.
 """
 
 from __future__ import annotations
@@ -31,16 +31,24 @@ class Marks:
         with contextlib.suppress(OSError):  # then its death ends the job, as without
             self._mark(rank).touch()
 
-    def clear(self, rank: int, lost: Iterable[int]) -> None:
-        """Say that this worker leaves, and who it knows to be lost."""
+    def clear(self, rank: int, lost: Iterable[int], *, well: bool) -> None:
+        """Say that this worker leaves, whether well, and who it knows to be lost."""
         with contextlib.suppress(OSError):
-            self._mark(rank).unlink(missing_ok=True)
             for worker in lost:
                 (self._folder / f"lost.{worker}").touch()
+            if well:
+                self._mark(rank).rename(self._folder / f"left.{rank}")
+            else:
+                self._mark(rank).unlink(missing_ok=True)
 
     def outlived(self, rank: int) -> bool:
         """Return whether the others outlive this worker."""
         return self._mark(rank).exists()
+
+    def outlives(self, rank: int) -> bool:
+        """Return whether this worker outlives others, or has left well."""
+        # In this order: it may leave just now.
+        return self.outlived(rank) or (self._folder / f"left.{rank}").exists()
 
     def lost(self) -> list[int]:
         """Return who is lost, by the words of those who have left."""

@@ -125,7 +125,7 @@ class Supervisor:
             text = f"by signal {-status} ({signal.Signals(-status).name})"
             status = 128 - status
         left = sorted(self._workers)
-        marked = all(map(self._marks.outlived, [rank, *left]))
+        marked = self._marks.outlived(rank) and all(map(self._marks.outlives, left))
         if marked and left and not self._ends:
             self._lost[rank] = status
             others = f"; worker(s) {left} go on"
