@@ -32,7 +32,6 @@ class Job:
             "gather": lambda _: ([b"at the end of the job\0"] * 2, []),
             "stop": lambda _: self.note("stops the engine") or True,
             "fail": self.note,
-            "lost": dict,
         }
         self.runtime = fake_runtime(2, channel=channel, **(usual | engine))
         part = SimpleNamespace(stop=lambda _: self.note("stops a part") or True)
