@@ -253,14 +253,16 @@ void SocketPeer::copy(Ids* done) {
   const long count =
       left_ == 0 ? 0
                  : read_memory(process_, address_, into_, std::min(left_, kCopyBytes));
-  if (count < 0 && errno == ESRCH) {  // it has died
+  // Once it has died there is no process; before that, no memory, where the kernel
+  // takes the memory of one that it kills for want of memory.
+  if (count < 0) {
+    if (errno != ESRCH) {
+      problem_ =
+          std::string("its memory cannot be read any more: ") + std::strerror(errno);
+    }
     at_end_ = true;
     drop_queue(done);
     return;
-  }
-  if (count < 0) {
-    throw std::runtime_error("the memory of worker " + std::to_string(rank_) +
-                             " cannot be read any more: " + std::strerror(errno));
   }
   address_ += static_cast<std::uint64_t>(count);
   into_ += count;

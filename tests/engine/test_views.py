@@ -1,17 +1,22 @@
 """Engines over sockets whose peer dies: what it told one of them, all know.
 
-Ranks 0 and 1 are engines, rank 2 is a bare transport that dies after some messages.
+The last rank is a bare socket or transport that dies after some messages, all others
+are engines.
 """
 
 from __future__ import annotations
 
+import os
 import socket
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from itertools import combinations
 from typing import Any
 
 import numpy as np
 import pytest
+from engine import test_deputies as deputies
 
 from codedgrad import codes
 from codedgrad.errors import WorkerError
@@ -160,3 +165,58 @@ def test_a_session_that_needs_all_ends_the_job(trio: Trio) -> None:
         _engine.Exchange(
             trio.engines[0], _engine.SessionSettings(**settings, needs_all="")
         )
+
+
+class Dying(deputies.Ghost):
+    """The last rank, over sockets: it sends what it is told to, then it dies."""
+
+    def __init__(self, fds: list[int], code: codes.Code) -> None:
+        self.sockets = [socket.socket(fileno=os.dup(fd)) for fd in fds if fd >= 0]
+        self.rank, self.code, self.memory = len(fds) - 1, code, []
+        self.transport = _engine.sockets_transport(self.rank, fds)
+
+    def die(self) -> None:
+        for end in self.sockets:
+            end.shutdown(socket.SHUT_RDWR)
+            end.close()
+
+
+@pytest.mark.parametrize("late_s", [0.0, 0.05], ids=["at the begin", "later"])
+@pytest.mark.parametrize(
+    "sends",
+    [
+        deputies.nothing,
+        deputies.a_row_to_one,
+        deputies.half_a_row,
+        deputies.rows_and_no_result,
+        deputies.a_result_to_one,
+        deputies.a_result_in_part,
+        deputies.all_twice,
+    ],
+)
+@pytest.mark.parametrize("workers", [2, 3, 4])
+def test_the_others_train_on_whatever_was_sent(
+    workers: int, sends: Any, late_s: float
+) -> None:
+    """Far beyond the window, with the true sums."""
+    if workers == 2 and sends not in (deputies.nothing, deputies.rows_and_no_result):
+        pytest.skip("it has one to send to")
+    code = codes.spread(workers, micro=2)
+    fds = [[-1] * workers for _ in range(workers)]
+    for a, b in combinations(range(workers), 2):
+        fds[a][b], fds[b][a] = (end.detach() for end in socket.socketpair())
+    engines = [_engine.Engine.over_sockets(r, fds[r]) for r in range(workers - 1)]
+    ghost = Dying(fds[-1], code)
+    for engine in engines:
+        engine.survive(1)
+    living = [deputies.Worker(e, code, 0.005, 4, needs_all="") for e in engines]
+    sends([ghost])
+    threading.Timer(late_s, ghost.die).start()
+
+    def body(worker: deputies.Worker) -> bool:
+        for step in range(15):
+            worker.step(step)
+        return bool(worker.engine.stop(LIMIT_S))
+
+    with ThreadPoolExecutor(len(living)) as pool:
+        assert all(pool.map(body, living, timeout=2 * LIMIT_S))
