@@ -181,26 +181,25 @@ class Dying(deputies.Ghost):
             end.close()
 
 
+SENDS = [
+    deputies.nothing,
+    deputies.rows_and_no_result,
+    deputies.a_row_to_one,
+    deputies.half_a_row,
+    deputies.a_result_to_one,
+    deputies.a_result_in_part,
+    deputies.all_twice,
+]
+CASES = [(workers, sends) for workers in (3, 4) for sends in SENDS]
+CASES += [(2, sends) for sends in SENDS[:2]]  # there is one to send to
+
+
 @pytest.mark.parametrize("late_s", [0.0, 0.05], ids=["at the begin", "later"])
-@pytest.mark.parametrize(
-    "sends",
-    [
-        deputies.nothing,
-        deputies.a_row_to_one,
-        deputies.half_a_row,
-        deputies.rows_and_no_result,
-        deputies.a_result_to_one,
-        deputies.a_result_in_part,
-        deputies.all_twice,
-    ],
-)
-@pytest.mark.parametrize("workers", [2, 3, 4])
+@pytest.mark.parametrize(("workers", "sends"), CASES)
 def test_the_others_train_on_whatever_was_sent(
     workers: int, sends: Any, late_s: float
 ) -> None:
     """Far beyond the window, with the true sums."""
-    if workers == 2 and sends not in (deputies.nothing, deputies.rows_and_no_result):
-        pytest.skip("it has one to send to")
     code = codes.spread(workers, micro=2)
     fds = [[-1] * workers for _ in range(workers)]
     for a, b in combinations(range(workers), 2):
