@@ -195,7 +195,7 @@ def learn(args: argparse.Namespace) -> dict[str, Any]:
 def step_times(args: argparse.Namespace) -> dict[str, Any]:
     """Measure exact and approximate steps, calm and with a straggler."""
     n = COMM.size
-    rounds, steps = (1, 4) if args.toy else (args.rounds, args.steps)
+    rounds, steps = (1, 2) if args.toy else (args.rounds, args.steps)
     spread, uncoded = codes.spread(n, micro=MICRO), codes.uncoded(n, micro=MICRO)
     methods = {
         "exact": Counting(Job("sleep", 32 * n), spread),

@@ -88,7 +88,7 @@ def scenario(compared: dict[str, Any], factor: float, args: Any) -> dict[str, An
     faults = f"slow:worker={COMM.size - 1},factor={factor}" if factor > 1 else ""
     for method in compared.values():
         method.straggle(faults)
-    rounds, steps = (2, 3) if args.toy else (args.rounds, args.steps)
+    rounds, steps = (1, 2) if args.toy else (args.rounds, args.steps)
     if factor > 8 and not args.toy:
         rounds, steps = max(3, rounds // 3), max(3, steps // 3)
     seconds = in_turns(compared, rounds, steps)

@@ -101,9 +101,9 @@ def table(folder: Path, model: str, found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def scaling(path: Path) -> dict[str, Any]:
+def scaling(path: Path, *, toy: bool) -> dict[str, Any]:
     """Draw the figure, and return its numbers."""
-    counts = [2, 4, 8, 16, 32, 64, 128, 256, 512, 1024]
+    counts = [2, 4, 8, 16, 32, 64, 128, 256, 512, 1024][: 4 if toy else None]
     figure = Figure(figsize=(11, 3.4), dpi=130)
     FigureCanvasAgg(figure)
     figure.set_layout_engine("constrained")
@@ -112,7 +112,8 @@ def scaling(path: Path) -> dict[str, Any]:
     for axes, (title, name) in zip(panels, SCALING.items(), strict=True):
         curves: dict[str, list[float]] = {"ideal": [], "coded": [], "synchronous": []}
         for n in counts:
-            log = traces.Profile.load(name).sample(max(30, 4000 // n), n, seed=n)
+            steps = max(30, (400 if toy else 4000) // n)
+            log = traces.Profile.load(name).sample(steps, n, seed=n)
             times = simulate.from_ratios(log.ratios())
             curves["ideal"].append(n / float(times.bound().mean()))
             for label, policy in (
@@ -138,10 +139,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, nargs="?")
     parser.add_argument("--scaling-only", action="store_true")
+    parser.add_argument("--toy", action="store_true", help="up to 16 workers")
     parser.add_argument("--out", type=Path, default=HERE / "results")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    curves = scaling(args.out / "scaling.png")
+    curves = scaling(args.out / "scaling.png", toy=args.toy)
     (args.out / "scaling.json").write_text(json.dumps(curves, indent=1) + "\n")
     if args.scaling_only:
         return

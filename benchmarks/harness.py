@@ -61,7 +61,9 @@ def start_torch(device: torch.device, backend: str | None = None) -> str:
     one_machine = codedgrad.local_size() == codedgrad.size()
     first = "127.0.0.1" if one_machine else COMM.bcast(socket.gethostname())
     os.environ.setdefault("MASTER_ADDR", first)
-    os.environ.setdefault("MASTER_PORT", "29500")
+    with socket.create_server(("", 0)) as free:  # other benchmarks may run beside
+        port = COMM.bcast(free.getsockname()[1])
+    os.environ.setdefault("MASTER_PORT", str(port))
     backend = backend or ("nccl" if device.type == "cuda" else "gloo")
     torch.distributed.init_process_group(backend, rank=COMM.rank, world_size=COMM.size)
     return backend

@@ -1,7 +1,7 @@
 r"""Compare two runs of launch/train.py in a table and a JSON file.
 
 python launch/compare.py RUN_WITHOUT_CODE RUN_CODED --slow-factor 8 --out FILE.json \
-    --calm RUN_WITH_WHOLE_PASSES RUN_WITH_SAME_BITS
+    --calm FILE_OF_CALM.json
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def main() -> None:
     parser.add_argument("coded", type=Path)
     parser.add_argument("--slow-factor", type=float, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--calm", type=Path, nargs=2, help="runs without a slow worker")
+    parser.add_argument("--calm", type=Path, help="what launch/calm.py wrote")
     args = parser.parse_args()
     sync, coded = _read(args.sync), _read(args.coded)
     identical = (
@@ -37,9 +37,8 @@ def main() -> None:
         "workers": coded["workers"],
         "slow_factor": args.slow_factor,
     }
-    calm = [_read(run)["step_s"] for run in args.calm or ()]
-    if calm:
-        result |= {"calm_step_s": calm[0], "calm_same_bits_step_s": calm[1]}
+    calm = json.loads(args.calm.read_text()) if args.calm else {}
+    result |= calm
     args.out.write_text(json.dumps(result, indent=1) + "\n")
     print(f"""
                          waiting for all      coded
@@ -48,9 +47,10 @@ speed-up                 {"1.0 x":<20} {result["speedup"]:.1f} x
 test accuracy            {sync["accuracy"]:<20.4f} {coded["accuracy"]:.4f}
 identical parameters: {"yes" if identical else "NO"}""")
     if calm:
+        default, same_bits = calm["calm_step_s"], calm["calm_same_bits_step_s"]
         print(f"""
 nobody slow              default              same_bits=True
-seconds per step         {calm[0]:<20.4f} {calm[1]:.4f}""")
+seconds per step         {default:<20.4f} {same_bits:.4f}""")
 
 
 def _read(run: Path) -> dict[str, Any]:

@@ -13,7 +13,7 @@ bash launch/install.sh
 
 workers=4
 factor=8
-rm -rf results/sync results/coded results/calm results/calm_same_bits
+rm -rf results/sync results/coded results/calm*
 train() { # NAME CODE [OPTION ...]
   # No run takes this long, unless something is wrong with the machine.
   timeout 600 bash launch/mpirun.sh -n "$workers" "$CG_PYTHON" launch/train.py \
@@ -27,12 +27,12 @@ echo
 echo "The same, coded:"
 train coded spread:micro=4,copies=2 "${slow[@]}"
 echo
-echo "Nobody slow, own passes whole (the default), and as micro-batches (same_bits):"
-train calm spread:micro=4,copies=2 --steps 150
-train calm_same_bits spread:micro=4,copies=2 --steps 150 --same-bits
+echo "Nobody slow, in turns: own passes whole (the default), and as micro-batches:"
+timeout 600 bash launch/mpirun.sh -n "$workers" "$CG_PYTHON" launch/calm.py \
+  --out results/calm.json
 cp results/coded/arrivals.png results/arrivals.png
 "$CG_PYTHON" launch/compare.py results/sync results/coded --slow-factor "$factor" \
-  --calm results/calm results/calm_same_bits --out results/quickstart.json
+  --calm results/calm.json --out results/quickstart.json
 echo
 echo "Who arrived when:  results/arrivals.png"
 echo "Curves:            $CG_PYTHON -m tensorboard.main --logdir results"

@@ -2,7 +2,7 @@
 # Everything we test; installs what is missing first. CI runs exactly this.
 #
 #   bash tests/run.sh            # all of it
-#   bash tests/run.sh unit       # linters and unit tests, under a minute
+#   bash tests/run.sh unit       # linters and unit tests, under two minutes
 #   bash tests/run.sh slow       # sanitizers, failures, a wheel under two MPIs
 #   bash tests/run.sh parallel   # the multi-worker tests (WORKERS="1 2 3")
 #   bash tests/run.sh integrations   # Lightning, Hugging Face, Accelerate
@@ -16,8 +16,16 @@ bash launch/install.sh dev examples || exit 1
 unset CODEDGRAD_FAULTS
 passed=0
 failed=0
-log=$(mktemp)
-trap 'rm -f "$log"' EXIT
+scratch=$(mktemp -d)
+log=$(mktemp -p "$scratch")
+sides=()
+# Hundreds of processes start here; without bytecode each compiles codedgrad again.
+bytecode() {
+  find codedgrad tests benchmarks examples launch -name __pycache__ -prune "$@"
+}
+unwanted=${PYTHONDONTWRITEBYTECODE:-}
+unset PYTHONDONTWRITEBYTECODE
+trap 'rm -rf "$scratch"; [ -z "$unwanted" ] || bytecode -exec rm -rf {} +' EXIT
 
 # check NAME COMMAND...: one test.
 check() {
@@ -56,8 +64,34 @@ mpi() { # N COMMAND...: a bounded run; a hang prints stacks first, see conftest.
   timeout --kill-after=20 "${LIMIT:-900}" bash launch/mpirun.sh -n "$n" "$@"
 }
 
+beside() { # FUNCTION...: checks in the background; see `joined`
+  local folder
+  folder=$(mktemp -d -p "$scratch")
+  (
+    log=$folder/log
+    passed=0
+    failed=0
+    "$@"
+    echo "$passed $failed" >"$folder/counts"
+  ) >"$folder/text" 2>&1 &
+  sides+=("$! $folder")
+}
+
+joined() { # waits for what `beside` has started, and reports it
+  local side good bad
+  for side in "${sides[@]}"; do
+    wait "${side%% *}"
+    cat "${side#* }/text"
+    # Without counts the group itself has failed.
+    read -r good bad <"${side#* }/counts" || { good=0 bad=1; }
+    passed=$((passed + good))
+    failed=$((failed + bad))
+  done
+  sides=()
+}
+
 pytest_by_2() { # PATH...: tests in two processes
-  "$CG_PYTHON" -m pytest -q --color=no -p no:cacheprovider -n 2 --dist load "$@"
+  "$CG_PYTHON" -m pytest -q --color=no -p no:cacheprovider -n 2 "$@"
 }
 
 parse() { # `bash -n` looks at its first file only
@@ -76,9 +110,9 @@ chromium() {
   echo "Chromium was not installed: $(tail -n 1 "$log")"
 }
 
-# What compiles for minutes runs beside the unit tests, which take one core.
+# What compiles for minutes runs beside the tests, as far as they leave a core idle.
 compile_beside() {
-  mpich_log=$(mktemp)
+  mpich_log=$scratch/mpich
   nice -n 19 bash launch/build_horovod.sh >/dev/null 2>&1 &
   building=$!
   "$CG_PYTHON" -m pytest -q --color=no -p no:cacheprovider tests/mpich >"$mpich_log" 2>&1 &
@@ -94,7 +128,6 @@ mpich_tests() { # those of `compile_beside`, or now
   wait "$mpich"
   status=$?
   cat "$mpich_log"
-  rm -f "$mpich_log"
   return "$status"
 }
 
@@ -108,7 +141,7 @@ unit() {
     $(find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
   check "scripts parse" parse launch/*.sh launch/cluster/* benchmarks/*.sh \
     tests/run.sh .ci/run
-  pytests "unit tests" "$CG_PYTHON" -m pytest -q --color=no -p no:cacheprovider tests \
+  pytests "unit tests" pytest_by_2 --dist worksteal tests \
     --ignore=tests/parallel --ignore=tests/horovod --ignore=tests/failures \
     --ignore=tests/integrations --ignore=tests/examples \
     --ignore=tests/mpich --ignore=tests/engine/test_stress.py \
@@ -117,12 +150,16 @@ unit() {
 
 slow() { # unit tests that build or start something first
   pytests "engine under sanitizers" pytest_by_2 tests/engine/test_stress.py
-  # Not two at a time: some of them are about who gives up after how many seconds.
-  pytests "failures" "$CG_PYTHON" -m pytest -q --color=no -p no:cacheprovider tests/failures
+  pytests "failures" pytest_by_2 --dist loadgroup tests/failures
   pytests "jobs over sockets" "$CG_PYTHON" -m pytest -q --color=no -p no:cacheprovider \
     tests/sockets/test_jobs.py
   pytests "examples" "$CG_PYTHON" -m pytest -q --color=no -p no:cacheprovider tests/examples
   pytests "wheel, MPICH" mpich_tests
+}
+
+one_worker() { # processes alone, without a launcher: two at a time
+  pytests "1 worker" timeout --kill-after=20 900 nice -n 5 "$CG_PYTHON" -m pytest -q \
+    --color=no -p no:cacheprovider -n 2 tests/parallel
 }
 
 parallel() {
@@ -132,14 +169,14 @@ parallel() {
     --ignore-glob='*/test_collectives.py' --ignore-glob='*/test_values.py'
     --ignore-glob='*/test_state.py')
   for n in ${WORKERS:-1 2}; do
-    if [ "$n" = 1 ]; then # processes alone, without a launcher: two at a time
-      pytests "1 worker" timeout --kill-after=20 900 "$CG_PYTHON" -m pytest -q \
-        --color=no -p no:cacheprovider -n 2 $all
+    if [ "$n" = 1 ]; then
+      beside one_worker # two that wait for one another leave half of two cores idle
     else
       pytests "$n workers" mpi "$n" "$CG_PYTHON" -m pytest -q --color=no \
         -p no:cacheprovider $all "${by_sockets[@]}"
     fi
   done
+  joined
   [ -n "${WORKERS:-}" ] && return
   pytests "2 workers over sockets, the rest" timeout --kill-after=20 900 \
     "$CG_PYTHON" -m codedgrad run -n 2 --transport socket -- -m pytest -q --color=no \
@@ -157,11 +194,16 @@ parallel() {
     -p no:cacheprovider $all/test_{evaluate,same_bits,whole_pass,loss_weights,values,watch}.py
 }
 
-integrations() {
-  pytests "frameworks, 2 workers" mpi 2 "$CG_PYTHON" -m pytest -q --color=no \
-    -p no:cacheprovider tests/integrations --ignore-glob='*/test_refusals.py'
+refusals() {
   pytests "frameworks, 1 worker" "$CG_PYTHON" -m pytest -q --color=no \
     -p no:cacheprovider tests/integrations/test_refusals.py
+}
+
+integrations() {
+  beside refusals
+  pytests "frameworks, 2 workers" mpi 2 "$CG_PYTHON" -m pytest -q --color=no \
+    -p no:cacheprovider tests/integrations --ignore-glob='*/test_refusals.py'
+  joined
 }
 
 horovod() {
@@ -171,36 +213,48 @@ horovod() {
   pytests "Horovod" "$CG_PYTHON" -m pytest -q --color=no -p no:cacheprovider tests/horovod
 }
 
-offline_bench() { # OUT: benchmarks of one process that need no launcher
+# Toy sizes prove that a benchmark runs and writes, so three go at a time.
+bench_alone() { # OUT: of one process
   local out=$1
-  log=$(mktemp)
   check "bench_scaling pass" "$CG_PYTHON" benchmarks/bench_scaling.py pass --toy \
     --out "$out/pass.json"
-  check "bench_traces" "$CG_PYTHON" benchmarks/bench_traces.py --scaling-only --out "$out"
+  check "bench_traces" "$CG_PYTHON" benchmarks/bench_traces.py --scaling-only --toy \
+    --out "$out"
   check "bench_decoder" "$CG_PYTHON" benchmarks/bench_decoder.py --toy \
     --out "$out/decoder.json" --page "$out/decoder.md"
   check "fit_decoder" "$CG_PYTHON" benchmarks/fit_decoder.py --toy --out "$out/net.npz"
   check "bench_anytime" "$CG_PYTHON" benchmarks/bench_anytime.py --toy --out "$out"
   check "bench_time_to_loss" "$CG_PYTHON" benchmarks/bench_time_to_loss.py --toy \
     --out "$out"
-  rm -f "$log"
+  check "bench_kernels" mpi 1 "$CG_PYTHON" benchmarks/bench_kernels.py --toy \
+    --out "$out/kernels.json"
 }
 
-bench() {
-  local out offline
-  out=$(mktemp -d)
-  offline_bench "$out" >"$out/offline.txt" &
-  offline=$!
-  check "bench_exchange" mpi 2 "$CG_PYTHON" benchmarks/bench_exchange.py --toy \
-    --out "$out/exchange.json"
+bench_asleep() { # OUT: mostly waiting
+  local out=$1
   check "bench_step sleep" mpi 4 "$CG_PYTHON" benchmarks/bench_step.py --toy \
     --task sleep --factors 1,8 --out "$out/sleep.json"
-  check "bench_step digits" mpi 2 "$CG_PYTHON" benchmarks/bench_step.py --toy \
-    --task digits --factors 1 --out "$out/digits.json"
   check "bench_step overlap" mpi 2 "$CG_PYTHON" benchmarks/bench_step.py --toy \
     --horovod-aside \
     --task device --overlap both --wire bfloat16 --no-horovod --factors 1 \
     --batch-size 8 --out "$out/overlap.json"
+  check "bench_stall" mpi 4 "$CG_PYTHON" benchmarks/bench_stall.py --toy \
+    --out "$out/stall.json"
+  check "bench_faults" mpi 4 "$CG_PYTHON" benchmarks/bench_faults.py --toy \
+    --out "$out/faults.json"
+  check "bench_killed" "$CG_PYTHON" benchmarks/bench_killed.py --toy
+  check "validate_simulator" mpi 4 "$CG_PYTHON" benchmarks/validate_simulator.py --toy \
+    --out "$out/simulator.json"
+  check "bench_estimates steps" mpi 4 "$CG_PYTHON" benchmarks/bench_estimates.py --toy \
+    --part steps --out "$out/estimates-steps.json"
+}
+
+bench_busy() { # OUT
+  local out=$1
+  check "bench_exchange" mpi 2 "$CG_PYTHON" benchmarks/bench_exchange.py --toy \
+    --out "$out/exchange.json"
+  check "bench_step digits" mpi 2 "$CG_PYTHON" benchmarks/bench_step.py --toy \
+    --task digits --factors 1 --out "$out/digits.json"
   check "bench_overhead" mpi 2 "$CG_PYTHON" benchmarks/bench_overhead.py --toy \
     --out "$out/overhead.json"
   check "bench_data" mpi 2 "$CG_PYTHON" benchmarks/bench_data.py --toy \
@@ -209,29 +263,24 @@ bench() {
     --out "$out/dropin.json"
   check "bench_evaluate" mpi 2 "$CG_PYTHON" benchmarks/bench_evaluate.py --toy \
     --out "$out/evaluate.json"
-  check "bench_stall" mpi 4 "$CG_PYTHON" benchmarks/bench_stall.py --toy \
-    --out "$out/stall.json"
-  check "bench_faults" mpi 4 "$CG_PYTHON" benchmarks/bench_faults.py --toy \
-    --out "$out/faults.json"
-  check "bench_killed" "$CG_PYTHON" benchmarks/bench_killed.py --toy
-  check "validate_simulator" mpi 4 "$CG_PYTHON" benchmarks/validate_simulator.py --toy \
-    --out "$out/simulator.json"
+  check "calm steps" mpi 2 "$CG_PYTHON" launch/calm.py --turns 1 --out "$out/calm.json"
   check "bench_gpu" mpi 2 "$CG_PYTHON" benchmarks/bench_gpu.py --device cpu --toy \
     --out "$out/gpu.json"
-  check "bench_kernels" mpi 1 "$CG_PYTHON" benchmarks/bench_kernels.py --toy \
-    --out "$out/kernels.json"
   check "bench_estimates choose" mpi 4 "$CG_PYTHON" benchmarks/bench_estimates.py --toy \
-    --part choose --out "$out/estimates.json"
+    --part choose --out "$out/estimates-choose.json"
   check "bench_estimates learn" mpi 2 "$CG_PYTHON" benchmarks/bench_estimates.py --toy \
-    --part learn --out "$out/estimates.json"
-  check "bench_estimates steps" mpi 4 "$CG_PYTHON" benchmarks/bench_estimates.py --toy \
-    --part steps --out "$out/estimates.json"
+    --part learn --out "$out/estimates-learn.json"
   check "bench_scaling live" mpi 2 "$CG_PYTHON" benchmarks/bench_scaling.py live --toy \
     --out "$out/scaling-2.json"
-  wait "$offline"
-  cat "$out/offline.txt"
-  passed=$((passed + $(grep -c '^ok ' "$out/offline.txt")))
-  failed=$((failed + $(grep -c '^FAILED ' "$out/offline.txt")))
+}
+
+bench() {
+  local out=$scratch/bench
+  mkdir -p "$out"
+  beside bench_alone "$out"
+  beside bench_asleep "$out"
+  bench_busy "$out"
+  joined
   check "bench_scaling predict" "$CG_PYTHON" benchmarks/bench_scaling.py predict --toy \
     --live "$out" --pass-file "$out/pass.json" --out "$out/scaling_model.json" \
     --page "$out/scaling.md" --plot "$out/scaling_model.png"
@@ -247,7 +296,6 @@ bench() {
     "$out/cluster/step-digits-2.json" \
     "$out/simulator.json" "$out/kernels.json" "$out/decoder.json" \
     "$out/results/anytime.json" "$out/results/time_to_loss.json"
-  rm -rf "$out"
 }
 
 case ${1:-all} in

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import re
-import subprocess
-import sys
 from pathlib import Path
 
+import forks
 import pytest
 
 ROOT = Path(__file__).parent.parent
@@ -30,20 +30,26 @@ def test_extras_that_errors_name_exist() -> None:
         assert re.search(rf"^{name} = \[", extras, re.MULTILINE), name
 
 
-@pytest.mark.parametrize(
-    ("library", "use", "extra"),
-    [
-        ("matplotlib", "codedgrad.monitor.plot_arrivals", "plots"),
-        ("tensorboard", "codedgrad.monitor.TensorBoardMonitor", "tensorboard"),
-        ("prometheus_client", "import codedgrad.monitor.prometheus", "prometheus"),
-    ],
-)
-def test_an_extra_that_is_missing_is_named(library: str, use: str, extra: str) -> None:
-    script = f"import sys, codedgrad\nsys.modules[{library!r}] = None\n{use}"
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=False
-    )
-    last = done.stderr.splitlines()[-1]
+USES = {  # of libraries, and the extras that bring them
+    "matplotlib": ("codedgrad.monitor.plot_arrivals", "plots"),
+    "tensorboard": ("codedgrad.monitor.TensorBoardMonitor", "tensorboard"),
+    "prometheus_client": ("import codedgrad.monitor.prometheus", "prometheus"),
+}
+
+
+@functools.cache
+def ended() -> dict[str, forks.Ended]:
+    scripts = [
+        f"import sys, codedgrad\nsys.modules[{library!r}] = None\n{use}"
+        for library, (use, _) in USES.items()
+    ]
+    return dict(zip(USES, forks.run_all(scripts), strict=True))
+
+
+@pytest.mark.parametrize("library", USES)
+def test_an_extra_that_is_missing_is_named(library: str) -> None:
+    extra = USES[library][1]
+    last = ended()[library].stderr.splitlines()[-1]
     assert last.startswith("codedgrad.errors.EnvironmentSetupError: ")
     assert library in last
     assert f"pip install 'codedgrad[{extra}]'" in last

@@ -23,10 +23,11 @@ def test_a_process_is_stopped_and_woken() -> None:
     assert [plan.stop_s(1, s) for s in (3, 4, 5)] == [0.0, 0.3, 0.0]
     assert plan.stop_s(0, 4) == plan.stall_s(1, 4, 0.1) == 0.0
     script = (
-        "from codedgrad.faults import *\n"
+        "import bare\nfrom codedgrad.job.faults import *\n"
         "Injector(Faults.parse('stop:worker=0,step=2,seconds=0.5', 1), 0).begin(2, 1.0)"
     )
-    job = subprocess.Popen([sys.executable, "-c", script])
+    path = {"PYTHONPATH": os.pathsep.join(sys.path)}
+    job = subprocess.Popen([sys.executable, "-c", script], env=os.environ | path)
     _, status = os.waitpid(job.pid, os.WUNTRACED)
     assert os.WIFSTOPPED(status)
     begin = time.monotonic()

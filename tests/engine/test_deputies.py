@@ -334,7 +334,7 @@ def test_a_row_that_has_come_since_is_lacked_no_more(
     job: Callable[..., Job],
 ) -> None:
     """Rows come slowly, so owners say again and again what they lack."""
-    last = 7
+    last, both = 7, threading.Barrier(2)
 
     def body(worker: Worker) -> None:
         exchange, until = worker.exchange, time.monotonic() + LIMIT_S
@@ -351,6 +351,7 @@ def test_a_row_that_has_come_since_is_lacked_no_more(
         while exchange.needs(0) < seen + 4:
             assert exchange.has(0, last)
             assert time.monotonic() < until
+        both.wait(LIMIT_S)  # whoever has all rows lacks nothing more
         for node in range(2, last):
             worker.post(0, node)
         assert exchange.wait(0, LIMIT_S)

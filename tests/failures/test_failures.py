@@ -226,6 +226,7 @@ def one_job(
     return folder, workers, run(folder, cases, workers, 300)
 
 
+@pytest.mark.xdist_group("one_job")  # for processes that divide the tests
 @pytest.mark.parametrize("case", [c for c in CASES if c not in ALONE])
 def test_every_worker_says_what_is_wrong(
     case: str, one_job: tuple[Path, int, str]

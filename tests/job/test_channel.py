@@ -7,6 +7,7 @@ that other tests start would take this process for their launcher.
 from __future__ import annotations
 
 import gc
+import os
 import subprocess
 import sys
 import weakref
@@ -58,8 +59,8 @@ channel.MpiChannel.of_job().abort(3)
 
 def run(script: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", script],
-        env=environment.without_launcher(),
+        [sys.executable, "-c", f"import bare\n{script}"],
+        env=environment.without_launcher() | {"PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
         text=True,
         timeout=100,

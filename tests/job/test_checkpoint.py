@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
+import forks
 import pytest
 import torch
 from job.fakes import fake_runtime
@@ -48,27 +46,6 @@ def test_an_error_leaves_the_file_before(
     if error is OSError:
         assert "the file before it, if there was one, is as it was" in str(caught.value)
         assert str(path) in str(caught.value)
-    assert step_in(path) == 1
-    assert [p.name for p in tmp_path.iterdir()] == ["model.pt"]
-
-
-def test_a_full_disk_is_named(tmp_path: Path) -> None:
-    """Behind a limit on the size of files, torch.save fails as on a full disk."""
-    path = tmp_path / "model.pt"
-    codedgrad.save(path, {"step": 1})
-    script = (
-        "import resource, sys, torch, codedgrad\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
-        "codedgrad.save(sys.argv[1], {'big': torch.zeros(1 << 20)})\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(path)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.stderr.splitlines()[-1].startswith("OSError: [Errno 27] the checkpoint")
-    assert "(File too large); the file before it, if there was one, is" in done.stderr
     assert step_in(path) == 1
     assert [p.name for p in tmp_path.iterdir()] == ["model.pt"]
 
@@ -138,47 +115,70 @@ def test_links_and_permissions_stay(tmp_path: Path) -> None:
     assert real.stat().st_mode & 0o777 == 0o640
 
 
-WRITER = """
-import sys, torch, codedgrad
-state = {"step": 1, "values": torch.arange(2_000_000)}
-codedgrad.save(sys.argv[1], state)
-print("first", flush=True)
-while True:
-    state["step"] += 1
-    codedgrad.save(sys.argv[1], state)
+# Behind a limit on the size of files, torch.save fails as on a full disk.
+FULL_DISK = """
+import resource
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+codedgrad.save(path, {'big': torch.zeros(1 << 20)})
+"""
+# It kills itself inside of torch.save.
+HALF_WAY = """
+import os, signal
+class Kill:
+    def __reduce__(self): os.kill(os.getpid(), signal.SIGKILL)
+codedgrad.save(path, {'big': torch.zeros(1 << 20), 'kill': Kill()})
+"""
+# Writers are killed at several moments; without the second file, torch.load would fail.
+WRITERS = """
+import os, signal, time
+values = torch.arange(2_000_000)
+for delay_s in (0.003, 0.01, 0.05):
+    begun, begin = os.pipe()
+    writer = os.fork()
+    if not writer:
+        state = {'step': 1, 'values': values}
+        while True:
+            codedgrad.save(path, state)
+            os.write(begin, b'x')
+            state['step'] += 1
+    os.read(begun, 1)
+    time.sleep(delay_s)
+    os.kill(writer, signal.SIGKILL)
+    assert os.waitpid(writer, 0)[1] == signal.SIGKILL
+    assert torch.equal(torch.load(path, weights_only=True)['values'], values)
 """
 
 
-def test_a_killed_writer_leaves_a_whole_file(tmp_path: Path) -> None:
-    """Killed at several moments; without the second file, torch.load would fail."""
-    path = tmp_path / "model.pt"
-    for delay_s in (0.003, 0.01, 0.05):
-        writer = subprocess.Popen(
-            [sys.executable, "-c", WRITER, str(path)], stdout=subprocess.PIPE
-        )
-        assert writer.stdout is not None
-        writer.stdout.readline()
-        time.sleep(delay_s)
-        writer.send_signal(signal.SIGKILL)
-        writer.wait()
-        writer.stdout.close()
-        loaded = torch.load(path, weights_only=True)
-        assert torch.equal(loaded["values"], torch.arange(2_000_000))
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The path of the checkpoint of each script, and how the script has ended."""
+    scripts = {}
+    for script in (FULL_DISK, HALF_WAY, WRITERS):
+        path = tmp_path_factory.mktemp("checkpoint") / "model.pt"
+        codedgrad.save(path, {"step": 1})
+        scripts[script] = path, f"import torch, codedgrad\npath = {str(path)!r}{script}"
+    found = forks.run_all([text for _, text in scripts.values()])
+    return {s: (p, e) for (s, (p, _)), e in zip(scripts.items(), found, strict=True)}
+
+
+def test_a_full_disk_is_named(ended: dict[str, Any]) -> None:
+    path, done = ended[FULL_DISK]
+    assert done.stderr.splitlines()[-1].startswith("OSError: [Errno 27] the checkpoint")
+    assert "(File too large); the file before it, if there was one, is" in done.stderr
+    assert step_in(path) == 1
+    assert [p.name for p in path.parent.iterdir()] == ["model.pt"]
+
+
+def test_a_killed_writer_leaves_a_whole_file(ended: dict[str, Any]) -> None:
+    path, done = ended[WRITERS]
+    assert done.returncode == 0, done.stderr
     codedgrad.save(path, {"step": 0})
-    assert [p.name for p in tmp_path.iterdir()] == ["model.pt"]
+    assert [p.name for p in path.parent.iterdir()] == ["model.pt"]
 
 
-def test_a_writer_that_is_killed_half_way(tmp_path: Path) -> None:
-    """It kills itself inside of torch.save: the file before it is there."""
-    path = tmp_path / "model.pt"
-    codedgrad.save(path, {"step": 1})
-    script = (
-        "import os, signal, sys, torch, codedgrad\n"
-        "class Kill:\n"
-        "    def __reduce__(self): os.kill(os.getpid(), signal.SIGKILL)\n"
-        "codedgrad.save(sys.argv[1], {'big': torch.zeros(1 << 20), 'kill': Kill()})\n"
-    )
-    done = subprocess.run([sys.executable, "-c", script, str(path)], check=False)
+def test_a_writer_that_is_killed_half_way(ended: dict[str, Any]) -> None:
+    """The file before it is there."""
+    path, done = ended[HALF_WAY]
     assert done.returncode == -signal.SIGKILL
-    assert len(list(tmp_path.glob(".*.partial"))) == 1
+    assert len(list(path.parent.glob(".*.partial"))) == 1
     assert step_in(path) == 1

@@ -94,7 +94,7 @@ def test_a_rank_without_a_size_is_no_launcher(
 
 
 ASK = (
-    f"{sys.executable} -c 'from codedgrad.job import environment as e; "
+    f"{sys.executable} -c 'import bare; from codedgrad.job import environment as e; "
     f"print(e.torchrun_inside_mpirun())'"
 )
 MPI, TORCH = "OMPI_COMM_WORLD_SIZE=2", "TORCHELASTIC_RUN_ID=x"
@@ -118,7 +118,7 @@ def test_torchrun_in_a_worker_of_mpirun(
     command = f"env {inner} {ask}; true"  # `true`: so that the shell stays their parent
     done = subprocess.run(
         ["env", outer, "sh", "-c", command],
-        env=environment.without_launcher(),
+        env=environment.without_launcher() | {"PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
         text=True,
         check=True,

@@ -18,6 +18,8 @@ from training import SEED, coded, dataset, everywhere, plain
 
 import codedgrad
 from codedgrad import codes
+from codedgrad.groups import channel
+from codedgrad.job.waiting import Waiting
 
 STEPS = 30
 # By group: each late now and then, so that the others help, and the late one abandons
@@ -270,17 +272,24 @@ def coded_with_log(folder: str) -> codedgrad.CodedGradient:
     return gradient
 
 
-def test_waits_say_for_whom(caplog: pytest.LogCaptureFixture) -> None:
+def test_waits_say_for_whom(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A process whose leader is away says so, and goes on when it is back."""
     if codedgrad.size() == 1:
         return
+
+    def early(*args: Any, **words: Any) -> Waiting:
+        return Waiting(*args, **{**words, "quiet_s": 1.0})
+
+    monkeypatch.setattr(channel, "Waiting", early)
     model = nn.Sequential(nn.Flatten(), nn.Linear(16, 5))
     gradient = codedgrad.CodedGradient(model, local_group=group_size())
     leads = codedgrad.rank() % group_size() == 0
     with caplog.at_level(logging.WARNING, logger="codedgrad"):
         for shards in gradient.steps(codedgrad.ShardSampler(dataset(), 48)):
             if leads and gradient.step == 1:
-                time.sleep(6.5)
+                time.sleep(3.0)
             gradient.backward(lambda x, y: criterion(model(x), y), shards)
         gradient.close()
     said = [r.getMessage() for r in caplog.records if r.name == "codedgrad"]

@@ -5,6 +5,7 @@ Its workers here train nothing, and start in no time.
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -36,7 +37,7 @@ while not order.exists():
 exec(order.read_text())
 """
 SUPERVISE = (
-    "import sys; from codedgrad.job.sockets import supervisor as s;"
+    "import bare, sys; from codedgrad.job.sockets import supervisor as s;"
     "s._OWN_END_S = s._SIGTERM_S = 0.3;"
     "sys.exit(s.run(sys.argv[1:], 3, {}))"
 )
@@ -51,7 +52,8 @@ class Job:
         self.process = subprocess.Popen(
             [*command, str(folder)],
             cwd=ROOT,
-            env=environment.without_launcher() | {"OMPI_X": "1"},
+            env=environment.without_launcher()
+            | {"OMPI_X": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
             stderr=subprocess.PIPE,
             text=True,
         )

@@ -5,18 +5,15 @@ The jobs are processes of their own, since such an error ends a job.
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import functools
 
+import forks
 import pytest
-
-from codedgrad.job import environment
 
 JOB = """
 import torch, codedgrad
 from torch import nn
 
-torch.set_num_threads(1)
 codedgrad.init()
 model = nn.Linear(4, 1)
 coded = codedgrad.CodedGradient(model, {settings})
@@ -28,32 +25,28 @@ for shards in coded.steps(codedgrad.ShardSampler(data, 16)):
 print(bool(model.weight.grad.isfinite().all()))
 """
 REFUSE = 'policy=codedgrad.approximate(0.1), on_nonfinite="refuse"'
+CASES = [
+    (REFUSE, "1.0", "True", ""),
+    (REFUSE, "float('nan')", "", "loss (nan) of step 0, shard 0"),
+    (REFUSE, "(model.weight.sum() - model.weight.sum()).sqrt()", "", "gradient of"),
+    ("policy=codedgrad.approximate(0.1)", "float('inf')", "", "loss (inf) of"),
+    ('on_nonfinite="continue"', "float('nan')", "False", ""),
+    (
+        'policy=codedgrad.approximate(0.0), on_nonfinite="refuse"',
+        "1.0",
+        "",
+        "max_error > 0",
+    ),
+]
 
 
-@pytest.mark.parametrize(
-    ("settings", "factor", "out", "error"),
-    [
-        (REFUSE, "1.0", "True", ""),
-        (REFUSE, "float('nan')", "", "loss (nan) of step 0, shard 0"),
-        (REFUSE, "(model.weight.sum() - model.weight.sum()).sqrt()", "", "gradient of"),
-        ("policy=codedgrad.approximate(0.1)", "float('inf')", "", "loss (inf) of"),
-        ('on_nonfinite="continue"', "float('nan')", "False", ""),
-        (
-            'policy=codedgrad.approximate(0.0), on_nonfinite="refuse"',
-            "1.0",
-            "",
-            "max_error > 0",
-        ),
-    ],
-)
-def test_one_worker(settings: str, factor: str, out: str, error: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", JOB.format(settings=settings, factor=factor)],
-        env=environment.without_launcher(),
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
+@functools.cache
+def ended() -> list[forks.Ended]:
+    return forks.run_all([JOB.format(settings=s, factor=f) for s, f, *_ in CASES])
+
+
+@pytest.mark.parametrize("case", range(len(CASES)), ids=[str(c[:2]) for c in CASES])
+def test_one_worker(case: int) -> None:
+    (_, _, out, error), done = CASES[case], ended()[case]
     assert done.stdout.strip() == out, done.stderr
     assert error in done.stderr

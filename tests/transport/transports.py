@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parent.parent.parent
 BARRIER_S = 30.0
+START = "import bare, sys; from transport import transports as t; t.main(sys.argv[1])"
 
 
 def local(ranks: int) -> Callable[[int], Any]:
@@ -108,7 +109,7 @@ def in_processes(name: str, ranks: int) -> dict[str, str]:
     limit = ["timeout", "--kill-after=5", "100"]
     launch = ["bash", "launch/mpirun.sh", "-n", str(ranks)]
     done = subprocess.run(
-        [*limit, *launch, sys.executable, __file__, name],
+        [*limit, *launch, sys.executable, "-c", START, name],
         cwd=ROOT,
         env=os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"},
         capture_output=True,
@@ -139,7 +140,3 @@ def main(name: str) -> None:
         world.Barrier()
         if world.rank == 0:
             print(case, flush=True)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])
