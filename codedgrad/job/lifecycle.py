@@ -16,6 +16,7 @@ collective. There are three ways to leave:
 from __future__ import annotations
 
 import atexit
+import contextlib
 import logging
 import sys
 import time
@@ -26,6 +27,7 @@ from codedgrad.errors import (
     ConfigError,
     EnvironmentSetupError,
     MismatchError,
+    WorkerError,
 )
 from codedgrad.job import environment, exported, runtime, startup
 from codedgrad.job.exit_status import ScriptEnd
@@ -191,10 +193,11 @@ def _leave_together(leaver: Runtime) -> None:
     Horovod, where it was initialised first, ends MPI on all workers as soon as one of
     them exits; an engine that still waits for a goodbye would then be aborted.
     """
-    ended = leaver.channel.start_barrier()
     until = time.monotonic() + _LEAVE_S
-    while not ended.test() and time.monotonic() < until:
-        time.sleep(1e-4)
+    with contextlib.suppress(WorkerError):  # one has died after its goodbye
+        ended = leaver.channel.start_barrier()
+        while not ended.test() and time.monotonic() < until:
+            time.sleep(1e-4)
 
 
 def _tell_others_of_exceptions() -> None:
