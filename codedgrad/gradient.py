@@ -90,6 +90,8 @@ class CodedGradient:
         with start.failing_together(self._runtime, "could not start"):
             self._form(model, code, also)
             runtime.barrier()  # nobody sends before all have opened their exchange
+            if self._exchange.outlives:
+                self._runtime.outlive()
 
     # ---- stages of the start ----
 

@@ -242,6 +242,7 @@ bench_asleep() { # OUT: mostly waiting
     --out "$out/stall.json"
   check "bench_faults" mpi 4 "$CG_PYTHON" benchmarks/bench_faults.py --toy \
     --out "$out/faults.json"
+  check "bench_killed" "$CG_PYTHON" benchmarks/bench_killed.py --toy
   check "validate_simulator" mpi 4 "$CG_PYTHON" benchmarks/validate_simulator.py --toy \
     --out "$out/simulator.json"
   check "bench_estimates steps" mpi 4 "$CG_PYTHON" benchmarks/bench_estimates.py --toy \

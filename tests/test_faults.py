@@ -138,3 +138,22 @@ def test_a_slow_pass_takes_the_factor() -> None:
     time.sleep(0.02)
     injector.boundary(lambda: None)
     assert time.monotonic() - begin >= 0.06
+
+
+@pytest.mark.parametrize(
+    ("text", "status"),
+    [("kill:worker=0,step=2,after=0.05", -9), ("exit:worker=0,step=2", 1)],
+)
+def test_a_process_ends(text: str, status: int) -> None:
+    plan = Faults.parse(text, 2)
+    assert [bool(plan.death(0, s)) for s in (1, 2, 3)] == [False, True, False]
+    assert plan.death(1, 2) is None
+    assert plan.factor(0, 2) == 1.0
+    assert plan.stop_s(0, 2) == plan.stall_s(0, 2, 0.1) == 0.0
+    script = (
+        "from codedgrad.faults import *; import sys, time\n"
+        "injector = Injector(Faults.parse(sys.argv[1], 1), 0)\n"
+        "injector.begin(1, 1.0)\ninjector.begin(2, 1.0)\ntime.sleep(30)"
+    )
+    job = subprocess.run([sys.executable, "-c", script, text], check=False)
+    assert job.returncode == status

@@ -56,7 +56,13 @@ class Settled(NamedTuple):
 
 
 class Exchange(Protocol):
-    """Sends rows and brings decoded sums, for one model and one code."""
+    """Sends rows and brings decoded sums, for one model and one code.
+
+    Attributes:
+        outlives: whether the exchange goes on where a worker is lost for good.
+    """
+
+    outlives: bool
 
     def row_of(self, worker: int, row: int) -> int:
         """Returns the number by which a row is posted and asked for.
@@ -130,6 +136,12 @@ class Exchange(Protocol):
         """Returns True when `row` has arrived here, or is implied by what has.
 
         A helper asks before and during an item: what is here need not be computed.
+        """
+
+    def lost(self) -> list[int]:
+        """Returns the workers that are lost for good.
+
+        A helper asks before it chooses an item: nobody waits for theirs.
         """
 
     def begun(self, step: int, row: int) -> bool:

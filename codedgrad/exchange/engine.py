@@ -30,6 +30,10 @@ log = logging.getLogger("codedgrad")
 
 DEPUTY_S = 0.01  # the scheduler of a busy machine takes a thread off for some ms
 _said: set[str] = set()  # why there are no deputies, each reason once
+_NEEDS_ALL = (
+    "an exchange is open, or to be opened, that needs all workers; those with "
+    "same_bits=True and back-ups do not (docs/faults.md)"
+)
 _ALL = -1  # all buckets
 _FAILED = -1  # in place of the steps made: the last one has ended with an error
 _EQUALLY = (
@@ -132,6 +136,9 @@ class EngineExchange:
             summable=plain and plan.most_inputs <= _engine.MOST_DEVICE_INPUTS,
         )
         self._deputised = self._may_deputise()
+        self.outlives = self._deputised and self._computable_by_all()
+        if not self.outlives and (lost := self.lost()):
+            raise ConfigError(f"worker(s) {lost} are lost; {_NEEDS_ALL}")
         try:
             self._core = _engine.Exchange(
                 self._runtime.engine,
@@ -140,11 +147,17 @@ class EngineExchange:
                     first_step=first_step,
                     memory=self._memory.kind,
                     deputy_s=DEPUTY_S if self._deputised else 0.0,
+                    needs_all="" if self.outlives else _NEEDS_ALL,
                 ),
             )
         except ValueError as error:
             raise ConfigError(str(error)) from None
         self._memory.opened(self._core)
+
+    def _computable_by_all(self) -> bool:
+        """Returns whether each worker can compute and send any micro-batch."""
+        code = self._code
+        return all(map(int.__lt__, code.required, map(len, code.work)))
 
     def _may_deputise(self) -> bool:
         """Returns whether slices may be decoded by others than their owners.
@@ -189,6 +202,7 @@ class EngineExchange:
             self._begin_again(step)
         self._begun = step
         occasion, waiting = f"to begin {self.noun} {step}", None
+        self._runtime.losses.look(self._runtime, occasion)
         while True:
             self._deadlock.look(occasion, step)
             ok, behind = self._core.begin(step, 0.0 if waiting is None else 1.0)
@@ -227,6 +241,10 @@ class EngineExchange:
         # Where it is the last of all, the caller waits for the step next.
         last = row == self._last_row and end == self._count
         self._core.post(step, row, data.buffer, bucket, event, waits=last)
+
+    def lost(self) -> list[int]:
+        """See `base.Exchange`."""
+        return list(self._runtime.engine.lost())
 
     def done(self, step: int) -> bool:
         """See `base.Exchange`."""
@@ -276,12 +294,13 @@ class EngineExchange:
 
     def _blockers(self, step: int) -> list[int]:
         """Returns workers whose own rows are missing; else owners whose slices are."""
+        lost = self.lost()
         late = [
             worker
             for worker, required in enumerate(self._required)
-            if not all(self.has(step, row) for row in required)
+            if worker not in lost and not all(self.has(step, row) for row in required)
         ]
-        return late or list(self._core.missing(step))
+        return late or [w for w in self._core.missing(step) if w not in lost]
 
     # ---- reports and checkpoints ----
 

@@ -32,7 +32,10 @@ class LeadersExchange:
 
     Attributes:
         board: what the leader tells the members while they compute.
+        outlives: False: where a process of a group dies, the job ends.
     """
+
+    outlives = False
 
     def __init__(self, group: LocalGroup, exchange: Exchange) -> None:
         """Share `exchange`, which is among the leaders. Collective over the job."""
@@ -95,6 +98,10 @@ class LeadersExchange:
         """Returns whether `row` has arrived here or is implied by what has."""
         return self._exchange.has(step, row)
 
+    def lost(self) -> list[int]:
+        """Returns nobody."""
+        return []
+
     def begun(self, step: int, row: int) -> bool:
         """Returns whether some bucket of `row` has arrived here."""
         return self._exchange.begun(step, row)
@@ -137,7 +144,10 @@ class FollowersExchange:
 
     Attributes:
         board: what the leader tells while this process computes.
+        outlives: False, as at the leader.
     """
+
+    outlives = False
 
     def __init__(self, group: LocalGroup, layout: Layout) -> None:
         """Follow the group's leader. Collective over the job."""
@@ -204,6 +214,10 @@ class FollowersExchange:
         """Returns False: no arrival is seen here."""
         del step, row
         return False
+
+    def lost(self) -> list[int]:
+        """Returns nobody."""
+        return []
 
     def begun(self, step: int, row: int) -> bool:
         """Returns False: no arrival is seen here."""

@@ -83,6 +83,10 @@ def form(
     check_agreement("local groups", [("local_group", f"{spec!r} on {device}")])
     mine = str(runtime.place.cross_rank).encode()
     machines = [int(b) for b in runtime.gather(mine, "to form local groups")]
+    if runtime.absent:
+        raise ConfigError(
+            f"worker(s) {runtime.absent} are lost, and local groups need all workers"
+        )
     groups = partition(spec, machines)
     if len(groups[0]) == 1:
         return None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from codedgrad.errors import WorkerError
 from codedgrad.inference import sums
 from codedgrad.inference.compare import Own
 from codedgrad.inference.guard import models_of, undisturbed
@@ -139,6 +140,7 @@ def gathered(
 
     Raises:
         ConfigError: a list holds something that cannot be sent.
+        WorkerError: a worker was lost with its results.
     """
     wanted = [i for i, entry in enumerate(schema) if not entry.summed]
     if not wanted:
@@ -148,7 +150,13 @@ def gathered(
         for part, maker in enumerate(makers)
         if maker == rank
     ]
-    found = dict(pair for one in collectives.allgather_object(mine) for pair in one)
+    every = collectives.objects_of_the_present(mine)
+    found = dict(pair for one in every for pair in one)
+    if gone := [part for part in range(len(makers)) if part not in found]:
+        raise WorkerError(
+            f"worker(s) {sorted({makers[part] for part in gone})} were lost with their "
+            f"results by sample before all had got them; evaluate once more"
+        )
     return {
         schema[i].name: sums.joined(
             schema[i], [[found[part][place]] for part in range(len(makers))]

@@ -57,8 +57,12 @@ class SumExchange(EngineExchange):
     noun = "evaluation"
     late: Callable[[], list[int]] | None = None
 
+    def _computable_by_all(self) -> bool:
+        return True
+
     def _blockers(self, step: int) -> list[int]:
         late = self.late() if self.late is not None else []
+        late = [w for w in late if w not in self.lost()]
         return late or super()._blockers(step)
 
 

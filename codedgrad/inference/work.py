@@ -109,6 +109,7 @@ class Work:
             with session.job.computing():
                 try:
                     self._own()
+                    self._compute_missing(self._of_the_lost())
                     self._help(patience)
                 except _Decoded:
                     pass
@@ -155,16 +156,33 @@ class Work:
 
     def _help_out(self, times: int) -> None:
         """Compute what workers lack that had arrived here; see `Exchange.wait_all`."""
-        numbers = self._shares.others
+        numbers = [*self._shares.others, *self._of_the_lost()]
         if times >= _LAST_RESORT:
             numbers = sorted({*numbers, *self._shares.own})
+        try:
+            with self._session.job.computing():
+                self._compute_missing(numbers)
+        except _Decoded:
+            return
+
+    def _compute_missing(self, numbers: Sequence[int]) -> None:
+        """Compute those of these parts that have not come.
+
+        Raises:
+            _Decoded: the evaluation is decoded.
+        """
         for i in numbers:
             if not self._has(self._shares.parts[i].node):
-                try:
-                    with self._session.job.computing():
-                        self._one(i, own=False)
-                except _Decoded:
-                    return
+                self._one(i, own=False)
+
+    def _of_the_lost(self) -> list[int]:
+        """Returns parts of workers that are lost; each worker begins at another one."""
+        lost, job = set(self._session.exchange.lost()), self._session.job
+        if not lost:
+            return []
+        found = [i for i, who in enumerate(self._shares.owners) if lost.issuperset(who)]
+        first = len(found) * job.rank // job.size
+        return found[first:] + found[:first]
 
     def _count(self, number: int) -> int:
         part = self._shares.parts[number]

@@ -100,8 +100,15 @@ class Engine:
     def announced(self) -> dict[int, bytes]:
         """What workers have published for the next `gather`."""
     def publish(self, data: bytes) -> None: ...
-    def gather(self, timeout_s: float) -> tuple[list[bytes] | None, list[int]]:
-        """By worker, what all have published; None on time-out, and who is missing."""
+    def gather(self, timeout_s: float) -> tuple[list[bytes | None] | None, list[int]]:
+        """By worker, what all have published; None on time-out, and who is missing.
+
+        A worker that is lost may have published nothing, None.
+        """
+    def survive(self, least: int) -> None:
+        """From now on workers may be lost, as long as so many are left."""
+    def lost(self) -> dict[int, float]:
+        """When workers were lost, by `time.monotonic`."""
     def fail(self, text: str) -> None:
         """End the job on every worker, with `text` as the reason."""
     def bind_device(self, calls: DeviceCalls) -> int:
@@ -184,6 +191,7 @@ class SessionSettings:
         approximate: Approximate | None = None,
         memory: str = "host",
         deputy_s: float = 0.0,
+        needs_all: str = "it has no deputies",
     ) -> None:
         """Check the names.
 
@@ -199,6 +207,7 @@ class SessionSettings:
             memory: where rows and sums lie: "host", "pinned" or "device".
             deputy_s: the least seconds after which another worker decodes the slice of
                 an owner that is silent; 0: never.
+            needs_all: why no worker may be lost for good; "" if the others go on.
         """
 
 class Exchange:

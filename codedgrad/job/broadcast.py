@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from codedgrad.errors import ConfigError
+from codedgrad.errors import ConfigError, WorkerError
 from codedgrad.job.agreement import check_agreement
 from codedgrad.job.runtime import current
 from codedgrad.job.waiting import Waiting
@@ -133,12 +133,20 @@ def broadcast_bytes(runtime: Runtime, flat: Tensor, root_rank: int, name: str) -
 
     Where the wait ends with an error, the bytes live on as long as MPI may write them
     (see `Request`); nobody else has them.
+
+    Raises:
+        WorkerError: the root is lost, or the job has failed.
     """
+    if root_rank in runtime.absent:
+        raise WorkerError(
+            f"worker {root_rank} is lost, and {name} was to be broadcast from it"
+        )
+    channel, ranks = runtime.present()
     waiting = Waiting(runtime, f"to broadcast {name}", quiet_s=5.0)
     array = flat.numpy()
     for begin in range(0, array.size, _CHUNK_BYTES):
         chunk = array[begin : begin + _CHUNK_BYTES]
-        request = runtime.channel.start_broadcast(chunk, root_rank)
+        request = channel.start_broadcast(chunk, ranks.index(root_rank))
         nap_s = 1e-5
         while not request.test():
             if runtime.engine.failed:

@@ -134,6 +134,16 @@ class Channel(Protocol):
 
     # ---- beside ----
 
+    def mark_survivor(self) -> bool:
+        """Let whoever started this process know that the others outlive its death.
+
+        Returns:
+            False if nobody outlives it, because the launcher or the network ends all.
+        """
+
+    def unmark_survivor(self, lost: Sequence[int], *, well: bool) -> None:
+        """Let it know that this process ends, whether well, and who was lost."""
+
     def reads_cuda_memory(self) -> bool:
         """Return whether messages may lie in the memory of CUDA devices."""
 
@@ -233,6 +243,13 @@ class MpiChannel:
         return MpiRequest(self._comm.Ibarrier())
 
     # ---- beside ----
+
+    def mark_survivor(self) -> bool:
+        """Return False: MPI ends all processes when one dies."""
+        return False
+
+    def unmark_survivor(self, lost: Sequence[int], *, well: bool) -> None:
+        """Do nothing."""
 
     def reads_cuda_memory(self) -> bool:
         """Return whether the MPI library says that it takes it."""

@@ -28,8 +28,9 @@ def save(path: str | os.PathLike[str], state: Any, *, on_rank: int | None = 0) -
     Args:
         path: The file; its folder must exist.
         state: What `torch.save` takes, for example a dictionary of state dicts.
-        on_rank: The worker that writes; the call does nothing on the others. None lets
-            every worker write, each to a path of its own.
+        on_rank: The worker that writes, or the first one that is left where it is lost
+            (docs/faults.md); the call does nothing on the others. None lets every
+            worker write, each to a path of its own.
 
     Returns:
         Whether this worker has written the file.
@@ -44,7 +45,9 @@ def save(path: str | os.PathLike[str], state: Any, *, on_rank: int | None = 0) -
             raise ConfigError(
                 f"on_rank must be 0 to {joined.size - 1}, or None, got {on_rank}"
             )
-        if joined.rank != on_rank:
+        lost = joined.engine.lost()
+        left = [w for w in range(joined.size) if w not in lost]
+        if joined.rank != (on_rank if on_rank in left else left[0]):
             return False
     final = Path(path).resolve()  # a link stays one, and what it points to is replaced
     if final.is_dir():

@@ -2,6 +2,8 @@
 
 Each function here is a barrier: it returns when every worker has called it, so it waits
 for the slowest. For what is averaged in every step, let the loss function return it.
+Workers that are lost for good are left out of a reduction. What wants the value of each
+ends with an error, on all who are left alike.
 
 What is small travels through the engine in one message, together with a description of
 what it is. So workers that reduce other things, other shapes or types are told so, all
@@ -16,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from codedgrad.errors import ConfigError, MismatchError
+from codedgrad.errors import ConfigError, MismatchError, WorkerError
 from codedgrad.job import agreement, objects, reduction
 from codedgrad.job.broadcast import broadcast_bytes
 from codedgrad.job.runtime import DISAGREE, current
@@ -69,7 +71,8 @@ def allreduce(value: Any, op: str = "mean") -> Any:
     every = _exchange(
         job, occasion, "values to reduce", leaves.data(), (names, problem)
     )
-    return leaves.rebuilt(value, reduction.reduced(leaves, every, op))
+    there = [one for one in every if one is not None]
+    return leaves.rebuilt(value, reduction.reduced(leaves, there, op))
 
 
 def allgather_object(value: Any, *, allow_pickle: bool = False) -> list[Any]:
@@ -86,12 +89,25 @@ def allgather_object(value: Any, *, allow_pickle: bool = False) -> list[Any]:
         MismatchError: `allow_pickle` differs.
         WorkerError: a worker failed, or did not come within `timeout_s`.
     """
-    job = current()
+    every = _objects(value, allow_pickle=allow_pickle)
+    return [
+        objects.decode(bytes(one), allow_pickle=allow_pickle)
+        for one in _all_of("to gather objects", every)
+    ]
+
+
+def objects_of_the_present(value: Any) -> list[Any]:
+    """Return the objects of those workers that are not lost. Collective."""
+    every = _objects(value, allow_pickle=False)
+    return [objects.decode(bytes(one)) for one in every if one is not None]
+
+
+def _objects(value: Any, *, allow_pickle: bool) -> list[bytes | memoryview | None]:
     data, problem = _encoded(value, allow_pickle=allow_pickle)
     names = [("allow_pickle", str(allow_pickle))]
     occasion = "to gather objects"
-    every = _exchange(job, occasion, "objects to gather", data, (names, problem))
-    return [objects.decode(bytes(one), allow_pickle=allow_pickle) for one in every]
+    subject = "objects to gather"
+    return _exchange(current(), occasion, subject, data, (names, problem))
 
 
 def broadcast_object(
@@ -120,7 +136,8 @@ def broadcast_object(
     names = [("root_rank", str(root_rank)), ("allow_pickle", str(allow_pickle))]
     occasion = "to broadcast an object"
     every = _exchange(job, occasion, "object to broadcast", data, (names, problem))
-    return objects.decode(bytes(every[root_rank]), allow_pickle=allow_pickle)
+    (root,) = _all_of(occasion, [every[root_rank]], root_rank)
+    return objects.decode(bytes(root), allow_pickle=allow_pickle)
 
 
 def allgather(tensor: torch.Tensor) -> torch.Tensor:
@@ -150,7 +167,10 @@ def allgather(tensor: torch.Tensor) -> torch.Tensor:
             ("shape", f"(*, {tuple(tensor.shape[1:])})"),
         ]
     occasion = "in an allgather"
-    every = _exchange(job, occasion, "tensors to gather", data, (names, problem))
+    every = _all_of(
+        occasion,
+        _exchange(job, occasion, "tensors to gather", data, (names, problem)),
+    )
     row = tensor.shape[1:].numel() * tensor.dtype.itemsize
     if row == 0:
         first = allreduce(tensor.shape[0], op="sum")
@@ -182,9 +202,26 @@ def last_of(came: float) -> int:
 
     The clocks of machines are good enough for this; all get the same answer.
     """
-    blobs = current().gather(repr(came).encode(), "in join()")
-    times = [float(one) for one in blobs]
-    return times.index(max(times))
+    blobs = current().gather_from_all(repr(came).encode(), "in join()")
+    times = {w: float(one) for w, one in enumerate(blobs) if one is not None}
+    return max(times, key=lambda w: (times[w], -w))
+
+
+def _all_of(
+    occasion: str, every: list[bytes | memoryview | None], first: int = 0
+) -> list[bytes | memoryview]:
+    """Return what the workers gave, if all did; `first` is the first one's rank.
+
+    Raises:
+        WorkerError: one is lost.
+    """
+    lost = [first + i for i, one in enumerate(every) if one is None]
+    if lost:
+        raise WorkerError(
+            f"worker(s) {lost} are lost, and what they would have given {occasion} is "
+            f"wanted; leave such calls out once workers may be lost (docs/faults.md)"
+        )
+    return [one for one in every if one is not None]
 
 
 def _kind(value: Any) -> str:
@@ -205,8 +242,10 @@ def _exchange(
     subject: str,
     data: bytes,
     described: tuple[list[tuple[str, str]], str],
-) -> list[bytes | memoryview]:
+) -> list[bytes | memoryview | None]:
     """Return the bytes of every worker, by rank, if all have described them alike.
+
+    Of a worker that is lost there may be None.
 
     Args:
         job: whose workers take part.
@@ -223,49 +262,59 @@ def _exchange(
     names, problem = described
     head = objects.encode([agreement.digest_of(names), len(data), problem])
     small = data if len(data) <= _SMALL_BYTES else b""
-    blobs = job.gather(len(head).to_bytes(8, "little") + head + small, occasion)
-    heads, bodies = [], []
-    for blob in blobs:
+    mine = len(head).to_bytes(8, "little") + head + small
+    heads: dict[int, Any] = {}
+    bodies: list[bytes | memoryview | None] = []
+    for worker, blob in enumerate(job.gather_from_all(mine, occasion)):
+        if blob is None:
+            bodies.append(None)
+            continue
         end = 8 + int.from_bytes(blob[:8], "little")
-        heads.append(objects.decode(blob[8:end]))
+        heads[worker] = objects.decode(blob[8:end])
         bodies.append(blob[end:])
-    wrong = [f"{job.unit} {w}: {h[2]}" for w, h in enumerate(heads) if h[2]]
+    wrong = [f"{job.unit} {w}: {h[2]}" for w, h in heads.items() if h[2]]
     if wrong:
-        alike = len({head[2] for head in heads}) == 1
+        alike = len({head[2] for head in heads.values()}) == 1
         error = ConfigError(problem if alike else "; ".join(wrong))
         agreement.together(job)
         raise error
-    if len({h[0] for h in heads}) > 1:
+    if len({h[0] for h in heads.values()}) > 1:
         agreement.check_agreement(subject, names)
         raise MismatchError(f"{DISAGREE}{subject}")
-    sizes = [h[1] for h in heads]
-    if max(sizes) <= _SMALL_BYTES:
-        return list(bodies)
-    return _large(job, occasion, data, sizes)
+    sizes = {worker: h[1] for worker, h in heads.items()}
+    if max(sizes.values()) <= _SMALL_BYTES:
+        return bodies
+    found = _large(job, occasion, data, sizes)
+    return [found.get(worker) for worker in range(job.size)]
 
 
 def _large(
-    job: Runtime, occasion: str, data: bytes, sizes: list[int]
-) -> list[bytes | memoryview]:
-    """Collect large data by MPI, a piece of every worker's at a time."""
+    job: Runtime, occasion: str, data: bytes, sizes: dict[int, int]
+) -> dict[int, bytes | memoryview]:
+    """Collect large data by MPI, a piece of every worker's at a time.
+
+    `sizes` are the bytes of each worker's, by rank, of those who take part.
+    """
     mine = np.frombuffer(data, np.uint8)
-    if sum(map(bool, sizes)) == 1:  # one worker has something: a broadcast
-        root = sizes.index(max(sizes))
-        flat = torch.zeros(sizes[root], dtype=torch.uint8)
+    most = max(sizes.values())
+    if sum(map(bool, sizes.values())) == 1:  # one worker has something: a broadcast
+        root = next(worker for worker, size in sizes.items() if size)
+        flat = torch.zeros(most, dtype=torch.uint8)
         if job.rank == root:
             flat = torch.frombuffer(bytearray(data), dtype=torch.uint8)
         broadcast_bytes(job, flat, root, occasion)
         empty = b""
-        return [flat.numpy().data if w == root else empty for w in range(job.size)]
-    whole = [np.empty(size, np.uint8) for size in sizes]
+        return {w: flat.numpy().data if w == root else empty for w in sizes}
+    whole = {worker: np.empty(size, np.uint8) for worker, size in sizes.items()}
     waiting = Waiting(job, occasion, quiet_s=5.0)
-    others = [w for w in range(job.size) if w != job.rank]
-    for begin in range(0, max(sizes), _PIECE_BYTES):
-        piece = np.zeros(min(_PIECE_BYTES, max(sizes) - begin), np.uint8)
+    channel, ranks = job.present()
+    others = [w for w in ranks if w != job.rank]
+    for begin in range(0, most, _PIECE_BYTES):
+        piece = np.zeros(min(_PIECE_BYTES, most - begin), np.uint8)
         part = mine[begin : begin + piece.size]
         piece[: part.size] = part
-        every = np.empty((job.size, piece.size), np.uint8)
-        request = job.channel.start_allgather(piece, every)
+        every = np.empty((len(ranks), piece.size), np.uint8)
+        request = channel.start_allgather(piece, every)
         nap_s = 1e-5
         while not request.test():
             if job.engine.failed:
@@ -273,7 +322,7 @@ def _large(
             waiting.tick(others)
             time.sleep(nap_s)
             nap_s = min(2 * nap_s, 1e-3)
-        for worker, size in enumerate(sizes):
-            count = min(piece.size, max(0, size - begin))
-            whole[worker][begin : begin + count] = every[worker, :count]
-    return [one.data for one in whole]
+        for place, worker in enumerate(ranks):
+            count = min(piece.size, max(0, sizes[worker] - begin))
+            whole[worker][begin : begin + count] = every[place, :count]
+    return {worker: array.data for worker, array in whole.items()}

@@ -115,7 +115,7 @@ class SocketJob:
         rank: the number of this process.
         size: how many there are.
         token: the job's secret; b"" if worker 0 is to draw one.
-        folder: where the workers of one machine meet; "" if they do not.
+        folder: the supervisor's, where workers of one machine meet; "" if none.
         store: host, port and prefix of torchrun's store, if they meet there.
         rendezvous: host and port of the first machine's supervisor, if they meet there.
         one_machine: whether all run on one machine.

@@ -1,15 +1,19 @@
 """Slowness on purpose, for experiments and tests. No fault is ever active by default.
 
-There are three kinds of slowness. *slow*: a worker takes `factor` times as long, spread
-over the pass, so that the pass can be abandoned at module boundaries as on a slow
-device. *stall*: one wait of `seconds` that nothing can interrupt. *stop*: the whole
-process stands still for `seconds`, by SIGSTOP, its engine too. A plan is text whose
-items are separated by ";":
+There are three kinds of slowness, and two ways to die. *slow*: a worker takes `factor`
+times as long, spread over the pass, so that the pass can be abandoned at module
+boundaries as on a slow device. *stall*: one wait of `seconds` that nothing can
+interrupt. *stop*: the whole process stands still for `seconds`, by SIGSTOP, its engine
+too. *kill*: it is killed by SIGKILL, `after` seconds after its pass has begun. *exit*:
+it ends before its pass by `os._exit(1)`. A plan is text whose items are separated by
+";":
 
     slow:worker=3,factor=8                     every step
     slow:worker=3,factor=8,steps=10-50         steps 10 .. 49
     stall:worker=1,step=40,seconds=2           once
     stop:worker=1,step=40,seconds=2            once
+    kill:worker=1,step=40,after=0.01           `after` is 0 unless you say so
+    exit:worker=1,step=40
     random:probability=0.1,factor=8,seed=1     each (worker, step) drawn on its own
     random:probability=0.01,seconds=2,seed=1
     replay:file=LOG.npz,model=rate             a log: time / the step's median
@@ -30,6 +34,7 @@ import subprocess
 import threading
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -60,6 +65,9 @@ class Fault(Protocol):
 
     def stop_s(self, worker: int, step: int) -> float:
         """Return the seconds that the worker's process is stopped before its pass."""
+
+    def death(self, worker: int, step: int) -> Callable[[], None] | None:
+        """Return what ends the worker's process in this step, if something does."""
 
 
 class Faults:
@@ -98,6 +106,11 @@ class Faults:
         """Return the seconds that the worker's process is stopped before its pass."""
         return sum((fault.stop_s(worker, step) for fault in self._faults), 0.0)
 
+    def death(self, worker: int, step: int) -> Callable[[], None] | None:
+        """Return what ends the worker's process in this step, if something does."""
+        deaths = (fault.death(worker, step) for fault in self._faults)
+        return next((death for death in deaths if death is not None), None)
+
     def describe(self) -> str:
         """Return the plan as text, for reports."""
         return "; ".join(self._texts) or "none"
@@ -124,6 +137,8 @@ class Injector:
         if stop_s > 0.0:
             stop_process(stop_s)
         self.slowed_s += stall_s + stop_s
+        if death := self._faults.death(self._worker, step):
+            death()
         self.resume()
 
     def resume(self) -> None:
@@ -164,9 +179,16 @@ def stop_process(seconds: float) -> None:
     threading.Thread(target=waker.wait, daemon=True).start()
 
 
+def kill_process(after_s: float = 0.0) -> None:
+    """Kill this process by SIGKILL, so many seconds from now."""
+    if after_s <= 0.0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    threading.Timer(after_s, kill_process).start()
+
+
 @dataclass(frozen=True)
 class _Timed:
-    """The kinds slow, stall, stop and random: who is struck, when, by how much."""
+    """All kinds but replay: who is struck, when, by what and how much."""
 
     worker: int | None = None
     first: int = 0
@@ -177,6 +199,7 @@ class _Timed:
     probability: float = 1.0
     seed: int = 0
     stops: bool = False  # the process, and not only the pass
+    end: Callable[[], None] | None = None  # of the process
 
     def factor(self, worker: int, step: int) -> float:
         return self.slowdown if self._strikes(worker, step) else 1.0
@@ -187,6 +210,9 @@ class _Timed:
 
     def stop_s(self, worker: int, step: int) -> float:
         return self.seconds if self.stops and self._strikes(worker, step) else 0.0
+
+    def death(self, worker: int, step: int) -> Callable[[], None] | None:
+        return self.end if self._strikes(worker, step) else None
 
     def _strikes(self, worker: int, step: int) -> bool:
         if self.worker is not None and worker != self.worker:
@@ -221,6 +247,9 @@ class _Replay:
 
     def stop_s(self, worker: int, step: int) -> float:  # noqa: ARG002
         return 0.0
+
+    def death(self, worker: int, step: int) -> None:
+        del worker, step
 
     def _ratio(self, worker: int, step: int) -> float:
         return float(self.ratios[step % len(self.ratios), worker])
@@ -262,6 +291,16 @@ def _read_timed(text: str, values: dict[str, str], workers: int) -> _Timed:
 
 def _read_stop(text: str, values: dict[str, str], workers: int) -> Fault:
     return replace(_read_timed(text, values, workers), stops=True)
+
+
+def _read_kill(text: str, values: dict[str, str], workers: int) -> Fault:
+    after_s = _number(text, values.get("after", "0"), 0)
+    end = partial(kill_process, after_s)
+    return replace(_read_timed(text, values, workers), end=end)
+
+
+def _read_exit(text: str, values: dict[str, str], workers: int) -> Fault:
+    return replace(_read_timed(text, values, workers), end=partial(os._exit, 1))
 
 
 def _read_random(text: str, values: dict[str, str], workers: int) -> Fault:
@@ -344,6 +383,8 @@ KINDS: dict[str, Kind] = {
     "slow": Kind(frozenset({"worker", "factor"}), _WHEN, _read_timed),
     "stall": Kind(frozenset({"worker", "seconds"}), _WHEN, _read_timed),
     "stop": Kind(frozenset({"worker", "step", "seconds"}), frozenset(), _read_stop),
+    "kill": Kind(frozenset({"worker", "step"}), frozenset({"after"}), _read_kill),
+    "exit": Kind(frozenset({"worker", "step"}), frozenset(), _read_exit),
     "random": Kind(
         frozenset({"probability"}),
         frozenset({"factor", "seconds", "seed"}),

@@ -16,12 +16,19 @@ collective. There are three ways to leave:
 from __future__ import annotations
 
 import atexit
+import contextlib
 import logging
 import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from codedgrad.errors import CodedGradError, EnvironmentSetupError, MismatchError
+from codedgrad.errors import (
+    CodedGradError,
+    ConfigError,
+    EnvironmentSetupError,
+    MismatchError,
+    WorkerError,
+)
 from codedgrad.job import environment, exported, runtime, startup
 from codedgrad.job.exit_status import ScriptEnd
 from codedgrad.job.place import find_place
@@ -45,7 +52,11 @@ _before_leaving: list[Callable[[], None]] = []
 
 
 def init(
-    comm: Any = None, *, timeout_s: float = 600.0, export_env: bool = False
+    comm: Any = None,
+    *,
+    timeout_s: float = 600.0,
+    export_env: bool = False,
+    min_workers: int = 1,
 ) -> None:
     """Join the job. Collective; a second call does nothing.
 
@@ -57,8 +68,11 @@ def init(
             MASTER_ADDR and MASTER_PORT until `shutdown`, for libraries that start by
             them, such as `torch.distributed`. Some (Accelerate, transformers) then
             train with DistributedDataParallel, so nothing is set unless you ask.
+        min_workers: where workers may be lost (see docs/faults.md), the job ends when
+            fewer than these are left.
 
     Raises:
+        ConfigError: there are fewer than `min_workers`, or it is less than 1.
         EnvironmentSetupError: by MPI, there is none, it runs below MPI_THREAD_MULTIPLE,
             the engine was built for another one, or the launcher belongs to another
             one; over sockets, the workers cannot reach one another.
@@ -74,12 +88,18 @@ def init(
         )
     channel = startup.open_world(comm).duplicate()
     place = find_place(channel)
+    if not 1 <= min_workers <= place.size:
+        raise ConfigError(
+            f"min_workers must be 1 to {place.size}, the number of workers, got "
+            f"{min_workers}"
+        )
     runtime.set_current(
         Runtime(
             place=place,
             channel=channel,
             engine=channel.duplicate().start_engine(environment.max_tag()),
             timeout_s=timeout_s,
+            min_workers=min_workers,
         )
     )
     environment.keep_others_alone()
@@ -124,7 +144,8 @@ def _leave() -> None:
         return
     runtime.set_current(None)
     environment.withdraw()
-    clean, problem = False, None
+    clean = well = False
+    problem = None
     try:
         if _crashed or leaver.engine.failed:
             clean = _stop(leaver, _FAILURE_GRACE_S)
@@ -137,9 +158,11 @@ def _leave() -> None:
             clean = _stop(leaver, _FAILURE_GRACE_S)
             raise
         clean = _stop(leaver, _STOP_S)
-        if clean:
+        well = clean and problem is None
+        if clean and not leaver.losses.look(leaver, AT_THE_END):
             _leave_together(leaver)
     finally:
+        leaver.channel.unmark_survivor(leaver.losses.ranks, well=well)
         if not clean:
             _deserted = leaver
     if problem is not None:
@@ -170,10 +193,11 @@ def _leave_together(leaver: Runtime) -> None:
     Horovod, where it was initialised first, ends MPI on all workers as soon as one of
     them exits; an engine that still waits for a goodbye would then be aborted.
     """
-    ended = leaver.channel.start_barrier()
     until = time.monotonic() + _LEAVE_S
-    while not ended.test() and time.monotonic() < until:
-        time.sleep(1e-4)
+    with contextlib.suppress(WorkerError):  # one has died after its goodbye
+        ended = leaver.channel.start_barrier()
+        while not ended.test() and time.monotonic() < until:
+            time.sleep(1e-4)
 
 
 def _tell_others_of_exceptions() -> None:

@@ -19,6 +19,7 @@ from codedgrad.errors import (
     WorkerError,
 )
 from codedgrad.job import environment
+from codedgrad.job.losses import Losses
 from codedgrad.job.place import Place
 from codedgrad.job.progress import Announcement, Progress, StepCount
 from codedgrad.job.waiting import Waiting
@@ -68,6 +69,9 @@ class Runtime:
         progress: the steps that this process has made.
         outer: the runtime of the whole job, and the ranks in it of these processes;
             None in the runtime of the whole job.
+        min_workers: how many must be left for the job to go on.
+        losses: which workers this one knows to be lost.
+        absent: those that gave nothing to the last `gather`; all agree about them.
     """
 
     place: Place
@@ -81,6 +85,10 @@ class Runtime:
     unlike: bool = False
     progress: Progress = field(default_factory=Progress)
     outer: tuple[Runtime, Sequence[int]] | None = None
+    min_workers: int = 1
+    losses: Losses = field(default_factory=Losses)
+    absent: list[int] = field(default_factory=list)
+    _left: tuple[list[int], Channel] | None = None
 
     @property
     def rank(self) -> int:
@@ -126,7 +134,22 @@ class Runtime:
                     places.setdefault(rank, theirs[outer_rank])
         return places
 
+    def outlive(self) -> None:
+        """Go on from now on where a worker is lost, as far as its exchanges let it."""
+        if self.outer is None and self.channel.mark_survivor():
+            self.engine.survive(self.min_workers)
+
     def gather(self, data: bytes, occasion: str) -> list[bytes]:
+        """Collect a small byte string from each worker. Collective.
+
+        For what is compared: a worker that is lost gives what the first one gives that
+        is left; else see `gather_from_all`.
+        """
+        blobs = self.gather_from_all(data, occasion)
+        first = next(blob for blob in blobs if blob is not None)
+        return [first if blob is None else blob for blob in blobs]
+
+    def gather_from_all(self, data: bytes, occasion: str) -> list[bytes | None]:
         """Collect a small byte string from each worker. Collective.
 
         A worker that fails or leaves ends the wait with an error.
@@ -137,7 +160,8 @@ class Runtime:
                 data: workers that wait on different occasions are told so.
 
         Returns:
-            The data of all workers, by rank.
+            The data of all workers, by rank, the same on all of them; None for one that
+            was lost before it gave any.
 
         Raises:
             WorkerError: a worker failed, or did not come within `timeout_s`.
@@ -159,17 +183,27 @@ class Runtime:
             if blobs is not None:
                 break
             waiting.tick(missing)
-        told = [Announcement.decode(blob) for blob in blobs]
-        if any(one.occasion != told[0].occasion for one in told):
-            places = "; ".join(
-                f"{self.unit} {worker} {one.occasion}"
-                for worker, one in enumerate(told)
-            )
+        self.absent = [w for w, blob in enumerate(blobs) if blob is None]
+        if self.absent:
+            self.losses.look(self, occasion)
+        told = [None if blob is None else Announcement.decode(blob) for blob in blobs]
+        places = [(w, one.occasion) for w, one in enumerate(told) if one is not None]
+        if any(place != places[0][1] for _, place in places):
+            text = "; ".join(f"{self.unit} {w} {place}" for w, place in places)
             raise MismatchError(
-                f"the workers are at different places: {places}. Run the same script "
+                f"the workers are at different places: {text}. Run the same script "
                 f"with the same arguments on every worker."
             )
-        return [one.data for one in told]
+        return [None if one is None else one.data for one in told]
+
+    def present(self) -> tuple[Channel, list[int]]:
+        """Return a channel of those who are not absent, and their ranks. Collective."""
+        ranks = [w for w in range(self.size) if w not in self.absent]
+        if not self.absent:
+            return self.channel, ranks
+        if self._left is None or self._left[0] != ranks:
+            self._left = ranks, self.channel.of_ranks(ranks)
+        return self._left[1], ranks
 
     @contextmanager
     def computing(self) -> Iterator[None]:
@@ -208,7 +242,7 @@ class Runtime:
             )
             raise error
 
-    def _poll_gather(self) -> tuple[list[bytes] | None, list[int]]:
+    def _poll_gather(self) -> tuple[list[bytes | None] | None, list[int]]:
         """Wait a moment; return what has come, or None and who is missing."""
         from codedgrad.job import _engine
 
@@ -292,8 +326,26 @@ def cross_size() -> int:
     return current().place.cross_size
 
 
+def lost_workers() -> list[int]:
+    """Return the workers that are lost for good, in order; see docs/faults.md.
+
+    Workers hear of a loss at different moments, so this is for the log, and for the
+    choice of who writes a file: that of the first worker that is not lost, say.
+    """
+    return sorted(current().engine.lost())
+
+
+def leads() -> bool:
+    """Return whether this is the first worker that is not lost.
+
+    Save checkpoints there, in place of worker 0, where workers may be lost.
+    """
+    lost = lost_workers()
+    return rank() == next(w for w in range(size()) if w not in lost)
+
+
 def barrier() -> None:
-    """Wait until all workers have called this. Collective.
+    """Wait until all workers have called this, but those that are lost. Collective.
 
     Raises:
         WorkerError: a worker failed, or did not come within `timeout_s`.

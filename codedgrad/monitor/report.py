@@ -48,6 +48,7 @@ class StepReport:
             0 in an exact session.
         refused: The number of workers whose rows held NaN or Inf and were refused at
             this worker, counted once per step.
+        lost: The number of workers that were lost for good by the end of the step.
         missing: The share of the batch that the estimated slices lacked, on average.
         predicted_error: The relative squared error that the decoder predicted for the
             estimated slices, on average.
@@ -73,6 +74,7 @@ class StepReport:
     arrivals_s: dict[int, float]
     settled: int = 0
     refused: int = 0
+    lost: int = 0
     missing: float = 0.0
     predicted_error: float = 0.0
     true_errors: tuple[tuple[int, float], ...] = ()
@@ -177,6 +179,10 @@ COLUMNS: tuple[Column, ...] = (
     Column(
         "refused",
         metrics=(Metric("refused_rows", "Rows that were refused for NaN or Inf."),),
+    ),
+    Column(
+        "lost",
+        metrics=(Metric("lost_workers", "Workers lost for good.", kind="gauge"),),
     ),
     Column("missing", tag="decoder/missing", of_estimates=True),
     Column(

@@ -82,6 +82,7 @@ class Account:
             arrivals_s=arrivals,
             settled=len(settled),
             refused=refused,
+            lost=len(exchange.lost()),
             missing=_mean([e.missing for e in settled]),
             predicted_error=_mean([e.predicted for e in settled]),
             true_errors=true_errors,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
+from codedgrad.errors import WorkerError
 from codedgrad.step.boundaries import Abandoned
 from codedgrad.step.helping import Helping
 from codedgrad.step.items import HelpItem, Item, OwnItem
@@ -83,12 +84,22 @@ class HelpWork:
         exchange = context.exchange
         patience_s = self._patience.seconds(self._passes.usual_s)
         possible = context.shards.sampler.helpable
+
+        def check() -> None:
+            if not possible and (lost := exchange.lost()):
+                raise WorkerError(
+                    f"worker(s) {lost} are lost, and nobody else may read their data; "
+                    f"a ShardSampler or a stream with helpers=True lets all read it"
+                )
+
+        check()
         helping = Helping(exchange, self._work, context.step, possible=possible)
         # Patience before every item: others may be about to finish the next one.
         while items := helping.next_items(patience_s, self._passes.usual_s):
             self._help(context, helping, items[0])
 
         def help_out(times: int) -> None:
+            check()
             if times >= _LAST_RESORT:
                 helping.last_resort()
             while items := helping.next_items(0.0, 0.0):

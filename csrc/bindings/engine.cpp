@@ -50,11 +50,12 @@ std::map<int, py::bytes> announced(const Engine& engine) {
   return out;
 }
 
-using Gathered = std::pair<std::optional<std::vector<py::bytes>>, std::vector<int>>;
+using Blobs = std::vector<std::optional<py::bytes>>;
+using Gathered = std::pair<std::optional<Blobs>, std::vector<int>>;
 
 Gathered gather(Engine& engine, double timeout_s) {
   std::vector<int> missing;
-  std::optional<std::vector<std::string>> got;
+  std::optional<Engine::Blobs> got;
   {
     Release release;
     got = engine.gather(timeout_s, &missing);
@@ -63,7 +64,7 @@ Gathered gather(Engine& engine, double timeout_s) {
     if (engine.failed()) throw EngineFailure(engine.failure());
     return {std::nullopt, missing};
   }
-  return {std::vector<py::bytes>(got->begin(), got->end()), missing};
+  return {Blobs(got->begin(), got->end()), missing};
 }
 
 // EngineFailure reaches Python as the package's own WorkerError, so that no caller has
@@ -107,6 +108,8 @@ EngineClass define_engine(py::module_& m) {
       .def_property_readonly("failure", &Engine::failure)
       .def_property_readonly("departed", &Engine::departed)
       .def("announced", &announced)
+      .def("survive", &Engine::survive, "least"_a)
+      .def("lost", &Engine::lost)
       .def("bind_device", &Engine::bind_device, "calls"_a, py::call_guard<Release>())
       .def("stop", &Engine::stop, "timeout_s"_a, py::call_guard<Release>())
       .def("stats", &Engine::stats);

@@ -130,7 +130,8 @@ SessionSettings make_settings(std::shared_ptr<Plan> plan,
                               std::int64_t first_step, const std::string& wire,
                               int narrow_buckets,
                               std::shared_ptr<ApproximateSettings> approximate,
-                              const std::string& memory, double deputy_s) {
+                              const std::string& memory, double deputy_s,
+                              const std::string& needs_all) {
   SessionSettings settings;
   settings.plan = std::move(plan);
   settings.bucket_starts = std::move(bucket_starts);
@@ -142,6 +143,7 @@ SessionSettings make_settings(std::shared_ptr<Plan> plan,
   settings.approximate = std::move(approximate);
   settings.memory = memory_of(memory);
   settings.deputy_s = deputy_s;
+  settings.needs_all = needs_all;
   return settings;
 }
 
@@ -218,7 +220,8 @@ void define_exchange(py::module_& m) {
       .def(py::init(&make_settings), py::kw_only(), "plan"_a, "bucket_starts"_a,
            "dtype"_a = "float32", "window"_a = 16, "first_step"_a = 0,
            "wire"_a = "float32", "narrow_buckets"_a = 0, "approximate"_a = py::none(),
-           "memory"_a = "host", "deputy_s"_a = 0.0);
+           "memory"_a = "host", "deputy_s"_a = 0.0,
+           "needs_all"_a = "it has no deputies");
   py::class_<Exchange, std::shared_ptr<Exchange>>(m, "Exchange")
       .def(py::init<std::shared_ptr<Engine>, SessionSettings>(), "engine"_a,
            "settings"_a)

@@ -75,6 +75,7 @@ struct Deputies {
   std::vector<std::int64_t> suspect;  // by worker: the step + 1; 0: it is not
   std::vector<double> heard_s;        // by worker: when its last slice or row came
   double row_s = 0.0;                 // when the last row came
+  double lost_s = 0.0;                // when a worker was lost, the last time
   double next_look_s = 0.0, looked_s = 0.0;
   std::int64_t watched = -1;           // the step whose clock runs:
   double first_s = 0.0;                // when it was first looked at

@@ -17,6 +17,8 @@ Engine::Engine(std::unique_ptr<Transport> transport)
       size_(transport_->size()),
       max_tag_(transport_->max_tag()),
       goodbye_(size_, false),
+      lost_s_(size_, 0.0),
+      told_(size_),
       controls_(size_),
       heard_(size_, 0),
       traffic_(size_) {
@@ -43,6 +45,9 @@ std::shared_ptr<Session> Engine::open_session(SessionSettings settings) {
   settings.device = pool_->device();
   const SessionHost host{rank_, size_, max_tag_, pool_, failure_, this};
   Place place{true, std::make_shared<Session>(settings, host), {}};
+  for (int w = 0; w < size_; ++w) {
+    if (out(w)) place.session->lose(w);
+  }
   if (free == sessions_.end()) sessions_.emplace_back();
   sessions_[id] = std::move(place);
   return sessions_[id].session;

@@ -13,6 +13,9 @@
 // the same everywhere. A number is used again only after close_session(), which all
 // workers call together. A session that is dropped keeps its number; its memory is
 // given back once every worker has dropped it, since nothing can come for it then.
+//
+// A worker whose process has died is *out* (engine_views.cpp): nothing is sent to it or
+// heard from it, and nobody waits for it. Where that cannot be, the job ends.
 #pragma once
 
 #include <condition_variable>
@@ -23,6 +26,7 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <set>
 #include <string>
 #include <thread>
 #include <unordered_map>
@@ -84,10 +88,17 @@ class Engine final : private Outbox {
 
   // An all-gather of small byte strings, round by round: each worker publishes its own,
   // then calls gather() until everybody's is there. On time-out gather() returns
-  // nothing and says who is missing.
+  // nothing and says who is missing. A worker that is out has published nothing, unless
+  // some other one has heard it: all who are left get the same.
+  using Blobs = std::vector<std::optional<std::string>>;
   void publish(std::string bytes);
-  std::optional<std::vector<std::string>> gather(double timeout_s,
-                                                 std::vector<int>* missing);
+  std::optional<Blobs> gather(double timeout_s, std::vector<int>* missing);
+
+  // From now on workers may be lost, as long as so many are left, and as every open
+  // session stands it. Before that a worker that is lost ends the job.
+  void survive(int least);
+  // Returns the workers that were lost, and when, by the monotonic clock.
+  std::map<int, double> lost() const;
 
   // Runs `work` on the engine's thread and waits for it. Returns false when the engine
   // has ended.
@@ -130,11 +141,24 @@ class Engine final : private Outbox {
             BufferRef keep) override;
   void suspected(int worker) override { traffic_[worker].suspected = true; }
   void tell_blob(std::string bytes);
+  // ---- workers that are out (engine_views.cpp) ----
+  bool next_letter(Letter* letter);
+  bool lose_some();
+  void lose(int worker, const std::string& how);
+  std::string why_not_one_less();  // "": the job goes on
+  void forget_receives(int worker);
+  void tell_view();
+  void hear_view(int source, const std::string& said);
+  bool out(int worker) const { return lost_s_[worker] > 0.0; }  // under mutex_
+  bool settled() const;                  // under mutex_: all name the same as out
+  bool whole(std::int64_t round) const;  // under mutex_
   void say_goodbye();
   void give_up(const std::string& text);
   void send_control(char type, const std::string& text);
   // Without `wakes` the engine finds the command when it looks next.
   void submit(Command command, bool wakes = true);
+  void send_control_to(int dest, char type, const std::string& text);
+  BufferRef control_of(char type, const std::string& text);
   void run();
   void loop();
   bool borrow_wheel();
@@ -157,6 +181,7 @@ class Engine final : private Outbox {
   std::shared_ptr<Session> session_of(Address address) const;
   void tell_dropped(const std::shared_ptr<Session>& session);
   void dropped_by(int worker, int session);
+  bool free_if_dropped(int number);  // false: there is no such session
   void complete(std::uint64_t id);
   void hear(int source, std::uint64_t id);
   void control(int source, const char* data, std::size_t bytes);
@@ -182,11 +207,15 @@ class Engine final : private Outbox {
   struct Place {
     bool used = false;                 // until it is closed everywhere
     std::shared_ptr<Session> session;  // null once it is closed, or dropped by all
-    std::vector<int> dropped;          // the workers that have dropped it
+    std::set<int> dropped;             // the workers that have dropped it
   };
   std::vector<Place> sessions_;                                // by number
   std::map<std::int64_t, std::map<int, std::string>> rounds_;  // round -> by worker
+  std::map<int, std::string> last_round_;  // the one that was gathered last
   std::int64_t published_ = 0, gathered_rounds_ = 0;
+  std::vector<double> lost_s_;       // by worker: when it was lost; 0: it is not
+  std::vector<std::set<int>> told_;  // by worker: who is out, by its own last words
+  int least_ = 0;                    // workers that must be left; 0: all
   bool ended_ = false;
   std::vector<bool> goodbye_;  // by worker; the own entry is always set
 
@@ -208,6 +237,12 @@ class Engine final : private Outbox {
   };
   std::vector<std::deque<Control>> controls_;
   std::vector<std::int64_t> heard_;  // control rounds received, by worker
+  struct Loss {
+    int worker = 0;
+    std::string how;
+    bool gone = false;  // the transport says so
+  };
+  std::vector<Loss> losing_;  // found in this turn
   struct Held {
     Address address = 0;
     const void* data = nullptr;

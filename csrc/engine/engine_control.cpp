@@ -6,17 +6,13 @@
 #include <stdexcept>
 
 #include "engine/clock.h"
+#include "engine/control.h"
 #include "engine/engine.h"
 
 namespace codedgrad {
 namespace {
 
 constexpr double kFailureGraceS = 3.0;  // to send and hear of errors
-
-constexpr char kBlob = 'B';
-constexpr char kError = 'E';
-constexpr char kGoodbye = 'G';
-constexpr char kDropped = 'D';  // a session, with its number
 
 }  // namespace
 
@@ -33,28 +29,26 @@ void Engine::publish(std::string bytes) {
           {}});
 }
 
-std::optional<std::vector<std::string>> Engine::gather(double timeout_s,
-                                                       std::vector<int>* missing) {
+std::optional<Engine::Blobs> Engine::gather(double timeout_s,
+                                            std::vector<int>* missing) {
   std::unique_lock<std::mutex> lock(mutex_);
   const std::int64_t round = gathered_rounds_;
-  const auto all = [&] {
-    return failure_->failed() || ended_ ||
-           static_cast<int>(rounds_[round].size()) == size_;
-  };
-  gathered_.wait_for(lock, std::chrono::duration<double>(timeout_s), all);
+  const auto ready = [&] { return failure_->failed() || ended_ || whole(round); };
+  gathered_.wait_for(lock, std::chrono::duration<double>(timeout_s), ready);
   missing->clear();
   auto& got = rounds_[round];
-  if (static_cast<int>(got.size()) < size_) {
+  if (!whole(round)) {
     for (int w = 0; w < size_; ++w) {
-      if (got.count(w) == 0) missing->push_back(w);
+      if (got.count(w) == 0 && !out(w)) missing->push_back(w);
     }
     return std::nullopt;
   }
-  std::vector<std::string> out;
-  for (int w = 0; w < size_; ++w) out.push_back(std::move(got[w]));
+  Blobs blobs(size_);
+  for (const auto& [worker, bytes] : got) blobs[worker] = bytes;
+  last_round_ = std::move(got);
   rounds_.erase(round);
   ++gathered_rounds_;
-  return out;
+  return blobs;
 }
 
 void Engine::fail(const std::string& text) {
@@ -65,7 +59,7 @@ std::vector<int> Engine::departed() const {
   std::lock_guard<std::mutex> lock(mutex_);
   std::vector<int> workers;
   for (int w = 0; w < size_; ++w) {
-    if (w != rank_ && goodbye_[w]) workers.push_back(w);
+    if (w != rank_ && goodbye_[w] && !out(w)) workers.push_back(w);
   }
   return workers;
 }
@@ -74,7 +68,11 @@ std::map<int, std::string> Engine::announced() const {
   std::lock_guard<std::mutex> lock(mutex_);
   const auto found = rounds_.find(gathered_rounds_);
   if (found == rounds_.end()) return {};
-  return {found->second.begin(), found->second.end()};
+  std::map<int, std::string> here;
+  for (const auto& [worker, bytes] : found->second) {
+    if (!out(worker)) here[worker] = bytes;
+  }
+  return here;
 }
 
 // ---- engine's thread ----
@@ -97,13 +95,23 @@ void Engine::give_up(const std::string& text) {
   set_failure(text);
 }
 
-void Engine::send_control(char type, const std::string& text) {
+BufferRef Engine::control_of(char type, const std::string& text) {
   const BufferRef data = pool_->get(text.size() + 1);
   data->data()[0] = type;
   std::memcpy(data->data() + 1, text.data(), text.size());
+  return data;
+}
+
+void Engine::send_control(char type, const std::string& text) {
+  const BufferRef data = control_of(type, text);
   for (int i = 1; i < size_; ++i) {
     send((rank_ + i) % size_, kControlAddress, data->data(), text.size() + 1, data);
   }
+}
+
+void Engine::send_control_to(int dest, char type, const std::string& text) {
+  const BufferRef data = control_of(type, text);
+  send(dest, kControlAddress, data->data(), text.size() + 1, data);
 }
 
 void Engine::hear(int source, std::uint64_t id) {
@@ -132,6 +140,8 @@ void Engine::control(int source, const char* data, std::size_t bytes) {
     set_failure(text);
   } else if (data[0] == kDropped) {
     dropped_by(source, std::stoi(text));
+  } else if (data[0] == kView) {
+    hear_view(source, text);
   } else {
     std::lock_guard<std::mutex> lock(mutex_);
     goodbye_[source] = true;
@@ -152,19 +162,30 @@ void Engine::tell_dropped(const std::shared_ptr<Session>& session) {
 }
 
 void Engine::dropped_by(int worker, int session) {
-  std::shared_ptr<Session> last;  // its memory is freed without the lock
   {
     std::lock_guard<std::mutex> lock(mutex_);
     if (session < 0 || session >= static_cast<int>(sessions_.size())) return;
-    Place& place = sessions_[session];
-    place.dropped.push_back(worker);
-    if (static_cast<int>(place.dropped.size()) < size_) return;
+    sessions_[session].dropped.insert(worker);
+  }
+  free_if_dropped(session);
+}
+
+bool Engine::free_if_dropped(int number) {
+  std::shared_ptr<Session> last;  // its memory is freed without the lock
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    if (number >= static_cast<int>(sessions_.size())) return false;
+    Place& place = sessions_[number];
+    for (int w = 0; w < size_; ++w) {
+      if (place.dropped.count(w) == 0 && !out(w)) return true;
+    }
     last = std::move(place.session);
     place.session = nullptr;
     place.dropped = {};
   }
   last.reset();
   pool_->trim();
+  return true;
 }
 
 void Engine::set_failure(const std::string& text) {

@@ -52,7 +52,7 @@ bool Engine::turn() {
     busy = true;
   }
   Letter letter;
-  for (int i = 0; i < kMessagesPerTurn && transport_->probe(&letter); ++i) {
+  for (int i = 0; i < kMessagesPerTurn && next_letter(&letter); ++i) {
     take_message(letter);
     busy = true;
   }
@@ -73,6 +73,7 @@ bool Engine::complete_all(bool busy) {
     complete(id);
     busy = true;
   }
+  busy = lose_some() || busy;
   return attend() || busy;
 }
 
@@ -171,7 +172,9 @@ void Engine::take_message(const Letter& letter) {
   pending.bytes = letter.bytes;
   const Kind kind = AddressCodec::kind_of(letter.address);
   char* into = nullptr;
-  if (kind != Kind::kControl && !failure_->failed()) {
+  // What comes from a worker that is out is received, and dropped.
+  const bool heeded = lost_s_[letter.source] == 0.0;
+  if (heeded && kind != Kind::kControl && !failure_->failed()) {
     pending.session = session_of(letter.address);
   }
   if (pending.session) {
@@ -179,11 +182,11 @@ void Engine::take_message(const Letter& letter) {
     into = pending.session->place(pending.fields, letter.source, letter.bytes,
                                   &pending.keep);
   } else {
-    pending.fields.kind = kind;
+    pending.fields.kind = heeded ? kind : Kind::kProgress;
     pending.keep = pool_->get(letter.bytes);
     into = pending.keep->data();
   }
-  if (kind == Kind::kControl) {
+  if (heeded && kind == Kind::kControl) {
     controls_[letter.source].push_back({next_id_, pending.keep, letter.bytes, false});
   }
   const std::uint64_t id = begin_transfer(std::move(pending));
@@ -198,7 +201,7 @@ void Engine::complete(std::uint64_t id) {
   --traffic.under_way;
   if (pending.receive) --receives_;
   traffic.moved_s = now_s();
-  if (!pending.receive) return;
+  if (!pending.receive || lost_s_[pending.peer] > 0.0) return;
   if (pending.session) {
     pending.session->received(pending.fields, pending.peer, pending.keep,
                               pending.bytes);

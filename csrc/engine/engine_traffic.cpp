@@ -23,6 +23,7 @@ constexpr double kAliveReleaseS = 1e-3;
 
 void Engine::send(int dest, Address address, const void* data, std::size_t bytes,
                   BufferRef keep) {
+  if (lost_s_[dest] > 0.0) return;
   Traffic& traffic = traffic_[dest];
   const Held message{address, data, bytes, std::move(keep)};
   const bool full = traffic.suspected && traffic.unheard >= kMostUnheard;

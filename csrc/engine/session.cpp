@@ -52,7 +52,8 @@ Session::Session(const SessionSettings& settings, const SessionHost& host)
       told_(host.size, settings.first_step - 1),
       approximate_(settings.approximate),
       done_s_(now_s()),
-      last_own_(layout_.buckets() - 1) {
+      last_own_(layout_.buckets() - 1),
+      needs_all_(settings.needs_all) {
   while (last_own_ > 0 && layout_.slice(last_own_, rank_).count == 0) --last_own_;
   if (narrow_buckets_ > 0 && dtype_ != DType::kFloat32) {
     throw std::invalid_argument("only a payload of fp32 can travel in 16 bits");
@@ -81,6 +82,9 @@ Session::Session(const SessionSettings& settings, const SessionHost& host)
           "processor's memory");
     }
     deputies_ = std::make_unique<Deputies>(settings.deputy_s, size_);
+  }
+  if (needs_all_.empty() && !deputies_ && size_ > 1) {
+    throw std::invalid_argument("without deputies all workers are needed");
   }
   if (window_ < 2) throw std::invalid_argument("the window must be at least 2 steps");
 }

@@ -78,6 +78,8 @@ struct SessionSettings {
   // The least seconds after which another worker decodes a silent owner's slice; 0:
   // never. Needs exact sums of a tree, as they are, in the processor's memory.
   double deputy_s = 0.0;
+  // Why no worker may be lost for good; "": the others compute and decode all of it.
+  std::string needs_all = "its session needs all workers";
 };
 
 constexpr int kAllBuckets = -1;
@@ -167,6 +169,9 @@ class Session {
   char* place(const Fields& f, int source, std::size_t bytes, BufferRef* keep);
   void received(const Fields& f, int source, const BufferRef& keep, std::size_t bytes);
   bool deputises() const { return deputies_ != nullptr; }
+  const std::string& needs_all() const { return needs_all_; }
+  // A worker is out for good: nothing more comes from it, and nobody waits for it.
+  void lose(int worker);
   // Stands in for owners that are silent; returns true when it did something.
   bool deputise();
   void wake();
@@ -315,6 +320,7 @@ class Session {
   double done_s_;  // when the last step was decoded; engine's thread
   int last_own_;   // the last bucket with a slice of mine: with it a row is noted
   std::unique_ptr<Deputies> deputies_;  // null: there are none
+  const std::string needs_all_;
   std::atomic<std::int64_t> messages_{0};
 };
 

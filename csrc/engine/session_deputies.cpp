@@ -1,6 +1,7 @@
 // When one worker decodes a slice in place of an owner that is silent, and when it says
 // that rows are lacking. docs/faults.md has the protocol; session_notes.cpp sends.
 #include <algorithm>
+#include <limits>
 
 #include "engine/clock.h"
 #include "engine/session.h"
@@ -109,7 +110,10 @@ void Session::lacking(std::int64_t number, double now, std::set<int>* rows) {
   const Step* step = find(number);
   if (step == nullptr || step->slices_missing[rank_] == 0) return;
   const bool long_ago = now - d.first_s > 0.1 + 2.0 * d.usual_s;
-  const double patience = std::max(2.0 * d.patience_s(), 0.5 * d.usual_s);
+  // Where a worker was lost in this step, its rows will not come by themselves.
+  const bool loss = d.lost_s > d.first_s;
+  const double patience =
+      loss ? d.patience_s() : std::max(2.0 * d.patience_s(), 0.5 * d.usual_s);
   for (int bucket = 0; bucket < layout_.buckets(); ++bucket) {
     const Bucket& b = step->buckets[bucket];
     if (!b.cover || b.decoded) continue;
@@ -134,6 +138,28 @@ void Session::suspect(int worker, std::int64_t step) {
   if (worker == rank_) return;
   d.suspect[worker] = std::max(d.suspect[worker], step + 1);
   outbox_->suspected(worker);
+}
+
+// Whose message is the last word is a suspect for ever: the next worker that is left
+// decodes its slices from the begin of each step. Steps that are open may lack its
+// rows, so those who wait look again.
+void Session::lose(int worker) {
+  if (deputies_) {
+    deputies_->suspect[worker] = std::numeric_limits<std::int64_t>::max();
+    deputies_->lost_s = now_s();
+  }
+  std::vector<std::int64_t> open;
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    applied_[worker] = std::numeric_limits<std::int64_t>::max();
+    for (const auto& [number, step] : steps_) {
+      if (step.missing > 0) open.push_back(number);
+    }
+    changed_.notify_all();
+  }
+  for (std::int64_t number : open) {
+    if (deputies_) need(number, {});
+  }
 }
 
 // Quickly down, slowly up: the first step waits for the start of all.

@@ -202,7 +202,7 @@ void SocketPeer::end() {
 // ---- receiving ----
 
 void SocketPeer::read(Ids* done) {
-  if (copying_) return;
+  if (copying_ || at_end_) return;
   if (into_ != nullptr) {
     drain(done);
   } else if (!has_head_) {
@@ -212,10 +212,17 @@ void SocketPeer::read(Ids* done) {
 
 bool SocketPeer::announce(Envelope* envelope, Ids* done) {
   if (into_ != nullptr) return false;
-  if (!has_head_ && readable_) fill(done);
+  if (!has_head_ && readable_ && !at_end_) fill(done);
   if (!has_head_) return false;
   *envelope = {rank_, head_.tag, static_cast<std::size_t>(head_.bytes)};
   return true;
+}
+
+bool SocketPeer::forget_receive() {
+  const bool open = into_ != nullptr || copying_;
+  into_ = nullptr;
+  copying_ = false;
+  return open;
 }
 
 void SocketPeer::receive(void* into, std::uint64_t id, Ids* done) {
@@ -246,14 +253,16 @@ void SocketPeer::copy(Ids* done) {
   const long count =
       left_ == 0 ? 0
                  : read_memory(process_, address_, into_, std::min(left_, kCopyBytes));
-  if (count < 0 && errno == ESRCH) {  // it has died
+  // Once it has died there is no process; before that, no memory, where the kernel
+  // takes the memory of one that it kills for want of memory.
+  if (count < 0) {
+    if (errno != ESRCH) {
+      problem_ =
+          std::string("its memory cannot be read any more: ") + std::strerror(errno);
+    }
     at_end_ = true;
     drop_queue(done);
     return;
-  }
-  if (count < 0) {
-    throw std::runtime_error("the memory of worker " + std::to_string(rank_) +
-                             " cannot be read any more: " + std::strerror(errno));
   }
   address_ += static_cast<std::uint64_t>(count);
   into_ += count;

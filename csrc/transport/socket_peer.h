@@ -52,6 +52,9 @@ class SocketPeer {
   // has been announced.
   bool gone() const { return at_end_ && !ended_ && !has_head_; }
   const std::string& problem() const { return problem_; }
+  // Leaves the memory of a message that is half received, of a peer that is gone;
+  // returns whether there was one.
+  bool forget_receive();
 
   // Over TCP: looks whether its machine answers still; to be called now and then.
   void check_machine(Ids* done);

@@ -96,9 +96,11 @@ class SocketTransport final : public Transport {
     for (const auto& peer : peers_) {
       if (!peer || !peer->gone() || told_[peer->rank()]) continue;
       told_[peer->rank()] = true;
-      throw std::runtime_error("worker " + std::to_string(peer->rank()) +
-                               " is gone: its process died, or its machine did (" +
-                               peer->problem() + ")");
+      pending_ -= peer->forget_receive() ? 1 : 0;
+      throw PeerGone(peer->rank(), "worker " + std::to_string(peer->rank()) +
+                                       " is gone: its process died, or its machine "
+                                       "did (" +
+                                       peer->problem() + ")");
     }
     return false;
   }

@@ -5,9 +5,21 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <stdexcept>
+#include <string>
 #include <vector>
 
 namespace codedgrad {
+
+// A rank is gone for good. A transport that can tell throws it out of probe(), once for
+// each, when all that has come from that rank was announced. A receive from it that is
+// under way is forgotten: its memory is not touched any more, and poll() does not
+// report it. What is sent to it from then on is dropped, and reported as done.
+class PeerGone final : public std::runtime_error {
+ public:
+  PeerGone(int rank, const std::string& text) : std::runtime_error(text), rank(rank) {}
+  const int rank;
+};
 
 struct Envelope {
   int source = 0;

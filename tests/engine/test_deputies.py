@@ -93,7 +93,12 @@ class Worker:
     """What a step does with its engine, in numpy."""
 
     def __init__(
-        self, engine: Any, code: codes.Code, deputy_s: float, window: int
+        self,
+        engine: Any,
+        code: codes.Code,
+        deputy_s: float,
+        window: int,
+        **more: str,
     ) -> None:
         self.code, self.rank, self.engine = code, engine.rank, engine
         tree = code.tree
@@ -101,7 +106,11 @@ class Worker:
         self.exchange = _engine.Exchange(
             engine,
             _engine.SessionSettings(
-                plan=plan, bucket_starts=STARTS, window=window, deputy_s=deputy_s
+                plan=plan,
+                bucket_starts=STARTS,
+                window=window,
+                deputy_s=deputy_s,
+                **more,
             ),
         )
 

@@ -24,6 +24,7 @@ def fake_runtime(
         "failure": "",
         "departed": [],
         "announced": dict,
+        "lost": dict,
         "fail": said.append,
         "said": said,
     }

@@ -74,6 +74,25 @@ def test_one_worker_writes_unless_told(
     assert path.exists() is writes
 
 
+@pytest.mark.parametrize(
+    ("lost", "on_rank", "writer"), [([0], 0, 1), ([2], 2, 0), ([0, 1], 1, 2)]
+)
+def test_the_first_that_is_left_writes_for_one_that_is_lost(
+    lost: list[int],
+    on_rank: int,
+    writer: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for rank in sorted({0, 1, 2} - set(lost)):
+        job = fake_runtime(3, rank=rank, lost=lambda: dict.fromkeys(lost, 1.0))
+        monkeypatch.setattr(runtime, "_current", job)
+        path = tmp_path / f"{rank}.pt"
+        assert codedgrad.save(path, {}, on_rank=on_rank) is (rank == writer)
+        assert codedgrad.leads() is (rank == min({0, 1, 2} - set(lost)))
+    assert codedgrad.lost_workers() == lost
+
+
 def test_a_worker_that_is_not_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

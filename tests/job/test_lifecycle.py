@@ -25,6 +25,7 @@ class Job:
         channel = SimpleNamespace(
             start_barrier=lambda: self.note("leaves together") or ended,
             abort=lambda status: self.note(f"aborts with {status}"),
+            unmark_survivor=lambda _, **__: None,
         )
         usual = {
             "publish": lambda _: None,

@@ -1,8 +1,9 @@
-"""A training that runs under any launcher: job.py FOLDER [guarded|dies].
+"""A training that runs under any launcher: job.py FOLDER [KIND].
 
 Worker 1 is slow. Every worker writes a digest of its parameters to FOLDER/bits.<rank>.
 With "guarded", worker 0 first writes to FOLDER/door where it listens, and all train for
-long enough that others can call there meanwhile. With "dies", the last worker does.
+long enough that others can call there meanwhile. With "dies", the last worker does;
+with "other bits" the others cannot go on without it.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def main(folder: Path, kind: str) -> None:
     codedgrad.broadcast_parameters(model.state_dict(), root_rank=0)
     torch.manual_seed(7)
     data = TensorDataset(torch.randn(8 * n, 4), torch.randint(0, 3, (8 * n,)))
-    coded = codedgrad.CodedGradient(model, same_bits=True)
+    coded = codedgrad.CodedGradient(model, same_bits="other bits" not in kind)
     sampler = codedgrad.ShardSampler(data, 8 * n)
 
     def loss_fn(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -58,7 +59,7 @@ def main(folder: Path, kind: str) -> None:
     for epoch in range(60 if kind == "guarded" else 30):
         sampler.set_epoch(epoch)
         for shards in coded.steps(sampler):
-            if kind == "dies" and coded.step == 10 and rank == n - 1:
+            if kind.startswith("dies") and coded.step == 10 and rank == n - 1:
                 os.kill(os.getpid(), signal.SIGKILL)
             coded.backward(loss_fn, shards)
             descend(model)

@@ -15,6 +15,7 @@ import pytest
 
 from codedgrad.job import environment
 from codedgrad.job.sockets import calling, proof
+from codedgrad.job.sockets.supervisor import LOST
 
 ROOT = Path(__file__).parent.parent.parent
 JOB = str(Path(__file__).parent / "job.py")
@@ -106,7 +107,10 @@ def train_among_strangers(command: list[str], door: Path) -> None:
     assert output.count("it did not greet as a worker does") == 1, output
 
 
-def test_a_worker_that_dies_is_named_on_another_machine(tmp_path: Path) -> None:
+@pytest.mark.parametrize("survives", [True, False])
+def test_a_worker_that_dies_is_named_on_another_machine(
+    tmp_path: Path, survives: bool
+) -> None:
     """Two supervisors meet at an address, as those of two machines do."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         place = "{}:{}".format(*free.getsockname())
@@ -116,9 +120,15 @@ def test_a_worker_that_dies_is_named_on_another_machine(tmp_path: Path) -> None:
         "CODEDGRAD_SOCKETS": "tcp",
     }
     job = [*RUN, "-n", "2", "--rendezvous", place, "--machine"]
-    words = [JOB, str(tmp_path), "dies"]
+    words = [JOB, str(tmp_path), "dies" if survives else "dies other bits"]
     parts = [start([*job, f"{m}/2", *words], **variables) for m in range(2)]
     outputs = [part.communicate()[0] for part in parts]
-    assert [part.returncode for part in parts] == [1, 128 + 9], outputs
+    statuses = [LOST if survives else 1, 128 + 9]
+    assert [part.returncode for part in parts] == statuses, outputs
     assert "worker 1 ended by signal 9 (SIGKILL)" in outputs[1]
+    if survives:
+        assert "worker(s) 1 are lost" in outputs[0], outputs
+        assert (tmp_path / "bits.0").exists()
+        return
     assert "worker 1 is gone: its process died" in outputs[0], outputs
+    assert "without it: no training that outlives a worker has begun" in outputs[0]

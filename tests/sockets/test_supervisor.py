@@ -31,6 +31,7 @@ part = folder / f"part.{rank}"
 part.write_text(f"{os.getpid()} {child.pid}")
 part.rename(folder / f"here.{rank}")
 order = folder / f"do.{rank}"
+mark = pathlib.Path(os.environ["CODEDGRAD_FOLDER"]) / f"outlived.{rank}"
 while not order.exists():
     time.sleep(0.01)
 exec(order.read_text())
@@ -139,6 +140,64 @@ def test_a_status_comes_back(tmp_path: Path) -> None:
     status, said = job.end()
     assert status == 3
     assert "worker 2 ended with status 3; ending worker(s) [0, 1]" in said
+
+
+def mark_all(job: Job) -> None:
+    """Let all workers say that the others outlive them; they go on afterwards."""
+    for rank in range(3):
+        again = "folder / f'then.{rank}'"
+        job.do(
+            rank,
+            f"mark.touch(); order = {again}; (folder / f'marked.{{rank}}').touch()\n"
+            "while not order.exists(): time.sleep(0.01)\nexec(order.read_text())",
+        )
+    job.wait_for(lambda: all(f.exists() for f in job.files("marked")))
+
+
+def then(job: Job, rank: int, text: str) -> None:
+    job.files("later")[rank].write_text(text)
+    job.files("later")[rank].rename(job.files("then")[rank])
+
+
+def gone(job: Job, rank: int) -> None:
+    job.wait_for(lambda: not lives(job.pids[2 * rank]))
+
+
+@pytest.mark.parametrize(
+    ("death", "words"),
+    [
+        ("os.kill(os.getpid(), signal.SIGKILL)", "by signal 9 (SIGKILL)"),
+        ("os._exit(0)", "with status 0"),
+    ],
+)
+def test_a_marked_worker_is_outlived(tmp_path: Path, death: str, words: str) -> None:
+    job = Job(tmp_path)
+    mark_all(job)
+    then(job, 0, death)
+    gone(job, 0)
+    for rank in (2, 1):
+        then(job, rank, "mark.rename(mark.with_name(f'left.{rank}')); sys.exit(0)")
+    said = f"codedgrad run: worker 0 ended {words}; worker(s) [1, 2] go on"
+    assert job.end() == (supervisor.LOST, f"{said}\n")
+
+
+def test_those_who_cannot_go_on_end_with_the_first_status(tmp_path: Path) -> None:
+    job = Job(tmp_path)
+    mark_all(job)
+    then(job, 1, "os.kill(os.getpid(), signal.SIGSEGV)")
+    gone(job, 1)
+    time.sleep(0.2)  # the supervisor has seen it, too
+    then(job, 0, "mark.unlink(); sys.exit(1)")  # and worker 2 hangs
+    status, said = job.end()
+    assert status == 128 + signal.SIGSEGV
+    assert "worker 0 ended with status 1; ending worker(s) [2]" in said
+
+
+def test_a_worker_that_fails_by_itself_is_not_outlived(tmp_path: Path) -> None:
+    job = Job(tmp_path)
+    mark_all(job)
+    then(job, 1, "mark.unlink(); sys.exit(3)")
+    assert job.end()[0] == 3
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])

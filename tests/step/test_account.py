@@ -29,6 +29,7 @@ class Settling:
         self.rows: list[tuple[int, int, int, int, float]] = []
         self.settled_slices = 0
         self.asked = 0
+        self.out: list[int] = []
 
     def settled(self) -> list[Any]:
         self.asked += 1
@@ -42,6 +43,9 @@ class Settling:
 
     def required_rows(self) -> list[list[int]]:
         return [[0], [1], [2]]
+
+    def lost(self) -> list[int]:
+        return self.out
 
     def counters(self) -> dict[str, float]:
         return {"decode_s": 0.0, "slices_settled": self.settled_slices}
@@ -62,6 +66,12 @@ def reported(steps: int, exchange: Settling) -> tuple[RunRecord, list[StepReport
         for step in range(steps)
     ]
     return reporter.record, reports
+
+
+def test_lost_workers_are_counted() -> None:
+    exchange = Settling()
+    exchange.out = [1, 2]
+    assert [report.lost for report in reported(2, exchange)[1]] == [2, 2]
 
 
 def test_reports_are_kept_in_order() -> None:

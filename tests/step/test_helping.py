@@ -6,6 +6,7 @@ import pytest
 
 from codedgrad import codes
 from codedgrad.codes.whole import in_shards
+from codedgrad.codes import dealing
 from codedgrad.step.helping import Helping
 from codedgrad.step.items import WorkList
 
@@ -18,6 +19,13 @@ class Arrivals:
         self.coming: set[int] = set()
         self.waits: list[float] = []
         self.over = False
+        self.out: list[int] = []
+
+    def lost(self) -> list[int]:
+        return self.out
+
+    def done(self, _step: int) -> bool:
+        return self.over
 
     def wait(self, _step: int, timeout_s: float) -> bool:
         self.waits.append(timeout_s)
@@ -111,3 +119,30 @@ def test_the_last_resort_of_whole_shards_is_whole_shards(copies: int) -> None:
         assert [row for rows in work.rows[work.listed :] for row in rows] == [
             (node, None) for node in work.nodes[work.listed :]
         ]
+
+
+def test_what_is_dealt_of_a_lost_worker_comes_first_and_at_once(
+    arrivals: Arrivals, helping: Helping
+) -> None:
+    arrivals.out = [2]
+    mine = dealing.dealt(CODE, [2])[0]
+    found = helping.next_items(0.1, 1.0)
+    assert (
+        sorted(WorkList(CODE, 0, arrivals, overlap=True).nodes[i] for i in found)
+        == mine
+    )  # type: ignore[arg-type]
+    assert arrivals.waits == []
+    helping.take(found)
+    helping.next_items(0.1, 1.0)
+    assert arrivals.waits == [0.1]  # now as usual
+
+
+def test_what_is_dealt_and_here_is_not_computed(
+    arrivals: Arrivals, helping: Helping
+) -> None:
+    arrivals.out = [2]
+    arrivals.here = set(range(CODE.parts))
+    assert helping.next_items(0.1, 1.0) == []
+    arrivals.here = set()
+    arrivals.over = True
+    assert helping.next_items(0.1, 1.0) == []

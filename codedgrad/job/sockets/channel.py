@@ -98,6 +98,17 @@ class SocketChannel:
 
     # ---- beside ----
 
+    def mark_survivor(self) -> bool:
+        """Let the supervisor know, if there is one; return True."""
+        if self._world.marks is not None:
+            self._world.marks.set(self._world.rank)
+        return True
+
+    def unmark_survivor(self, lost: Sequence[int], *, well: bool) -> None:
+        """Let the supervisor know, if there is one."""
+        if self._world.marks is not None:
+            self._world.marks.clear(self._world.rank, lost, well=well)
+
     def reads_cuda_memory(self) -> bool:
         """Return False: sockets take the memory of the processor."""
         return False

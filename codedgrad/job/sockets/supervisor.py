@@ -16,18 +16,21 @@ import sys
 import tempfile
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from codedgrad.errors import ConfigError
 from codedgrad.job import environment
 from codedgrad.job.environment import SocketJob
 from codedgrad.job.sockets import proof
+from codedgrad.job.sockets.marks import Marks
 from codedgrad.job.sockets.reception import Reception
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from types import FrameType
 
+LOST = 80  # the exit status of a job that has ended well, and has lost workers
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 _PASSED_ON = (*_ENDING, signal.SIGUSR1, signal.SIGUSR2)
 _OWN_END_S = 5.0  # workers know that another one has failed, and end by themselves
@@ -55,11 +58,16 @@ class Supervisor:
     ) -> None:
         self._workers: dict[int, subprocess.Popen[bytes]] = {}  # those that run
         self._status = 0
+        self._marks = Marks(Path(jobs[0].folder))
+        self._lost: dict[int, int] = {}  # the statuses of workers that the job outlives
         self._ends: list[tuple[float, signal.Signals]] = []  # what is sent when
         self._command, self._jobs, self._defaults = command, jobs, defaults
 
     def run(self) -> int:
-        """Run all workers; return the status of the one that failed first."""
+        """Run all workers; return the status of the one that failed first.
+
+        It is `LOST` where workers were lost, and all others have ended well.
+        """
         before = {
             number: signal.signal(number, self._pass_on)
             for number in _PASSED_ON
@@ -82,6 +90,8 @@ class Supervisor:
             keeper.communicate()
             for number, handler in before.items():
                 signal.signal(number, handler)
+        if self._status == 0 and (self._lost or self._marks.lost()):
+            return LOST
         return self._status
 
     def _start(self, keeper: subprocess.Popen[bytes]) -> None:
@@ -108,15 +118,25 @@ class Supervisor:
             time.sleep(_LOOK_S)
 
     def _ended(self, rank: int, status: int) -> None:
-        if status == 0 or self._status != 0:
+        if self._status != 0:
             return
-        self._status = status if status > 0 else 128 - status
         text = f"with status {status}"
         if status < 0:
             text = f"by signal {-status} ({signal.Signals(-status).name})"
-        others = f"; ending worker(s) {sorted(self._workers)}" if self._workers else ""
+            status = 128 - status
+        left = sorted(self._workers)
+        marked = self._marks.outlived(rank) and all(map(self._marks.outlives, left))
+        if marked and left and not self._ends:
+            self._lost[rank] = status
+            others = f"; worker(s) {left} go on"
+        elif status != 0:
+            # Where somebody was lost before, the others may have failed because of it.
+            self._status = next(iter(self._lost.values()), 0) or status
+            others = f"; ending worker(s) {left}" if left else ""
+            self._end_all(_OWN_END_S)
+        else:
+            return
         sys.stderr.write(f"codedgrad run: worker {rank} ended {text}{others}\n")
-        self._end_all(_OWN_END_S)
 
     def _end_all(self, grace_s: float) -> None:
         if not self._ends:
@@ -175,10 +195,12 @@ def run_on_machines(
     place = machines.host, machines.port
     job = SocketJob(0, workers, token=token, rendezvous=place, one_machine=False)
     first = machines.number * each
-    jobs = [replace(job, rank=first + local) for local in range(each)]
     desk = Reception(*place, workers, token) if machines.number == 0 else None
     try:
-        return Supervisor(command, jobs, defaults).run()
+        with _folder() as folder:
+            job = replace(job, folder=folder)
+            jobs = [replace(job, rank=first + local) for local in range(each)]
+            return Supervisor(command, jobs, defaults).run()
     finally:
         if desk is not None:
             desk.close()
@@ -195,12 +217,14 @@ def run(command: Sequence[str], workers: int, defaults: dict[str, str]) -> int:
     Raises:
         ConfigError: the command cannot be started.
     """
-    with tempfile.TemporaryDirectory(
-        prefix="codedgrad-", ignore_cleanup_errors=True
-    ) as folder:
+    with _folder() as folder:
         job = SocketJob(0, workers, token=proof.new_token(), folder=folder)
         jobs = [replace(job, rank=rank) for rank in range(workers)]
         return Supervisor(command, jobs, defaults).run()
+
+
+def _folder() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="codedgrad-", ignore_cleanup_errors=True)
 
 
 def _start(

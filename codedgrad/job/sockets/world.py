@@ -22,6 +22,7 @@ from codedgrad.job import addresses
 from codedgrad.job.sockets import calling, meeting, proof
 from codedgrad.job.sockets.card import Card, machine_name
 from codedgrad.job.sockets.door import Door
+from codedgrad.job.sockets.marks import Marks
 from codedgrad.job.sockets.reception import Guest
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ class World:
 
     def __init__(self, job: SocketJob) -> None:
         self.rank, self.size = job.rank, job.size
+        self.marks = Marks(Path(job.folder)) if job.folder else None
         self._generation = 0
         if job.size == 1:
             self.cards = [Card(machine_name())]
@@ -179,12 +181,12 @@ def _own_folder(within: str) -> Path:
 
 
 def _meeting_of(job: SocketJob) -> meeting.Meeting:
-    if job.folder:
-        return meeting.Folder(Path(job.folder))
     if job.rendezvous is not None:
         if not job.token:
             raise EnvironmentSetupError(f"this worker has no token; {proof.REMEDY}")
         return Guest(*job.rendezvous, job.size, token=job.token, wait_s=_JOIN_S)
+    if job.folder:
+        return meeting.Folder(Path(job.folder))
     if job.store is not None:
         return meeting.Store(*job.store)
     raise EnvironmentSetupError("the workers have no place where they could meet")
