@@ -52,6 +52,7 @@ _COUNTERS = (
     "bytes_copied",
     "choose_s",
     "learn_s",
+    "slices_biased",
 )
 
 

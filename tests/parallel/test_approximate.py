@@ -249,7 +249,7 @@ def test_exact_steps_cannot_refuse_rows() -> None:
     settings = codedgrad.settings.Settings
     run = codedgrad.settings.RunSettings(on_nonfinite="refuse")
     for policy in ("exact", codedgrad.approximate(0.0)):
-        with pytest.raises(codedgrad.ConfigError, match="max_error > 0"):
+        with pytest.raises(codedgrad.ConfigError, match="bounds above 0"):
             settings(policy=policy, run=run).on_nonfinite()
     assert settings(policy=codedgrad.approximate(0.1), run=run).on_nonfinite()
     assert settings(policy=codedgrad.approximate(0.0)).on_nonfinite() == "raise"
@@ -258,6 +258,9 @@ def test_exact_steps_cannot_refuse_rows() -> None:
 def test_settings_are_checked() -> None:
     with pytest.raises(codedgrad.ConfigError, match="max_error"):
         codedgrad.approximate(-1.0)
+    for wrong in (-0.25, math.nan):
+        with pytest.raises(codedgrad.ConfigError, match="max_noise is a share"):
+            codedgrad.approximate(max_noise=wrong)
     with pytest.raises(codedgrad.ConfigError, match="late"):
         codedgrad.approximate(0.1, late="drop")
     with pytest.raises(codedgrad.ConfigError, match="patience"):

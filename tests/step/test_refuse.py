@@ -42,7 +42,7 @@ REFUSE = 'policy=codedgrad.approximate(0.1), on_nonfinite="refuse"'
             'policy=codedgrad.approximate(0.0), on_nonfinite="refuse"',
             "1.0",
             "",
-            "max_error > 0",
+            "bounds above 0",
         ),
     ],
 )
