@@ -219,6 +219,8 @@ bench() {
     --out "$out/gpu.json"
   check "bench_kernels" mpi 1 "$CG_PYTHON" benchmarks/bench_kernels.py --toy \
     --out "$out/kernels.json"
+  check "bench_noise" mpi 4 "$CG_PYTHON" benchmarks/bench_noise.py --toy \
+    --out "$out/noise.json"
   check "bench_estimates choose" mpi 4 "$CG_PYTHON" benchmarks/bench_estimates.py --toy \
     --part choose --out "$out/estimates.json"
   check "bench_estimates learn" mpi 2 "$CG_PYTHON" benchmarks/bench_estimates.py --toy \

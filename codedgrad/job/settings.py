@@ -290,8 +290,7 @@ def resolve(policy: str | Approximate) -> Approximate | None:
         return None
     if not isinstance(policy, Approximate):
         raise ConfigError(
-            f'policy must be "exact" or codedgrad.approximate(...), got '
-            f"{policy!r}"
+            f'policy must be "exact" or codedgrad.approximate(...), got {policy!r}'
         )
     return policy if min(policy.max_error, policy.max_noise) > 0.0 else None
 

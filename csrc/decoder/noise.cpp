@@ -2,15 +2,16 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 
 namespace codedgrad::decoder {
 namespace {
 
 constexpr double kKeep = 0.9;       // what each step keeps of the spreads' sums
 constexpr double kFresh = 3.0;      // steps: memory that is older says nothing of noise
-constexpr double kPrior = 2.0;      // labels that kappa = 1 counts for
-constexpr double kKeepLabel = 0.8;  // what each label keeps of kappa's sums
-constexpr double kWorst = 20.0;     // the most that one label can say
+constexpr double kPrior = 4.0;      // labels that kappa = 1 counts for
+constexpr double kKeepLabel = 0.9;  // what each label keeps of kappa's sums
+constexpr double kWorst = 8.0;      // the most that one label can say
 constexpr double kFlat = 1e-4;      // less spread than that is rounding
 
 // Returns the variance of the batch's mean, from vectors with these inner products.
@@ -46,6 +47,7 @@ void Noise::look(std::int64_t step, const std::vector<double>& base,
     if (shards.seen[j] && shards.age[j] <= kFresh) fresh.push_back(j);
   }
   if (complete.size() < 2 || !(scale > 0.0)) return;
+  scale_ = scale;
   each_ = here_ / static_cast<double>(complete.size());
   double energy = 0.0, sum = 0.0, spread = 0.0, in_time = 0.0;
   const bool both = fresh.size() >= 2 && step != step_;
@@ -60,7 +62,9 @@ void Noise::look(std::int64_t step, const std::vector<double>& base,
     sum += now_.back();
     for (int j : complete) energy += shards.weight[j] * rows(j, j);
     if (!both) continue;
-    spread += variance(fresh, shards.weight, rows);
+    const auto last = [&](int i, int j) { return b[(k + i) * n + k + j]; };
+    spread += 0.5 * (variance(fresh, shards.weight, rows) +
+                     variance(fresh, shards.weight, last));
     in_time += 0.5 * variance(fresh, shards.weight, changes);
   }
   if (!(sum > kFlat * energy)) now_.clear();
@@ -68,6 +72,7 @@ void Noise::look(std::int64_t step, const std::vector<double>& base,
   step_ = step;
   spread_ = kKeep * spread_ + spread / (scale * scale);
   in_time_ = kKeep * in_time_ + in_time / (scale * scale);
+  steps_ = kKeep * steps_ + 1.0;
 }
 
 double Noise::bias() const {
@@ -79,22 +84,25 @@ Excess Noise::excess(const Problem& problem, const std::vector<Coefficients>& c)
   Excess out;
   const double rho = problem.rho;
   if (now_.empty() || problem.left_count == 0 || !(rho > 0.0)) return out;
-  double error = 0.0, sum = 0.0, credit = 0.0;
+  if (!(spread_ > 0.0)) return out;
+  const double sum = std::accumulate(now_.begin(), now_.end(), 0.0);
+  const double all = scale_ * scale_ * spread_ / steps_;
+  double chance = 0.0, offset = 0.0, credit = 0.0;
   for (std::size_t t = 0; t < now_.size(); ++t) {
     const Tile& tile = problem.tiles[t];
     double current = 0.0;
     for (int s = 0; s < kSpan; ++s) current += current_[s] * c[t][s];
-    const double fewer = 1.0 / (here_ - each_) - 1.0 / here_;
-    error += squared_error(c[t], tile.left_gram, tile.left_target, tile.left_norm) +
-             now_[t] * (1.0 / rho - 1.0 / each_ - current * current * fewer);
-    sum += now_[t];
+    const double spread = all * now_[t] / sum, square = current * current;
+    chance += spread * (1.0 / rho + square / here_);
+    offset += squared_error(c[t], tile.left_gram, tile.left_target, tile.left_norm) -
+              now_[t] * (1.0 / each_ + square / (here_ - each_));
     credit += 2.0 * rho * now_[t] * (1.0 - current);
   }
-  out.expected = rho * rho * std::max(0.0, error);
-  out.noise = sum / bias();
+  out.expected = rho * rho * (chance + std::max(0.0, offset));
+  out.noise = all / bias();
   out.credit = credit / sum;
   out.share = out.share_of(kappa() * out.expected);
-  out.unbiased = out.expected / sum - out.credit;
+  out.unbiased = out.expected / all - out.credit;
   return out;
 }
 

@@ -41,9 +41,11 @@ class Noise {
   double here_ = 0.0;        // share of the batch of the complete shards
   double each_ = 0.0;        // their mean share
   Coefficients current_{};   // how much of this step's rows is in each vector
-  double spread_ = 0.0, in_time_ = 0.0;  // recent sums of both, as they are
-  std::int64_t step_ = -1;               // the last one in these sums
-  double true_ = 2.0, weight_ = 2.0;     // recent true errors over expected ones
+  double scale_ = 1.0;       // of the last look
+  // Recent sums, without scale, and of how many steps.
+  double spread_ = 0.0, in_time_ = 0.0, steps_ = 0.0;
+  std::int64_t step_ = -1;            // the last one in these sums
+  double true_ = 4.0, weight_ = 4.0;  // recent true errors over expected ones
 };
 
 }  // namespace codedgrad::decoder

@@ -32,13 +32,15 @@ def straggler(factor: float = SLOW) -> str:
 class Job:
     """A small regression whose passes take a few ms; the last worker may be slow."""
 
-    def __init__(self, partition: str = "shuffle", **settings: Any) -> None:
+    def __init__(
+        self, partition: str = "shuffle", batch: int = 120, **settings: Any
+    ) -> None:
         torch.manual_seed(1)
         self.model = nn.Sequential(nn.Linear(12, 40), nn.Tanh(), nn.Linear(40, 3))
         generator = torch.Generator().manual_seed(2)
         x = torch.randn(480, 12, generator=generator)
         y = x @ torch.randn(12, 3, generator=generator)
-        self.sampler = codedgrad.ShardSampler((x, y), 120, partition=partition)
+        self.sampler = codedgrad.ShardSampler((x, y), batch, partition=partition)
         settings.setdefault("code", codes.uncoded(codedgrad.size(), micro=4))
         settings.setdefault("same_bits", True)
         self.coded = codedgrad.CodedGradient(self.model, **settings)
@@ -134,6 +136,32 @@ def test_a_small_max_error_waits_for_more() -> None:
     policy = codedgrad.approximate(1e-9)
     exact = Job(faults=straggler(3)).run(12)
     job = Job(policy=policy, faults=straggler(3)).run(12)
+    assert job.counts()["slices_settled"] == 0
+    assert job.parameters() == exact.parameters()
+    job.coded.close()
+    exact.coded.close()
+
+
+def test_noise_is_what_may_be_settled_for() -> None:
+    """Shuffled shards: nobody waits where the missing share is within the bound."""
+    policy = codedgrad.approximate(max_noise=0.6, patience=0.5)
+    job = Job(policy=policy, faults=straggler()).run(40)
+    assert len(set(everywhere(job.parameters()))) == 1
+    settled = total(job.counts()["slices_settled"])
+    assert all(s.missing <= 0.6 and s.noise <= 0.6 for s in job.settled)
+    assert all(r.predicted_noise <= 0.6 for r in job.coded.record.reports)
+    if codedgrad.size() <= 2:  # one row alone has no spread
+        assert settled == 0
+    else:
+        assert settled > 0
+    job.coded.close()
+
+
+def test_the_same_data_in_every_step_have_no_noise() -> None:
+    """Their spread is what the shards hold: nothing is left out."""
+    how: Any = {"partition": "fixed", "batch": 480, "faults": straggler(3)}
+    exact = Job(**how).run(6)
+    job = Job(**how, policy=codedgrad.approximate()).run(6)
     assert job.counts()["slices_settled"] == 0
     assert job.parameters() == exact.parameters()
     job.coded.close()

@@ -7,39 +7,42 @@ smaller by 1 / (1 + excess), where
     excess = E|g^ - m|^2 / N - 1.
 
 All of it is told from one owner's slice, by the Gram matrix of the shards' rows. Of the
-a complete shards j, with shares w_j of the batch, W together, and rows g_j, the owner
-knows the mean A, and
+a complete shards j, with shares w_j of the batch, W together, and rows g_j of the mean
+A, the owner knows
 
-    spread = sum_j w_j |g_j - A|^2 / (a - 1),
+    now = sum_j w_j |g_j - A|^2 / (a - 1).
 
-which is N without bias if the shards differ by chance only: a shard's row has the noise
-N / w_j. Where they differ by what they hold, spread has that, too, which is no noise and
-does not average out. So it is taken of the changes d_j = g_j - h_j since each shard's
-last gradient as well, in which what stays is gone,
+A shard's row has the noise N / w_j, so the mean of `now` is N, whatever w, if the
+shards differ by chance only. Where they differ by what they hold, that is in `now`,
+too; but it is no noise, since it does not average out. So the shards' last gradients
+h_j, not older than three steps, are taken as well. With `now` of g and of h, and of the
+changes g - h, in which what stays is gone,
 
-    in_time = sum_j w_j |d_j - D|^2 / (2 (a - 1)),    D = sum_j w_j d_j / W,
+    spread = mean of (now(g) + now(h)) / 2,    in_time = mean of now(g - h) / 2
 
-and bias = max(1, spread / in_time), over sums of the last ten steps or so; then
-N = spread / bias. Memory that is older than three steps does not count.
+over the last ten steps or so, bias = max(1, spread / in_time), and N = spread / bias.
 
-The squared error of coefficients c is what they would have had on this step's left-out
-shards, with the share rho missing in place of one shard (of the mean share u), and a
-shards to estimate from in place of a - 1. With current the weight that c gives to this
-step's rows,
+The squared error of coefficients c has two parts. Let `current` be the weight that c
+gives to this step's rows. By chance the missing share rho is off from its expectation
+by spread / rho, and the estimate of it by current^2 spread / W. Anything else (memory
+that is old, a model that has moved) shows in the left-out shards of this step, each of
+which is estimated from the others as if it were missing, where it is what chance does
+not explain (u is a shard's mean share):
 
-    expected = rho^2 (left error + spread (1/rho - 1/u - current^2 (1/(W-u) - 1/W))).
+    offset = left error - now (1 / u + current^2 / (W - u))
+    expected = rho^2 (spread / rho + current^2 spread / W + offset).
 
 That takes the missing for shards like the arrived ones. Rows that come late tell
 whether they are: kappa is the mean of recent true errors over expected ones. Finally,
 |g^ - m|^2 = |g^ - g|^2 + 2 <g^ - g, g - m> + |g - m|^2, and of the middle term the
-sampling theory says -2 rho N (1 - current): who leans on memory has less of the noise of
-this step. So
+sampling theory says -2 rho N (1 - current): who leans on memory has less of the noise
+of this step. So
 
     excess = kappa expected / N - 2 rho (1 - current).
 
-For the mean of the arrived (current = 1) of shuffled shards that is rho / (1 - rho). The
-last three symbols are taken tile by tile and summed. An excess is infinite where there
-is nothing to tell it from: fewer than two complete shards, none whose last gradient is
+For the mean of the arrived shards (current = 1) of shuffled data it is rho / (1 - rho).
+Sums over tiles are meant everywhere. An excess is infinite where there is nothing to
+tell it from: fewer than two complete shards, fewer than two whose last gradient is
 known, or shards which are all alike.
 """
 
@@ -60,9 +63,9 @@ if TYPE_CHECKING:
 
 _KEEP = 0.9  # what each step keeps of the spreads' sums
 _FRESH = 3.0  # steps: memory that is older says nothing of noise
-_PRIOR = 2.0  # labels that kappa = 1 counts for
-_KEEP_LABEL = 0.8  # what each label keeps of kappa's sums
-_WORST = 20.0  # the most that one label can say
+_PRIOR = 4.0  # labels that kappa = 1 counts for
+_KEEP_LABEL = 0.9  # what each label keeps of kappa's sums
+_WORST = 8.0  # the most that one label can say
 _FLAT = 1e-4  # less spread than that is rounding
 LEANS = (0.5, 1.0)  # by how much an estimate leans on the running average at need
 
@@ -91,7 +94,7 @@ class Noise:
         self._now: Array = np.zeros(0)
         self._here = self._each = 0.0
         self._current: Array = np.zeros(0)
-        self._spread = self._in_time = 0.0
+        self._spread = self._in_time = self._steps = 0.0
         self._step = -1
         self._true = self._weight = _PRIOR
 
@@ -142,24 +145,28 @@ class Noise:
         changes = rows - base[:, :k, last] - base[:, last, :k] + base[:, last, last]
         self._step = step
         share = weight[fresh]
-        spread = float(variance(_part(rows, fresh), share).sum())
+        both = (_part(rows, fresh), _part(base[:, last, last], fresh))
+        spread = 0.5 * float(sum(variance(part, share).sum() for part in both))
         in_time = 0.5 * float(variance(_part(changes, fresh), share).sum())
         self._spread = _KEEP * self._spread + spread
         self._in_time = _KEEP * self._in_time + in_time
+        self._steps = _KEEP * self._steps + 1.0
 
     def excess(self, problem: Problem, c: Array) -> Excess:
         """Judge coefficients c [T, P] for the problem of the last look."""
-        rho, now = problem.rho, self._now
-        if not len(now) or not problem.left_count or not rho > 0.0:
+        rho, now, spread = problem.rho, self._now, self._spread
+        if not (len(now) and problem.left_count and rho > 0.0 and spread > 0.0):
             return Excess()
+        spread = spread / self._steps * now / now.sum()
         current = c @ self._current
         left = squared_error(
             c, problem.left_gram, problem.left_target, problem.left_norm
         )
-        fewer = 1.0 / (self._here - self._each) - 1.0 / self._here
-        own = 1.0 / rho - 1.0 / self._each - current**2 * fewer
-        expected = rho**2 * max(0.0, float((left + now * own).sum()))
-        noise = float(now.sum()) / self.bias
+        others = self._here - self._each
+        offset = left - now * (1.0 / self._each + current**2 / others)
+        chance = spread * (1.0 / rho + current**2 / self._here)
+        expected = rho**2 * float(chance.sum() + max(0.0, offset.sum()))
+        noise = float(spread.sum()) / self.bias
         credit = 2.0 * rho * float((now * (1.0 - current)).sum() / now.sum())
         if noise <= 0.0:
             return Excess(math.inf, expected, noise, credit)

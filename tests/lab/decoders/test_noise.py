@@ -50,7 +50,8 @@ def test_the_formula_in_plain_sums() -> None:
     problem = look(noise, 3, arrivals, memory)
     whole = [0, 2, 4]
     rows, share = truth[whole], weight[whole]
-    spread = squares(rows, share)
+    now = squares(rows, share)
+    spread = (now + squares(memory.last[whole], share)) / 2
     in_time = squares(rows - memory.last[whole], share) / 2
     assert noise.bias == pytest.approx(max(1.0, spread / in_time))
     rho = 0.25 + 0.15
@@ -62,8 +63,8 @@ def test_the_formula_in_plain_sums() -> None:
             for o in [[i for i in whole if i != j]]
         ]
     )
-    own = 1 / rho - 1 / each - (1 / (here - each) - 1 / here)
-    expected = rho**2 * (left + spread * own)
+    offset = left - now * (1 / each + 1 / (here - each))
+    expected = rho**2 * (spread / rho + spread / here + max(0.0, offset))
     found = noise.excess(problem, everywhere(FIXED["rescale"], problem))
     assert found.expected == pytest.approx(expected)
     assert found.noise == pytest.approx(spread / noise.bias)
@@ -72,7 +73,9 @@ def test_the_formula_in_plain_sums() -> None:
     # All from the running average: nothing of this step's rows is in it.
     momentum = noise.excess(problem, everywhere(FIXED["momentum"], problem))
     left = np.mean([((truth[j] - memory.average) ** 2).sum() for j in whole])
-    expected = rho**2 * (left + spread * (1 / rho - 1 / each))
+    offset = left - now / each
+    assert offset > 0.0
+    expected = rho**2 * (spread / rho + offset)
     assert momentum.expected == pytest.approx(expected)
     assert momentum.credit == pytest.approx(2 * rho)
 
@@ -170,7 +173,9 @@ def test_what_cannot_be_told_is_infinite() -> None:
     memory, _, m = remembered(3, 4, 0.0)
     alike = Arrivals.of(np.tile(m, (4, 1)), [1.0, 1.0, 1.0, 0.0])
     problem = look(noise, 3, alike, memory)
-    assert noise.excess(problem, everywhere(FIXED["rescale"], problem)).share == math.inf
+    assert (
+        noise.excess(problem, everywhere(FIXED["rescale"], problem)).share == math.inf
+    )
 
 
 def test_old_memory_says_nothing_of_noise() -> None:
@@ -193,7 +198,7 @@ def test_late_rows_correct_what_was_expected() -> None:
     far = rows[-1] + 10.0  # the missing one is far from what the others are
     label = gram.label(u, weights, far, np.asarray(arrivals.total()), bounds)
     noise.learn(before, problem, c, label)
-    assert noise.kappa == pytest.approx((2.0 + 20.0) / 3.0)  # at most 20 at once
+    assert noise.kappa == pytest.approx((4.0 + 8.0) / 5.0)  # at most 8 at once
     after = noise.excess(problem, c)
     assert after.share == pytest.approx(before.share * noise.kappa)
     noise.learn(noise.excess(problem, c)._replace(expected=0.0), problem, c, label)
