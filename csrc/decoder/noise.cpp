@@ -98,7 +98,7 @@ Excess Noise::excess(const Problem& problem, const std::vector<Coefficients>& c)
               now_[t] * (1.0 / each_ + square / (here_ - each_));
     credit += 2.0 * rho * now_[t] * (1.0 - current);
   }
-  out.expected = rho * rho * (chance + std::max(0.0, offset));
+  out.expected = rho * rho * std::max(0.0, chance + offset);
   out.noise = all / bias();
   out.credit = credit / sum;
   out.share = out.share_of(kappa() * out.expected);

@@ -23,11 +23,12 @@ changes g - h, in which what stays is gone,
 over the last ten steps or so, bias = max(1, spread / in_time), and N = spread / bias.
 
 The squared error of coefficients c has two parts. Let `current` be the weight that c
-gives to this step's rows. By chance the missing share rho is off from its expectation
-by spread / rho, and the estimate of it by current^2 spread / W. Anything else (memory
-that is old, a model that has moved) shows in the left-out shards of this step, each of
-which is estimated from the others as if it were missing, where it is what chance does
-not explain (u is a shard's mean share):
+gives to this step's rows. From step to step the missing share rho is off from its
+expectation by spread / rho, and the estimate of it by current^2 spread / W. Anything
+else shows in the left-out shards of this step, each of which is estimated from the
+others as if it were missing, where it is what their spread does not explain (u is a
+shard's mean share). It is above 0 if memory is old or the model has moved, and below if
+memory knows what a shard holds:
 
     offset = left error - now (1 / u + current^2 / (W - u))
     expected = rho^2 (spread / rho + current^2 spread / W + offset).
@@ -165,7 +166,7 @@ class Noise:
         others = self._here - self._each
         offset = left - now * (1.0 / self._each + current**2 / others)
         chance = spread * (1.0 / rho + current**2 / self._here)
-        expected = rho**2 * float(chance.sum() + max(0.0, offset.sum()))
+        expected = rho**2 * max(0.0, float((chance + offset).sum()))
         noise = float(spread.sum()) / self.bias
         credit = 2.0 * rho * float((now * (1.0 - current)).sum() / now.sum())
         if noise <= 0.0:
