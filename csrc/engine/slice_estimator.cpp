@@ -41,6 +41,8 @@ class SliceEstimator final : public Estimator {
     learned_.lean(attempt_.problem(), settings_->max_noise, &chosen_);
     // Nothing but zeros says nothing about what is missing.
     if (attempt_.scale() == 0.0) chosen_.predicted = {1.0, 1.0};
+    // A slice without gradients has no noise either.
+    if (sketch_.size() == 0 && bounds_noise()) return few();
     if (!(chosen_.predicted.bound <= settings_->max_error)) return false;
     return !bounds_noise() || (few() && chosen_.excess.share <= settings_->max_noise);
   }
