@@ -67,7 +67,7 @@ void Learned::lean(const Problem& problem, double most, Chosen* chosen) const {
   const Coefficients& average = kFixedCoefficients[kMomentum];
   const std::vector<Coefficients> first = chosen->c;
   chosen->excess = noise_.excess(problem, first);
-  for (double by : {0.5, 1.0}) {
+  for (double by : {0.25, 0.5, 1.0}) {
     if (chosen->excess.share <= most) break;
     std::vector<Coefficients> c = first;
     for (Coefficients& tile : c) {

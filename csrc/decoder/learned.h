@@ -31,7 +31,7 @@ class Learned {
     noise_.look(step, base, shards, weights, scale);
   }
   // Judges the noise of what was chosen. Where it is above `most`, the estimate leans
-  // on the running average: by a half, or wholly.
+  // on the running average: by a quarter, a half, or wholly.
   void lean(const Problem& problem, double most, Chosen* chosen) const;
   void learn(const Problem& problem, const Chosen& chosen, const Label& label);
   // Learns from a step's own rows, as if the shards `erased`, all complete, were

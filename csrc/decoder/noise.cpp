@@ -86,23 +86,23 @@ Excess Noise::excess(const Problem& problem, const std::vector<Coefficients>& c)
   if (now_.empty() || problem.left_count == 0 || !(rho > 0.0)) return out;
   if (!(spread_ > 0.0)) return out;
   const double sum = std::accumulate(now_.begin(), now_.end(), 0.0);
-  const double all = scale_ * scale_ * spread_ / steps_;
+  const double biased = bias();
+  out.noise = scale_ * scale_ * spread_ / steps_ / biased;
   double chance = 0.0, offset = 0.0, credit = 0.0;
   for (std::size_t t = 0; t < now_.size(); ++t) {
     const Tile& tile = problem.tiles[t];
     double current = 0.0;
     for (int s = 0; s < kSpan; ++s) current += current_[s] * c[t][s];
-    const double spread = all * now_[t] / sum, square = current * current;
-    chance += spread * (1.0 / rho + square / here_);
+    const double noise = out.noise * now_[t] / sum, square = current * current;
+    chance += noise * (1.0 / rho + square / here_);
     offset += squared_error(c[t], tile.left_gram, tile.left_target, tile.left_norm) -
-              now_[t] * (1.0 / each_ + square / (here_ - each_));
+              now_[t] / biased * (1.0 / each_ + square / (here_ - each_));
     credit += 2.0 * rho * now_[t] * (1.0 - current);
   }
   out.expected = rho * rho * std::max(0.0, chance + offset);
-  out.noise = all / bias();
   out.credit = credit / sum;
   out.share = out.share_of(kappa() * out.expected);
-  out.unbiased = out.expected / all - out.credit;
+  out.unbiased = out.share_of(rho * rho * chance);
   return out;
 }
 

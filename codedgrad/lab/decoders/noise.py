@@ -23,15 +23,14 @@ changes g - h, in which what stays is gone,
 over the last ten steps or so, bias = max(1, spread / in_time), and N = spread / bias.
 
 The squared error of coefficients c has two parts. Let `current` be the weight that c
-gives to this step's rows. From step to step the missing share rho is off from its
-expectation by spread / rho, and the estimate of it by current^2 spread / W. Anything
-else shows in the left-out shards of this step, each of which is estimated from the
-others as if it were missing, where it is what their spread does not explain (u is a
-shard's mean share). It is above 0 if memory is old or the model has moved, and below if
-memory knows what a shard holds:
+gives to this step's rows. By chance the missing share rho is off from its expectation
+by N / rho, and the estimate of it by current^2 N / W. Anything else (what the shards
+hold, memory that is old, a model that has moved) shows in the left-out shards of this
+step, each of which is estimated from the others as if it were missing, where it is what
+chance does not explain (u is a shard's mean share):
 
-    offset = left error - now (1 / u + current^2 / (W - u))
-    expected = rho^2 (spread / rho + current^2 spread / W + offset).
+    offset = left error - now / bias (1 / u + current^2 / (W - u))
+    expected = rho^2 (N / rho + current^2 N / W + offset).
 
 That takes the missing for shards like the arrived ones. Rows that come late tell
 whether they are: kappa is the mean of recent true errors over expected ones. Finally,
@@ -68,7 +67,7 @@ _PRIOR = 4.0  # labels that kappa = 1 counts for
 _KEEP_LABEL = 0.9  # what each label keeps of kappa's sums
 _WORST = 8.0  # the most that one label can say
 _FLAT = 1e-4  # less spread than that is rounding
-LEANS = (0.5, 1.0)  # by how much an estimate leans on the running average at need
+LEANS = (0.25, 0.5, 1.0)  # by how much an estimate leans on the running average at need
 
 
 class Excess(NamedTuple):
@@ -158,26 +157,27 @@ class Noise:
         rho, now, spread = problem.rho, self._now, self._spread
         if not (len(now) and problem.left_count and rho > 0.0 and spread > 0.0):
             return Excess()
-        spread = spread / self._steps * now / now.sum()
+        bias = self.bias
+        noise = spread / self._steps / bias * now / now.sum()
         current = c @ self._current
         left = squared_error(
             c, problem.left_gram, problem.left_target, problem.left_norm
         )
         others = self._here - self._each
-        offset = left - now * (1.0 / self._each + current**2 / others)
-        chance = spread * (1.0 / rho + current**2 / self._here)
+        offset = left - now / bias * (1.0 / self._each + current**2 / others)
+        chance = noise * (1.0 / rho + current**2 / self._here)
         expected = rho**2 * max(0.0, float((chance + offset).sum()))
-        noise = float(spread.sum()) / self.bias
+        total = float(noise.sum())
         credit = 2.0 * rho * float((now * (1.0 - current)).sum() / now.sum())
-        if noise <= 0.0:
-            return Excess(math.inf, expected, noise, credit)
-        return Excess(self.kappa * expected / noise - credit, expected, noise, credit)
+        if total <= 0.0:
+            return Excess(math.inf, expected, total, credit)
+        return Excess(self.kappa * expected / total - credit, expected, total, credit)
 
     def lean(self, problem: Problem, c: Array, most: float) -> tuple[Array, Excess]:
         """Return c and its excess, or a c that leans on the running average.
 
-        Where the excess is above `most`, half of what is missing is taken from the
-        running average, and then all of it, if that is less noisy.
+        Where the excess is above `most`, a quarter of what is missing is taken from the
+        running average, then half of it and then all, if that is less noisy.
         """
         chosen, best = c, self.excess(problem, c)
         for by in LEANS:

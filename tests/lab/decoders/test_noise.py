@@ -63,8 +63,9 @@ def test_the_formula_in_plain_sums() -> None:
             for o in [[i for i in whole if i != j]]
         ]
     )
-    offset = left - now * (1 / each + 1 / (here - each))
-    expected = rho**2 * (spread / rho + spread / here + offset)
+    n = spread / noise.bias
+    offset = left - now / noise.bias * (1 / each + 1 / (here - each))
+    expected = rho**2 * (n / rho + n / here + offset)
     found = noise.excess(problem, everywhere(FIXED["rescale"], problem))
     assert found.expected == pytest.approx(expected)
     assert found.noise == pytest.approx(spread / noise.bias)
@@ -73,8 +74,7 @@ def test_the_formula_in_plain_sums() -> None:
     # All from the running average: nothing of this step's rows is in it.
     momentum = noise.excess(problem, everywhere(FIXED["momentum"], problem))
     left = np.mean([((truth[j] - memory.average) ** 2).sum() for j in whole])
-    offset = left - now / each
-    expected = rho**2 * (spread / rho + offset)
+    expected = rho**2 * (n / rho + left - now / noise.bias / each)
     assert momentum.expected == pytest.approx(expected)
     assert momentum.credit == pytest.approx(2 * rho)
 
@@ -147,7 +147,7 @@ def test_what_shards_hold_is_no_noise() -> None:
     problem = look(noise, 3, arrivals, memory)
     assert noise.bias == pytest.approx(5.0, rel=0.15)
     c = everywhere(FIXED["rescale"], problem)
-    assert noise.excess(problem, c).share == pytest.approx(5 / 3, rel=0.2)
+    assert noise.excess(problem, c).share == pytest.approx(11 / 6, rel=0.2)
     assert noise.lean(problem, c, 0.25)[1].share > 0.25
     # Memory of the missing knows its offset.
     saga = noise.excess(problem, everywhere(FIXED["stale_mean"], problem))
