@@ -60,6 +60,7 @@ def arguments() -> argparse.Namespace:
         default=0.0,
         help="relative squared error at which a step may end with an estimate",
     )
+    add("--max-noise", type=float, help="the same by the batch's own sampling noise")
     add("--late", choices=("refresh", "compensate"), default="refresh")
     add(
         "--partition",
@@ -170,9 +171,14 @@ def workers(args: argparse.Namespace) -> int:
 
 def policy(args: argparse.Namespace) -> Any:
     """Return the policy: when a step may end."""
-    if args.max_error == 0.0:
+    if args.max_error == 0.0 and args.max_noise is None:
         return "exact"
-    return codedgrad.approximate(args.max_error, patience=args.patience, late=args.late)
+    return codedgrad.approximate(
+        args.max_error or None,
+        max_noise=args.max_noise,
+        patience=args.patience,
+        late=args.late,
+    )
 
 
 def labels(task: tasks.Task) -> Tensor:
@@ -217,7 +223,7 @@ def finish(
         "code": coded.code.describe(),
         "workers": coded.code.workers,
         "processes": codedgrad.size(),
-        "policy": "exact" if args.max_error == 0.0 else policy(args).describe(),
+        "policy": getattr(policy(args), "describe", lambda: "exact")(),
         "partition": args.partition,
         "same_bits": args.same_bits,
         "faults": coded.faults.describe() if coded.faults else "none",

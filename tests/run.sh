@@ -266,6 +266,8 @@ bench_busy() { # OUT
   check "calm steps" mpi 2 "$CG_PYTHON" launch/calm.py --turns 1 --out "$out/calm.json"
   check "bench_gpu" mpi 2 "$CG_PYTHON" benchmarks/bench_gpu.py --device cpu --toy \
     --out "$out/gpu.json"
+  check "bench_noise" mpi 4 "$CG_PYTHON" benchmarks/bench_noise.py --toy \
+    --out "$out/noise.json"
   check "bench_estimates choose" mpi 4 "$CG_PYTHON" benchmarks/bench_estimates.py --toy \
     --part choose --out "$out/estimates-choose.json"
   check "bench_estimates learn" mpi 2 "$CG_PYTHON" benchmarks/bench_estimates.py --toy \

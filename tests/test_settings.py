@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import pytest
@@ -61,9 +62,27 @@ def test_the_default_for_nonfinite_follows_the_policy() -> None:
         Settings(run=RunSettings(on_nonfinite="refuse")).on_nonfinite()
 
 
+def test_the_bounds_of_an_estimate() -> None:
+    """The error is bounded by default, but not beside a bound that is given alone."""
+    policies = (
+        approximate(),
+        approximate(0.1),
+        approximate(max_noise=0.5),
+        approximate(0.1, max_noise=0.5),
+    )
+    inf = math.inf
+    assert [(p.max_error, p.max_noise) for p in policies] == [
+        (0.1, inf),
+        (0.1, inf),
+        (inf, 0.5),
+        (0.1, 0.5),
+    ]
+
+
 def test_a_policy_is_exact_or_approximate() -> None:
     assert resolve("exact") is None
     assert resolve(approximate(0.0)) is None
     assert resolve(approximate(0.2)) == approximate(0.2)
+    assert resolve(approximate(max_noise=0.0)) is None
     with pytest.raises(ConfigError, match="policy must be"):
         resolve("roughly")

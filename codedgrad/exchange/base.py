@@ -53,6 +53,8 @@ class Settled(NamedTuple):
     predicted: float  # relative squared error, as predicted
     bound: float  # the bound on it that the decision used
     truth: float  # the error itself; -1 while it is not known
+    noise: float  # what it adds to the batch's noise, as predicted
+    true_noise: float  # the same by the error itself, once it is known
 
 
 class Exchange(Protocol):

@@ -57,6 +57,7 @@ _COUNTERS = (
     "bytes_copied",
     "choose_s",
     "learn_s",
+    "slices_biased",
 )
 
 

@@ -61,6 +61,7 @@ def engine_settings(policy: Approximate, code: Code, layout: Layout) -> Any:
     units = units_of(code)
     return _engine.Approximate(
         max_error=finite_or(policy.max_error),
+        max_noise=finite_or(policy.max_noise),
         patience=policy.patience,
         compensate=policy.late == "compensate",
         left=tree.left,

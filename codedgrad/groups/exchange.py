@@ -255,7 +255,7 @@ class FollowersExchange:
 
     def counters(self) -> dict[str, float]:
         """Returns zeros for what reports ask: nothing is sent or decoded here."""
-        return {"decode_s": 0.0, "slices_settled": 0.0}
+        return {"decode_s": 0.0, "slices_settled": 0.0, "slices_biased": 0.0}
 
     def close(self, why: str = CLOSING) -> None:
         """Do nothing: the leader closes the exchange."""

@@ -159,6 +159,7 @@ class Counters:
     bytes_copied: int
     choose_s: float
     learn_s: float
+    slices_biased: int
 
 class Arrival:
     step: int
@@ -174,6 +175,8 @@ class Settled:
     predicted: float
     bound: float
     truth: float
+    noise: float
+    true_noise: float
 
 class SessionSettings:
     """The settings of an `Exchange`; the same on every worker, but for `memory`."""
@@ -279,6 +282,7 @@ class Approximate:
         self,
         *,
         max_error: float,
+        max_noise: float,
         patience: float,
         compensate: bool,
         left: ArrayLike,
@@ -295,6 +299,8 @@ class Approximate:
 
         Args:
             max_error: the largest bound on the relative squared error to settle with.
+            max_noise: the largest share of the batch's own noise that an estimate may
+                add, and the largest missing share; at least 1e300: none.
             patience: what an owner waits for the rest, as a share of the time until
                 half of the batch was there.
             compensate: add what estimates missed to the next step.
@@ -309,26 +315,40 @@ class Approximate:
             network: of the learned decoder.
         """
 
-class DecoderProblem:
+class DecoderShards:
     def __init__(
         self,
-        base: NDArray[np.float64],
         alpha: list[float],
         weight: list[float],
         seen: list[bool],
         age: list[float],
     ) -> None: ...
 
+class DecoderProblem:
+    def __init__(self, base: NDArray[np.float64], shards: DecoderShards) -> None: ...
+
 class DecoderChoice:
     c: NDArray[np.float64]
     predicted: float
     bound: float
+    noise: float
+    expected: float
 
 class LearnedDecoder:
     """The learned decoder by itself, to compare it with its reference in Python."""
 
     def __init__(self, tiles: int, network: Network) -> None: ...
     def choose(self, problem: DecoderProblem) -> DecoderChoice: ...
+    def look(
+        self,
+        step: int,
+        base: NDArray[np.float64],
+        shards: DecoderShards,
+        scale: float,
+    ) -> None: ...
+    def lean(
+        self, problem: DecoderProblem, chosen: DecoderChoice, most: float
+    ) -> None: ...
     def learn(
         self,
         problem: DecoderProblem,

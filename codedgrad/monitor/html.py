@@ -112,6 +112,9 @@ def _decoder(run: RunLog) -> str:
         text += f""" Of {figures["known"]} the late rows came: true error
 {figures["true"]:.3g}{expected}, above its bound in
 {100 * (figures["exceeded"] or 0.0):.1f} %."""
+    if figures["noise"] is not None:
+        text += f""" They were expected to add {100 * figures["noise"]:.0f} % to the
+batch's own sampling noise."""
     title = "What was estimated"
     data = _figure(lambda f: _errors(f, run))
     return (

@@ -37,6 +37,10 @@ class Estimate(NamedTuple):
         predicted: The error that the decoder predicted.
         bound: The largest error that the policy allowed.
         truth: The true error. It is NaN until all late rows have arrived.
+        noise: What the estimate was expected to add to the noise of the step, as a
+            share of the batch's own sampling noise. It is infinite where that could
+            not be told.
+        true_noise: What it has added by its true error, infinite until that is known.
     """
 
     step: int
@@ -45,6 +49,8 @@ class Estimate(NamedTuple):
     predicted: float
     bound: float
     truth: float = math.nan
+    noise: float = math.inf
+    true_noise: float = math.inf
 
     @property
     def known(self) -> bool:
@@ -177,7 +183,9 @@ def judged(estimates: Sequence[Estimate]) -> dict[str, float | int | None]:
         is known. "missing" and "predicted": means over all estimates. "true": the mean
         true error of the known ones. "calibration": the mean predicted error of the
         known ones divided by "true". "exceeded": the share of the known ones whose true
-        error is above its bound. A figure that cannot be told is None.
+        error is above its bound. "noise" and "true_noise": the means of what the
+        estimates add to the batch's noise, expected and by their true errors, where
+        that is known. A figure that cannot be told is None.
     """
     known = [e for e in estimates if e.known]
     true = _mean([e.truth for e in known])
@@ -190,6 +198,10 @@ def judged(estimates: Sequence[Estimate]) -> dict[str, float | int | None]:
         "true": true,
         "calibration": expected / true if true and expected is not None else None,
         "exceeded": _mean([float(e.truth > e.bound) for e in known]),
+        "noise": _mean([e.noise for e in estimates if math.isfinite(e.noise)]),
+        "true_noise": _mean(
+            [e.true_noise for e in known if math.isfinite(e.true_noise)]
+        ),
     }
 
 

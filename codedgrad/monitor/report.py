@@ -52,6 +52,9 @@ class StepReport:
         missing: The share of the batch that the estimated slices lacked, on average.
         predicted_error: The relative squared error that the decoder predicted for the
             estimated slices, on average.
+        predicted_noise: What these estimates were expected to add to the noise of the
+            step, as a share of the batch's own sampling noise, on average over the
+            slices for which it could be told; 0 if there is none. It can be negative.
         true_errors: Pairs of a step and the relative squared error of one estimate.
             They belong to estimates, mostly of earlier steps, whose late rows have all
             arrived since the last report.
@@ -77,6 +80,7 @@ class StepReport:
     lost: int = 0
     missing: float = 0.0
     predicted_error: float = 0.0
+    predicted_noise: float = 0.0
     true_errors: tuple[tuple[int, float], ...] = ()
 
 
@@ -195,6 +199,18 @@ COLUMNS: tuple[Column, ...] = (
             ),
         ),
         tag="decoder/predicted_error",
+        of_estimates=True,
+    ),
+    Column(
+        "predicted_noise",
+        metrics=(
+            Metric(
+                "predicted_noise",
+                "What estimates add to the batch's noise, as a share of it.",
+                kind="gauge",
+            ),
+        ),
+        tag="decoder/predicted_noise",
         of_estimates=True,
     ),
     Column(

@@ -164,11 +164,16 @@ def _pairs(text: str | None) -> list[tuple[int, float]]:
 
 def _estimates(path: Path) -> list[Estimate]:
     out: list[Estimate] = []
+    # Files of earlier versions know no noise.
+    old = {n: Estimate._field_defaults[n] for n in ("noise", "true_noise")}
     with path.open(encoding="utf-8", newline="") as file:
         reader = csv.DictReader(file)
         for row in reader:
             try:
-                step, bucket, *errors = (row[name] for name in Estimate._fields)
+                step, bucket, *errors = (
+                    row[n] if n in row or n not in old else old[n]
+                    for n in Estimate._fields
+                )
                 out.append(Estimate(int(step), int(bucket), *map(float, errors)))
             except (KeyError, TypeError, ValueError) as error:
                 raise _broken(path, reader.line_num, error) from error

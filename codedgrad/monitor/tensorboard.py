@@ -52,7 +52,8 @@ class TensorBoardMonitor:
         workers whose own rows were not there when the step was over. From the first
         estimate on there is decoder/settled, the number of own slices that were
         estimated, and in steps with estimates decoder/missing and
-        decoder/predicted_error. decoder/true_error follows once it is known, under the
+        decoder/predicted_error and decoder/predicted_noise. decoder/true_error
+        follows once it is known, under the
         number of the step to which it belongs.
 
         Args:

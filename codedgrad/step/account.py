@@ -9,6 +9,7 @@ import logging
 import math
 import statistics
 import time
+from math import isfinite
 from typing import TYPE_CHECKING
 
 from codedgrad.exchange.base import REFUSED
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from codedgrad.step.state import StepState
 
 log = logging.getLogger("codedgrad")
+
+_BIASED = 20  # attempts at a slice that failed for bias before it is said
 
 
 class Account:
@@ -44,6 +47,7 @@ class Account:
         self._settles = False  # no estimate so far; an exact session never has one
         self._fresh: list[Estimate] = []  # those of steps that have no report yet
         self._refused: dict[int, set[int]] = {}  # the workers, by step
+        self._told_bias = False
 
     def end(self, state: StepState, exchange: Exchange, loss: float) -> StepReport:
         """Report the step of `state`, which has just been decoded.
@@ -59,6 +63,7 @@ class Account:
         refused = self._report_refused()
         counters = exchange.counters()
         decode_s = counters["decode_s"]
+        self._say_biased(counters["slices_biased"])
         self._settles = self._settles or counters["slices_settled"] > 0
         true_errors = self._drain_estimates(exchange) if self._settles else ()
         settled = [e for e in self._fresh if e.step <= state.step]
@@ -85,6 +90,7 @@ class Account:
             lost=len(exchange.lost()),
             missing=_mean([e.missing for e in settled]),
             predicted_error=_mean([e.predicted for e in settled]),
+            predicted_noise=_mean([e.noise for e in settled if isfinite(e.noise)]),
             true_errors=true_errors,
         )
         self._ended = clock.start + total_s
@@ -144,6 +150,20 @@ class Account:
         self._refused.clear()
         return count
 
+    def _say_biased(self, often: float) -> None:
+        """Say once that max_noise waits because the shards differ for good."""
+        if self._told_bias or often < _BIASED:
+            return
+        self._told_bias = True
+        log.warning(
+            "max_noise: this worker waits for late ones, since the shards differ by "
+            "what they hold, not only by chance: their spread is bias, which does not "
+            "average out, and what is remembered of the late does not fill it in. "
+            "Nobody need be waited for with shuffled shards, with redundancy "
+            '(codes.spread), or where approximate(max_error=..., late="compensate") '
+            "bounds the error instead"
+        )
+
     def _drain_estimates(self, exchange: Exchange) -> tuple[tuple[int, float], ...]:
         """Record the new estimates; return (step, true error) where that is known."""
         true_errors = []
@@ -155,6 +175,8 @@ class Account:
                 predicted=s.predicted,
                 bound=s.bound,
                 truth=s.truth if s.truth >= 0.0 else math.nan,
+                noise=s.noise,
+                true_noise=s.true_noise if s.truth >= 0.0 else math.inf,
             )
             self._reporter.record.settle(estimate)
             if estimate.known:

@@ -196,6 +196,7 @@ void define_reports(py::module_& m) {
       .def_readonly("slices_settled", &Counters::slices_settled)
       .def_readonly("choose_s", &Counters::choose_s)
       .def_readonly("learn_s", &Counters::learn_s)
+      .def_readonly("slices_biased", &Counters::slices_biased)
       .def_readonly("slices_deputised", &Counters::slices_deputised)
       .def_readonly("messages_sent", &Counters::messages_sent)
       .def_readonly("notes_sent", &Counters::notes_sent)

@@ -62,6 +62,25 @@ Chosen Learned::choose(const Problem& problem) const {
   return chosen;
 }
 
+void Learned::lean(const Problem& problem, double most, Chosen* chosen) const {
+  constexpr int kMomentum = 2;
+  const Coefficients& average = kFixedCoefficients[kMomentum];
+  const std::vector<Coefficients> first = chosen->c;
+  chosen->excess = noise_.excess(problem, first);
+  for (double by : {0.25, 0.5, 1.0}) {
+    if (chosen->excess.share <= most) break;
+    std::vector<Coefficients> c = first;
+    for (Coefficients& tile : c) {
+      for (int s = 0; s < kSpan; ++s) tile[s] += by * (average[s] - tile[s]);
+    }
+    const Excess leaning = noise_.excess(problem, c);
+    if (!(leaning.share < chosen->excess.share)) continue;
+    chosen->excess = leaning;
+    chosen->c = std::move(c);
+    chosen->predicted = predictor_.predict(problem, chosen->c, chosen->t, chosen->s);
+  }
+}
+
 int Learned::scarce(const Problem& problem) const {
   const bool fresh = problem.staleness <= kAged && problem.known > 0.5;
   const double wanted = std::max<double>(kSpan, 2.0 * problem.staleness);
@@ -92,6 +111,7 @@ int Learned::gate() const {
 
 void Learned::learn(const Problem& problem, const Chosen& chosen, const Label& label) {
   predictor_.learn(problem, chosen.c, label, chosen.t, chosen.s);
+  noise_.learn(chosen.excess, wrong(problem, chosen.c, label));
   const double s = energy(problem);
   if (s <= 0.0) return;
   const double scale = 1.0 / s;

@@ -6,6 +6,7 @@
 #include <memory>
 
 #include "decoder/network.h"
+#include "decoder/noise.h"
 
 namespace codedgrad::decoder {
 
@@ -16,6 +17,7 @@ struct Chosen {
   Choices candidates;
   double t = 0.5, s = 0.0;
   Prediction predicted;
+  Excess excess;  // where look() was called before
 };
 
 class Learned {
@@ -23,6 +25,14 @@ class Learned {
   Learned(int tiles, std::shared_ptr<const Network> network);
 
   Chosen choose(const Problem& problem) const;
+  // Takes a step's look for lean(), see Noise.
+  void look(std::int64_t step, const std::vector<double>& base, const Shards& shards,
+            const std::vector<double>& weights, double scale) {
+    noise_.look(step, base, shards, weights, scale);
+  }
+  // Judges the noise of what was chosen. Where it is above `most`, the estimate leans
+  // on the running average: by a quarter, a half, or wholly.
+  void lean(const Problem& problem, double most, Chosen* chosen) const;
   void learn(const Problem& problem, const Chosen& chosen, const Label& label);
   // Learns from a step's own rows, as if the shards `erased`, all complete, were
   // missing and the incomplete ones had no more than what is here of them.
@@ -51,6 +61,7 @@ class Learned {
   double slow_weight_ = 0.0, fast_weight_ = 0.0;
   double mixture_ = 0.0;
   Predictor predictor_;
+  Noise noise_;  // not saved: it knows what it must after a few steps
 };
 
 }  // namespace codedgrad::decoder

@@ -286,18 +286,26 @@ double estimate_norm(const Problem& problem, const std::vector<Coefficients>& c)
   return std::max(sum, 0.0);
 }
 
+double wrong(const Problem& problem, const std::vector<Coefficients>& c,
+             const Label& label) {
+  double error = 0.0;
+  for (std::size_t t = 0; t < problem.tiles.size(); ++t) {
+    error += squared_error(c[t], problem.tiles[t].gram, label.target[t], label.norm[t]);
+  }
+  return problem.rho * problem.rho * error;
+}
+
 double true_error(const Problem& problem, const std::vector<Coefficients>& c,
                   const Label& label) {
-  double error = 0.0, whole = 0.0;
+  double whole = 0.0;
   const double rho = problem.rho;
   for (std::size_t t = 0; t < problem.tiles.size(); ++t) {
     const Tile& tile = problem.tiles[t];
-    error += squared_error(c[t], tile.gram, label.target[t], label.norm[t]);
     whole += tile.total_norm + 2.0 * rho * label.cross[t] + rho * rho * label.norm[t];
   }
-  const double wrong = rho * rho * error;
-  if (wrong == 0.0) return 0.0;
-  return whole > 0.0 ? wrong / whole : std::numeric_limits<double>::infinity();
+  const double error = wrong(problem, c, label);
+  if (error == 0.0) return 0.0;
+  return whole > 0.0 ? error / whole : std::numeric_limits<double>::infinity();
 }
 
 }  // namespace codedgrad::decoder

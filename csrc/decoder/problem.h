@@ -72,6 +72,10 @@ double energy(const Problem& problem);
 // Returns |R + rho V c|^2, over all tiles.
 double estimate_norm(const Problem& problem, const std::vector<Coefficients>& c);
 
+// Returns |g^ - g|^2 once the missing part is known.
+double wrong(const Problem& problem, const std::vector<Coefficients>& c,
+             const Label& label);
+
 // Returns |g^ - g|^2 / |g|^2 once the missing part is known. Where g is 0 it is 0 for
 // an estimate of 0 and infinite for any other.
 double true_error(const Problem& problem, const std::vector<Coefficients>& c,

@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <utility>
 #include <vector>
@@ -16,7 +17,10 @@ namespace codedgrad {
 // nobody is late: usually a shard.
 struct ApproximateSettings {
   double max_error = 0.1;  // bound on |g^ - g|^2 / |g|^2 of a slice
-  double patience = 0.1;   // as a share of the time until half of the batch was there
+  // Bound on what an estimate adds to the batch's own noise, as a share of that, and on
+  // the missing share of the batch; infinite: none.
+  double max_noise = std::numeric_limits<double>::infinity();
+  double patience = 0.1;  // as a share of the time until half of the batch was there
   bool compensate = false;
   std::vector<int> left, right, parent, start, stop;  // the summation tree, by node
   std::vector<int> units;                             // their nodes
@@ -39,6 +43,9 @@ struct Settled {
   int bucket = 0;
   double missing = 0, predicted = 0, bound = 0;
   double truth = -1;  // -1: it is not known (yet)
+  // What it adds to the noise, as a share of the batch's own; infinite where that is
+  // not known.
+  double noise = 0, true_noise = 0;
 };
 
 }  // namespace codedgrad

@@ -24,6 +24,8 @@ class Attempt {
   const decoder::Shards& shards() const { return shards_; }
   const decoder::Problem& problem() const { return problem_; }
   const std::vector<double>& base() const { return base_; }
+  // Returns the span as combinations of U, see decoder::span_weights.
+  const std::vector<double>& weights() const { return weights_; }
   // Returns the factor that was applied to the sketches; 0 where all rows are 0.
   double scale() const { return scale_; }
   // Returns the arrived nodes of a unit.

@@ -40,9 +40,12 @@ class Estimator {
   // Returns true when every element of the row is finite.
   virtual bool finite(const void* row) const = 0;
 
-  // Predicts how wrong the estimate would be. settle() or decline() must follow with
-  // the same rows.
-  virtual decoder::Prediction attempt(std::int64_t step, const Rows& rows) = 0;
+  // Returns true when the estimate is within the policy's bounds. settle() or
+  // decline() must follow with the same rows.
+  virtual bool attempt(std::int64_t step, const Rows& rows) = 0;
+  // Returns true when the last attempt failed only because the shards differ by what
+  // they hold.
+  virtual bool biased() const = 0;
   // The last attempt was not good enough; it is judged when the step is complete.
   virtual void decline(const Rows& rows) = 0;
   // Writes the estimate of the last attempt.

@@ -38,6 +38,8 @@ class LateLabel {
   const decoder::Problem& problem() const { return problem_; }
   const decoder::Chosen& chosen() const { return chosen_; }
   bool complete() const { return left_ == 0; }
+  // Returns the squared error that teach() found, in the sketch's units.
+  double wrong() const { return wrong_; }
   const std::vector<float>& missing() const { return missing_; }
 
   // For a settled step: the estimate of what is missing, and the rows of units of which
@@ -95,7 +97,7 @@ class LateLabel {
   // Teaches the decoder what was missing, weighted, on the sketch. Returns the true
   // error of what it had chosen.
   double teach(const std::vector<float>& missing, const Sketch& sketch,
-               decoder::Learned* learned) const {
+               decoder::Learned* learned) {
     if (scale_ == 0.0 || problem_.rho <= 0.0) return 0.0;
     const double inverse = 1.0 / problem_.rho;
     decoder::Label label;
@@ -114,6 +116,7 @@ class LateLabel {
       label.cross.push_back(cross);
     }
     learned->learn(problem_, chosen_, label);
+    wrong_ = decoder::wrong(problem_, chosen_.c, label);
     return decoder::true_error(problem_, chosen_.c, label);
   }
 
@@ -131,10 +134,11 @@ class LateLabel {
   std::vector<float> arrived_;  // R on the sketch
   std::vector<float> missing_;  // what came late, on the sketch
   double scale_ = 1.0;          // of the sketch
-  std::vector<char> lacks_;     // by part
-  int left_ = 0;                // parts still lacking
-  BufferRef guess_;             // the estimate of what is missing, whole
-  std::vector<Have> have_;      // rows whose parts do not overlap
+  double wrong_ = 0.0;
+  std::vector<char> lacks_;  // by part
+  int left_ = 0;             // parts still lacking
+  BufferRef guess_;          // the estimate of what is missing, whole
+  std::vector<Have> have_;   // rows whose parts do not overlap
 };
 
 }  // namespace codedgrad

@@ -109,6 +109,7 @@ struct Counters {
   // For estimates: the time of the decoder's choices, without the sums; and the time of
   // labels and memory, which is off the critical path.
   double choose_s = 0.0, learn_s = 0.0;
+  std::int64_t slices_biased = 0;  // attempts that only the shards' bias has failed
 };
 
 // The engine around a session: which worker it is, and what its sessions share.

@@ -116,12 +116,13 @@ bool Session::settle_if_due(std::int64_t number, int bucket, bool arrived) {
                              "step from. Lower the learning rate or clip");
   }
   const Rows rows{&b->rows, &b->keep};
-  const decoder::Prediction p = estimator->attempt(number, rows);
+  const bool within = estimator->attempt(number, rows);
   const double chose_s = now_s() - now;
-  const bool good = forced || p.bound <= approximate_->max_error;
+  const bool good = forced || within;
   {
     std::lock_guard<std::mutex> lock(mutex_);
     counters_.choose_s += chose_s;
+    if (!good && estimator->biased()) ++counters_.slices_biased;
   }
   if (!good) {
     estimator->decline(rows);

@@ -13,8 +13,9 @@
 namespace codedgrad {
 namespace {
 
-constexpr int kReplayEvery = 4;  // steps
-constexpr int kMirrors = 2;      // per settled step
+constexpr int kReplayEvery = 4;       // steps
+constexpr int kMirrors = 2;           // per settled step
+constexpr double kUnbounded = 1e300;  // Python has no infinity for the engine
 
 template <typename T>
 class SliceEstimator final : public Estimator {
@@ -24,7 +25,7 @@ class SliceEstimator final : public Estimator {
       : Estimator(settings, sketch.tiles()),
         bucket_(place.bucket),
         window_(place.window),
-        compensates_(settings->compensate),
+        settings_(settings),
         sketch_(std::move(sketch)),
         vectors_(sketch_.count(), std::move(pool)),
         memory_(&units_, &sketch_, vectors_),
@@ -34,12 +35,22 @@ class SliceEstimator final : public Estimator {
     return all_finite(static_cast<const T*>(row), vectors_.count());
   }
 
-  decoder::Prediction attempt(std::int64_t step, const Rows& rows) override {
+  bool attempt(std::int64_t step, const Rows& rows) override {
     look(step, rows);
     chosen_ = learned_.choose(attempt_.problem());
+    learned_.lean(attempt_.problem(), settings_->max_noise, &chosen_);
     // Nothing but zeros says nothing about what is missing.
     if (attempt_.scale() == 0.0) chosen_.predicted = {1.0, 1.0};
-    return chosen_.predicted;
+    // A slice without gradients has no noise either.
+    if (sketch_.size() == 0 && bounds_noise()) return few();
+    if (!(chosen_.predicted.bound <= settings_->max_error)) return false;
+    return !bounds_noise() || (few() && chosen_.excess.share <= settings_->max_noise);
+  }
+
+  bool biased() const override {
+    const decoder::Excess& excess = chosen_.excess;
+    return bounds_noise() && few() && !(excess.share <= settings_->max_noise) &&
+           excess.unbiased <= settings_->max_noise;
   }
 
   void settle(void* out, const Rows& rows) override {
@@ -48,7 +59,8 @@ class SliceEstimator final : public Estimator {
     attempt_.sum(*rows.data, chosen_.c, static_cast<T*>(out), vectors_.at(guess));
     label.keep(guess, rows, units_, attempt_.shards());
     settled_.push_back({attempt_.step(), bucket_, attempt_.problem().rho,
-                        chosen_.predicted.mean, chosen_.predicted.bound, -1});
+                        chosen_.predicted.mean, chosen_.predicted.bound, -1,
+                        chosen_.excess.share});
     pending_.push_back(std::move(label));
     while (static_cast<int>(pending_.size()) > window_) pending_.pop_front();
     declined_ = {};
@@ -88,12 +100,14 @@ class SliceEstimator final : public Estimator {
     const BufferRef off = found->add(u, node, row, keep, units_, sketch_, vectors_);
     if (!off) return;
     memory_.correct(step, vectors_.at(off));
-    if (compensates_) carry(off);
+    if (settings_->compensate) carry(off);
     if (!found->complete()) return;
     const double truth = found->teach(found->missing(), sketch_, &learned_);
     const auto& p = found->chosen().predicted;
-    settled_.push_back(
-        {step, bucket_, found->problem().rho, p.mean, p.bound, std::max(truth, 0.0)});
+    const decoder::Excess& excess = found->chosen().excess;
+    settled_.push_back({step, bucket_, found->problem().rho, p.mean, p.bound,
+                        std::max(truth, 0.0), excess.share,
+                        excess.share_of(found->wrong())});
     pending_.erase(found);
   }
 
@@ -112,7 +126,12 @@ class SliceEstimator final : public Estimator {
   void look(std::int64_t step, const Rows& rows) {
     memory_.flush();
     attempt_.look(step, *rows.data);
+    learned_.look(step, attempt_.base(), attempt_.shards(), attempt_.weights(),
+                  attempt_.scale());
   }
+
+  bool bounds_noise() const { return settings_->max_noise < kUnbounded; }
+  bool few() const { return attempt_.problem().rho <= settings_->max_noise + 1e-9; }
 
   Label label_later(const Rows& rows) const {
     return Label(attempt_, chosen_, units_, sketch_, rows);
@@ -159,7 +178,7 @@ class SliceEstimator final : public Estimator {
   }
 
   const int bucket_, window_;
-  const bool compensates_;
+  const std::shared_ptr<const ApproximateSettings> settings_;
   const Sketch sketch_;
   const Vectors<T> vectors_;
   SliceMemory<T> memory_;

@@ -140,6 +140,21 @@ def test_a_small_max_error_waits_for_more() -> None:
     exact.coded.close()
 
 
+def test_noise_is_what_may_be_settled_for() -> None:
+    """Shuffled shards: nobody waits where the missing share is within the bound."""
+    policy = codedgrad.approximate(max_noise=0.6, patience=0.5)
+    job = Job(policy=policy, faults=straggler()).run(40)
+    assert len(set(everywhere(job.parameters()))) == 1
+    settled = total(job.counts()["slices_settled"])
+    assert all(s.missing <= 0.6 and s.noise <= 0.6 for s in job.settled)
+    assert all(r.predicted_noise <= 0.6 for r in job.coded.record.reports)
+    if codedgrad.size() <= 2:  # one row alone has no spread
+        assert settled == 0
+    else:
+        assert settled > 0
+    job.coded.close()
+
+
 def test_rows_with_nan_are_refused_and_the_step_goes_on() -> None:
     job = Job(policy=codedgrad.approximate(0.5))
     bad = {5, 9}
@@ -249,7 +264,7 @@ def test_exact_steps_cannot_refuse_rows() -> None:
     settings = codedgrad.settings.Settings
     run = codedgrad.settings.RunSettings(on_nonfinite="refuse")
     for policy in ("exact", codedgrad.approximate(0.0)):
-        with pytest.raises(codedgrad.ConfigError, match="max_error > 0"):
+        with pytest.raises(codedgrad.ConfigError, match="bounds above 0"):
             settings(policy=policy, run=run).on_nonfinite()
     assert settings(policy=codedgrad.approximate(0.1), run=run).on_nonfinite()
     assert settings(policy=codedgrad.approximate(0.0)).on_nonfinite() == "raise"
@@ -258,6 +273,9 @@ def test_exact_steps_cannot_refuse_rows() -> None:
 def test_settings_are_checked() -> None:
     with pytest.raises(codedgrad.ConfigError, match="max_error"):
         codedgrad.approximate(-1.0)
+    for wrong in (-0.25, math.nan):
+        with pytest.raises(codedgrad.ConfigError, match="max_noise is a share"):
+            codedgrad.approximate(max_noise=wrong)
     with pytest.raises(codedgrad.ConfigError, match="late"):
         codedgrad.approximate(0.1, late="drop")
     with pytest.raises(codedgrad.ConfigError, match="patience"):

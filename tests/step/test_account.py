@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from types import SimpleNamespace
+import math
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from codedgrad import codes
+from codedgrad.exchange.base import Settled
 from codedgrad.monitor.reporter import Reporter
 from codedgrad.step.account import Account
 from codedgrad.step.patience import Patience
@@ -27,15 +28,15 @@ class Settling:
     def __init__(self) -> None:
         self.estimates: list[list[tuple[float, ...]]] = []
         self.rows: list[tuple[int, int, int, int, float]] = []
-        self.settled_slices = 0
+        self.settled_slices = self.biased_slices = 0
+        self.noises = (0.125, 0.5)  # predicted and true
         self.asked = 0
         self.out: list[int] = []
 
     def settled(self) -> list[Any]:
         self.asked += 1
-        names = ("step", "bucket", "missing", "predicted", "bound", "truth")
         new = self.estimates.pop(0) if self.estimates else []
-        return [SimpleNamespace(**dict(zip(names, e, strict=True))) for e in new]
+        return [Settled(*e, *self.noises) for e in new]
 
     def arrivals(self) -> list[tuple[int, int, int, int, float]]:
         new, self.rows = self.rows, []
@@ -48,7 +49,11 @@ class Settling:
         return self.out
 
     def counters(self) -> dict[str, float]:
-        return {"decode_s": 0.0, "slices_settled": self.settled_slices}
+        return {
+            "decode_s": 0.0,
+            "slices_settled": self.settled_slices,
+            "slices_biased": self.biased_slices,
+        }
 
 
 def state_of(step: int) -> StepState:
@@ -111,7 +116,30 @@ def test_estimates_and_their_true_errors() -> None:
     assert summary["true"] == pytest.approx(0.275)
     assert summary["calibration"] == pytest.approx(0.2 / 0.275)
     assert summary["exceeded"] == 0.5  # 0.5 > 0.4
+    assert [r.predicted_noise for r in reports] == [0.125, 0.0, 0.125]
+    assert (summary["noise"], summary["true_noise"]) == (0.125, 0.5)
     assert summary["refused_rows"] == 0
+
+
+def test_noise_that_cannot_be_told_is_in_no_mean() -> None:
+    exchange = Settling()
+    exchange.settled_slices, exchange.noises = 1, (math.inf, math.nan)
+    exchange.estimates = [[(0, 0, 0.25, 0.1, 0.2, 0.1)], [(1, 0, 0.2, 0.1, 0.2, -1.0)]]
+    record, reports = reported(2, exchange)
+    assert [r.predicted_noise for r in reports] == [0.0, 0.0]
+    summary = record.summary()["decoder"]
+    assert (summary["noise"], summary["true_noise"]) == (None, None)
+
+
+def test_waiting_for_bias_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    exchange = Settling()
+    with caplog.at_level(logging.WARNING, "codedgrad"):
+        exchange.biased_slices = 19
+        reported(2, exchange)
+        assert not caplog.records
+        exchange.biased_slices = 20
+        reported(2, exchange)
+    assert [r.message.split(":")[0] for r in caplog.records] == ["max_noise"]
 
 
 def test_refused_rows_are_told_once_a_step(caplog: pytest.LogCaptureFixture) -> None:

@@ -35,7 +35,7 @@ CASES = [
         'policy=codedgrad.approximate(0.0), on_nonfinite="refuse"',
         "1.0",
         "",
-        "max_error > 0",
+        "bounds above 0",
     ),
 ]
 
