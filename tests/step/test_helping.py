@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from codedgrad import codes
-from codedgrad.codes.whole import in_shards
 from codedgrad.codes import dealing
+from codedgrad.codes.whole import in_shards
 from codedgrad.step.helping import Helping
 from codedgrad.step.items import WorkList
 
