@@ -83,7 +83,7 @@ int Engine::bind_device(const DeviceCalls& calls) {
   lends_.store(false);
   {
     std::lock_guard<std::mutex> wheel(wheel_);
-  }                              // who has it now gives it back then
+  }  // who has it now gives it back then
   call([this, bound, &answer] {  // results are allocated there
     device_ = bound;
     answer = bound.set_device(bound.device);
