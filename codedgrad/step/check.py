@@ -386,6 +386,6 @@ class ValueCheck:
         dataset = self._epoch.sampler.dataset
         if not any(dataset is one for one in self._unreadable):
             self._unreadable.append(dataset)
-            log.warning(why, type(dataset).__name__)
+            log.warning(why, getattr(dataset, "title", type(dataset).__name__))
         self._epoch = self._epoch._replace(content=0)
         self._keep(self._epoch)
