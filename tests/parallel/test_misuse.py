@@ -160,3 +160,41 @@ def test_gradients_that_are_written_in_place_are_exchanged() -> None:
         for p, want in zip(model.parameters(), plain.parameters(), strict=True):
             torch.testing.assert_close(p, want)
     detach(optimizer)
+
+
+@pytest.mark.parametrize("kind", ["retained", "again", "detached"])
+def test_backward_inside_the_loss_function_is_refused(
+    kind: str, nobody_ends_the_job: Any
+) -> None:
+    model = net()
+
+    def loss(x: Tensor) -> Tensor:
+        found = model(x).mean()
+        found.backward(retain_graph=kind == "retained")
+        if kind == "again":
+            found = model(x).mean()
+        return found.detach() if kind == "detached" else found
+
+    with (
+        codedgrad.CodedGradient(model) as coded,
+        pytest.raises(ConfigError, match=r"p\.grad of 'weight' in step 0.*backward\("),
+    ):
+        step(coded, loss)
+
+
+def test_zeroing_gradients_inside_the_loss_function_changes_nothing() -> None:
+    model, x = net(), data()
+    model(x).mean().backward()
+    want = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+    model.zero_grad()
+
+    def loss(x: Tensor) -> Tensor:
+        model(x).mean().backward()
+        model.zero_grad(set_to_none=codedgrad.rank() == 0)
+        return model(x).mean()
+
+    with codedgrad.CodedGradient(model) as coded:
+        step(coded, loss)
+    for p, w in zip(model.parameters(), want, strict=True):
+        assert p.grad is not None
+        assert torch.allclose(p.grad, w)
