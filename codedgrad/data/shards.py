@@ -105,7 +105,14 @@ class StepShards:
         if self.ahead is not None:
             for batch in self.ahead.take(self.index, (part, end)):
                 return reader.arguments(self.sampler.place(batch))
-        read = reader.batch(self.request(part, end), between or _nothing)
+        return self.read(part, end, between)
+
+    def read(
+        self, part: int, stop: int, between: Callable[[], None] | None = None
+    ) -> tuple[Any, ...]:
+        """Return what `fetch` does, read here; what is read ahead stays there."""
+        reader = self.sampler.reader
+        read = reader.batch(self.request(part, stop), between or _nothing)
         return reader.arguments(self.sampler.place(read))
 
 

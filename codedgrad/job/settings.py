@@ -78,8 +78,10 @@ class RunSettings:
             that you chose; only helpers cut a late shard into micro-batches. All
             workers hold the same bits in every step, but the rounding, and the dropout
             masks of a helped shard, can depend on who was late. True computes every
-            shard as its micro-batches, so that no bit depends on who was late. See
-            `codedgrad.step.pieces`.
+            shard as its micro-batches, so that no bit depends on who was late. A loss
+            that compares samples, and batch norm, then see micro-batches, of which
+            there is a warning; `pieces=False` gives them whole shards with the same
+            bits whoever is late. See `codedgrad.step.pieces`.
         pieces: whether helpers may take single micro-batches. "auto" has them take
             whole shards where the model has batch norm, which makes a micro-batch
             another function than its part of the shard. False does so always: give it

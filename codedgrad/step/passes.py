@@ -168,7 +168,9 @@ class Passes:
         self._boundaries = Boundaries(subject.modules)
         self._batches = Batches()
         self._writer = RowWriter(payload, overlap=settings.overlap)
-        asked = Asked.of(code, settings.seed, choose=settings.choose)
+        asked = Asked.of(
+            code, settings.seed, choose=settings.choose, whole=settings.whole
+        )
         self._rehearsal = Rehearsal(subject, payload, asked)
         self._first = False  # the pass to come is the step's first own one
         device = devices.runtime_of(payload.layout.device)
