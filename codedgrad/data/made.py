@@ -173,7 +173,8 @@ class MadeBatches(Source):
             )
         self._steps, self._chunk, self._units = steps, chunk, batch_size // chunk
         self._draws = _Draws(fn, steps, self._units, chunk)
-        super().__init__(MadeReader(self._draws, seed), LoaderSettings(**loading))
+        settings = LoaderSettings.of(batches, loading)
+        super().__init__(MadeReader(self._draws, seed), settings)
         self.batch_size, self.seed = batch_size, seed
 
     @property

@@ -26,9 +26,9 @@ from codedgrad.step.check import ValueCheck
 from codedgrad.step.held import ValuesHeld
 from codedgrad.step.items import WorkList
 from codedgrad.step.late import LatePass
+from codedgrad.step.micro import tell_of_norm
 from codedgrad.step.passes import Passes, PassSettings
 from codedgrad.step.patience import Patience
-from codedgrad.step.micro import tell_of_norm
 from codedgrad.step.pieces import LOSS, code_of, code_of_state
 from codedgrad.step.strangers import refuse_wrapped
 from codedgrad.step.watch import Watch

@@ -15,9 +15,10 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from codedgrad.errors import ConfigError
+from codedgrad.errors import ConfigError, unknown_keywords
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from codedgrad.job.faults import Faults
@@ -229,12 +230,17 @@ class Keywords(TypedDict, total=False):
     local_group: str | int | None
 
 
-def combine(settings: Settings | None, keywords: Keywords) -> Settings:
+def combine(
+    settings: Settings | None,
+    keywords: Keywords,
+    called: Callable[..., Any] | None = None,
+) -> Settings:
     """Returns `settings` with the keywords put in.
 
     Args:
         settings: where to begin; None begins with the defaults.
         keywords: values by field name.
+        called: what was called with them, for messages; None: `Settings`.
 
     Raises:
         TypeError: there is no such keyword.
@@ -251,10 +257,7 @@ def combine(settings: Settings | None, keywords: Keywords) -> Settings:
             values = {field_name: given.pop(field_name) for field_name in own}
             changed[name] = dataclasses.replace(group, **values)
     if given:
-        raise TypeError(
-            f"got unexpected keyword argument(s) {sorted(given)}; there are "
-            f"{', '.join(Keywords.__annotations__)}"
-        )
+        raise unknown_keywords(called or Settings, given, Keywords.__annotations__)
     return dataclasses.replace(base, **changed)
 
 

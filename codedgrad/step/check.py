@@ -360,14 +360,11 @@ class ValueCheck:
         self._epochs[id(epoch.sampler)] = epoch
 
     def _content(self, readings: int) -> str:
-        """Return the digest of the epoch's two samples, as a text; "" without any.
-
-        So it is, too, where samples may not be read here.
-        """
-        if self._epoch is None or getattr(self._epoch.sampler, "dataset", None) is None:
+        """Return the digest of two samples, as a text; "" where none can be read."""
+        sampler = getattr(self._epoch, "sampler", None)
+        if getattr(sampler, "dataset", None) is None or not self._readable(sampler):
             return ""
-        if not self._readable(self._epoch.sampler):
-            return ""
+        assert self._epoch is not None
         try:
             content = self._read(self._epoch, readings)
         except DataError as error:

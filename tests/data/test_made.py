@@ -145,3 +145,18 @@ def test_samples_of_unequal_lengths_are_a_list() -> None:
 
     (batch,) = next(codedgrad.batches(rollouts, 1, 4, chunk=2).steps(1)).fetch(0)
     assert [len(x) for x in batch] == [1, 2, 3, 4]
+
+
+def test_shards_are_no_batch_and_unknown_words_are_named() -> None:
+    step = next(codedgrad.batches(windows, 1, 4).steps(2))
+    with pytest.raises(ConfigError, match=r"coded\.backward\(loss_fn, shards\), which"):
+        _x, _y = step
+    wrong: Any = {"num_worker": 1}
+    for make in (
+        lambda: codedgrad.batches(windows, 1, 4, **wrong),
+        lambda: codedgrad.ShardSampler((TOKENS,), 4, **wrong),
+        lambda: codedgrad.ShardStream(lambda _: [], 4, 4, **wrong),
+    ):
+        known = r"mean num_workers\?\); there are .*batch_size, .*pin_memory"
+        with pytest.raises(TypeError, match=known):
+            make()

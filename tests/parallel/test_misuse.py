@@ -9,6 +9,7 @@ import torch
 from parallel.training import everywhere
 from test_watch import nobody_ends_the_job as nobody_ends_the_job
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import codedgrad
 from codedgrad import ConfigError
@@ -58,6 +59,44 @@ def test_one_model_in_both_faces_is_refused(nobody_ends_the_job: Any) -> None:
     with pytest.raises(ConfigError, match=r"is exchanged already, by a Distributed"):
         codedgrad.CodedGradient(model)
     detach(optimizer)
+
+
+@pytest.mark.parametrize(
+    ("act", "message"),
+    [
+        (
+            lambda c: next(c.steps(DataLoader(TensorDataset(data()), 8))),
+            r"got a DataLoader; give the DataLoader's dataset to codedgrad\.ShardSamp",
+        ),
+        (lambda c: next(c.steps(data())), r"got a Tensor; give it to codedgrad\.Shard"),
+        (lambda c: step(c, c.model(own()).mean()), "takes a function, got a Tensor"),
+        (lambda c: c.backward(lambda x: c.model(x).mean(), own()), "got a Tensor$"),
+    ],
+)
+def test_first_mistakes_have_remedies(
+    act: Any, message: str, nobody_ends_the_job: Any
+) -> None:
+    with (
+        codedgrad.CodedGradient(net()) as coded,
+        pytest.raises(ConfigError, match=message),
+    ):
+        act(coded)
+
+
+def test_a_wrong_start_has_remedies(nobody_ends_the_job: Any) -> None:
+    model: Any = net()
+    optimizer: Any = sgd(model)
+    with pytest.raises(ConfigError, match="got a SGD; leave the optimizer out"):
+        codedgrad.CodedGradient(model, optimizer)
+    with pytest.raises(ConfigError, match="takes an nn.Module, got a SGD"):
+        codedgrad.CodedGradient(optimizer)
+    wrong: Any = {"patiance": 0.2}
+    with pytest.raises(
+        TypeError, match=r"Gradient\(\) .*mean patience\?.* code, .*pol"
+    ):
+        codedgrad.CodedGradient(model, **wrong)
+    with pytest.raises(TypeError, match=r"Optimizer\(\) .*mean compression.* windo"):
+        codedgrad.DistributedOptimizer(optimizer, compresion=None)
 
 
 class OfHorovod(torch.optim.SGD):
