@@ -34,7 +34,8 @@ def check_model(model: Any, code: Any) -> None:
     elif isinstance(code, nn.Module):
         remedy = "name further modules that the loss function calls with also=[...]"
     raise ConfigError(
-        f"CodedGradient(model, code) takes a code, got a {type(code).__name__}; {remedy}"
+        f"CodedGradient(model, code) takes a code, got a {type(code).__name__}; "
+        f"{remedy}"
     )
 
 
