@@ -74,7 +74,8 @@ class RunSettings:
     """What belongs to the run rather than to the exchange.
 
     Attributes:
-        seed: seed of the random numbers inside the passes (dropout, augmentation).
+        seed: seed of the random numbers inside the passes (dropout, what the loss
+            function draws). What a dataset draws follows the seed of its sampler.
         same_bits: False computes a worker's own shard in one pass, at the batch size
             that you chose; only helpers cut a late shard into micro-batches. All
             workers hold the same bits in every step, but the rounding, and the dropout

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import pytest
@@ -97,6 +98,26 @@ def test_a_wrong_start_has_remedies(nobody_ends_the_job: Any) -> None:
         codedgrad.CodedGradient(model, **wrong)
     with pytest.raises(TypeError, match=r"Optimizer\(\) .*mean compression.* windo"):
         codedgrad.DistributedOptimizer(optimizer, compresion=None)
+
+
+def test_a_function_that_draws_by_itself_is_named(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    model, own_numbers = net(), torch.Generator()
+
+    def rollouts(draw: Any, _: Any) -> Tensor:
+        return torch.randn(draw.count, 4, generator=own_numbers)
+
+    sampler = codedgrad.batches(rollouts, 2, 8 * codedgrad.size(), chunk=2)
+    with (
+        caplog.at_level(logging.WARNING, "codedgrad"),
+        codedgrad.CodedGradient(model) as coded,
+    ):
+        for shards in coded.steps(sampler):
+            coded.backward(lambda x: model(x).mean(), shards)
+    told = [r.getMessage() for r in caplog.records if "every reading" in r.getMessage()]
+    assert len(told) == 1
+    assert "rollouts of batches() returns another sample" in told[0]
 
 
 class OfHorovod(torch.optim.SGD):
