@@ -175,7 +175,7 @@ class MadeBatches(Source):
         self._draws = _Draws(fn, steps, self._units, chunk)
         settings = LoaderSettings.of(batches, loading)
         super().__init__(MadeReader(self._draws, seed), settings)
-        self.batch_size, self.seed = batch_size, seed
+        self.batch_size, self.seed, self.rows = batch_size, seed, chunk
 
     @property
     def dataset(self) -> Any:

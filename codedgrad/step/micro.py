@@ -68,7 +68,8 @@ def wider(
     both = begin, begin + 2
     sampler = shards.sampler
     here = sampler.helpable and getattr(sampler, "readable_here", False)
-    if shards.samples(*span) != 1 or shards.samples(*both) < 2 or not here:
+    one = shards.samples(*span) * getattr(sampler, "rows", 1) == 1
+    if not one or shards.samples(*both) < 2 or not here:
         return batch, span
     return shards.read(*both), both
 

@@ -329,7 +329,8 @@ class _Pieces:
     ) -> None:
         self._batch, self._shards = batch, shards
         self._places = [i for i in range(*span) if shards.sizes[i] > 0]
-        self.sizes = [shards.sizes[i] for i in self._places]
+        rows = getattr(shards.sampler, "rows", 1)
+        self.sizes = [shards.sizes[i] * rows for i in self._places]
         self.taken = shards.sampler.helpable  # else nobody takes any
 
     def title(self) -> str:

@@ -347,6 +347,18 @@ def test_a_loss_of_micro_batches_is_told_once(
     assert told(kind, caplog, sampler=sampler) == ["1"] + ["0"] * (n - 1)
 
 
+def test_a_loss_of_micro_batches_that_are_made_is_told(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def made(draw: Any, generator: torch.Generator) -> Any:
+        x = torch.randn(draw.count, 5, generator=generator)
+        return x, torch.arange(draw.count) % 3
+
+    n = codedgrad.size()
+    sampler = codedgrad.batches(made, 2, 16 * n, chunk=2)
+    assert told(contrastive, caplog, sampler=sampler) == ["1"] + ["0"] * (n - 1)
+
+
 @pytest.mark.parametrize("kind", [F.cross_entropy, weighted])
 def test_a_mean_of_micro_batches_is_not_told(
     kind: Callable[..., Any], caplog: pytest.LogCaptureFixture

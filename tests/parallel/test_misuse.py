@@ -116,7 +116,7 @@ def test_a_function_that_draws_by_itself_is_named(
         for shards in coded.steps(sampler):
             coded.backward(lambda x: model(x).mean(), shards)
     told = [r.getMessage() for r in caplog.records if "every reading" in r.getMessage()]
-    assert len(told) == 1
+    assert told
     assert "rollouts of batches() returns another sample" in told[0]
 
 
