@@ -73,7 +73,7 @@ def by_default() -> tuple[Callable[[], None], str]:
     def loss(seen: Any = {}) -> None:  # noqa: B006 (users do it)
         seen["n"] = seen.get("n", 0) + 1
 
-    return loss, "a default argument"
+    return loss, "seen"
 
 
 def by_partial() -> tuple[Callable[[], None], str]:
