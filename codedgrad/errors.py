@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
 
 class CodedGradError(RuntimeError):
     """Base of all errors raised by codedgrad."""
@@ -47,4 +54,26 @@ def missing_extra(extra: str, error: ImportError) -> EnvironmentSetupError:
     return EnvironmentSetupError(
         f"{error.name or error} cannot be loaded ({error}): "
         f"pip install 'codedgrad[{extra}]'"
+    )
+
+
+def unknown_keywords(
+    called: Callable[..., Any], unknown: Iterable[str], more: Iterable[str]
+) -> TypeError:
+    """Return the error that names keywords which there are not, and all that there are.
+
+    Args:
+        called: what was called with them, a function or a class.
+        unknown: the keywords.
+        more: those that there are beside the arguments that it names itself.
+    """
+    named = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
+    parameters = inspect.signature(called).parameters.values()
+    known = [*(p.name for p in parameters if p.kind in named), *more]
+    wrong = sorted(unknown)
+    near = [n for w in wrong for n in difflib.get_close_matches(w, known, 1)]
+    hint = f" (did you mean {', '.join(near)}?)" if near else ""
+    return TypeError(
+        f"{called.__name__}() got unexpected keyword argument(s) {wrong}{hint}; there "
+        f"are {', '.join(known)}"
     )

@@ -16,7 +16,7 @@ from codedgrad.data.seeding import own_rng
 from codedgrad.groups.arrangement import Arrangement, plan_of
 from codedgrad.job import agreement, runtime
 from codedgrad.job.settings import Keywords, Settings, combine
-from codedgrad.step import live, start
+from codedgrad.step import live, mistakes, start
 from codedgrad.step.account import Account
 from codedgrad.step.context import StepContext
 from codedgrad.step.pieces import own_is_whole
@@ -85,9 +85,10 @@ class CodedGradient:
             TypeError: there is no such keyword.
         """
         self._runtime = runtime.current()
-        self._settings = combine(settings, keywords)
+        self._settings = combine(settings, keywords, CodedGradient)
         # A worker that cannot start tells the others, who wait in the comparison.
         with start.failing_together(self._runtime, "could not start"):
+            mistakes.check_model(model, code)
             self._form(model, code, also)
             runtime.barrier()  # nobody sends before all have opened their exchange
             if self._exchange.outlives:
@@ -121,6 +122,7 @@ class CodedGradient:
     def steps(self, sampler: Source) -> Iterator[StepShards]:
         """Yields the steps of one epoch of `sampler`."""
         with start.failing_together(self._runtime, "could not read its data"):
+            mistakes.check_source(sampler)
             whole, own = own_is_whole(self._settings.run), self._arrangement.own_spans
             parts, shards = self.code.parts, self.code.shards
             yield from sampler.steps(parts, shards, whole=whole, own=own)
@@ -149,6 +151,7 @@ class CodedGradient:
         clock = Stopwatch()
         with start.failing_together(self._runtime, f"failed in step {self._step}"):
             live.check_open(self._subject)
+            mistakes.check_backward(loss_fn, shards)
             if not self._arrangement.fits():
                 self._take(self._arrangement.again(self._step))
             while (sums := self._compute(loss_fn, shards, clock)) is None:

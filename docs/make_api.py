@@ -33,6 +33,11 @@ MODULES = (
     "codedgrad.monitor",
     "codedgrad.ops",
 )
+# What other names' keywords are described by; nobody imports them.
+KEYWORDS = (
+    ("codedgrad.data.loader", "LoaderSettings"),
+    ("codedgrad.hvd.optimizer", "DropInKeywords"),
+)
 WIDTH = 88
 HEAD = f"""\
 # API
@@ -237,6 +242,9 @@ def page() -> str:
         out += [f"## {module_name}", "", *markdown(doc_of(module)), ""]
         for name in names_of(module):
             out += lines_of(name, getattr(module, name))
+    out += ["## Further keywords", ""]
+    for module_name, name in KEYWORDS:
+        out += lines_of(name, getattr(importlib.import_module(module_name), name))
     return re.sub(r"\n{3,}", "\n\n", "\n".join(out)).rstrip() + "\n"
 
 

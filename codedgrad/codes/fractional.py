@@ -30,7 +30,8 @@ def fractional(workers: int, copies: int = 2, micro: int = 1) -> Code:
         divisors = [d for d in range(1, workers + 1) if workers % d == 0]
         raise ConfigError(
             f"copies={copies} does not divide {workers} workers into groups; "
-            f"possible: {divisors}"
+            f"possible: {divisors}. codes.uncoded({workers}) has no copies, and waits "
+            f"for everybody"
         )
     tree = SumTree.of_levels((micro, copies, workers // copies))
     span = copies * micro

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from codedgrad.data.drawn import Order
 from codedgrad.data.order import described
@@ -14,11 +16,13 @@ from codedgrad.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+    from types import FrameType
 
     from codedgrad.codes import Code
 
 # The samples of a batch that is not needed: means and deviations over them exist.
 SMALL = 2
+_CALLERS = 8  # a library may put its own batch sampler around this one
 
 
 class ShardBatchSampler:
@@ -83,7 +87,7 @@ class ShardBatchSampler:
         self.epoch = 0
         self._start = Position()  # of the batches of this run in the epoch
         self._drawn = 0  # so many of these batches
-        self._begun = self._resumed = False
+        self._begun = self._resumed = self._read_here = False
         self.samples = self._end - self._begin
         self.skip: Callable[[int], bool] | None = None
 
@@ -96,6 +100,15 @@ class ShardBatchSampler:
     def begun_epoch(self) -> int:
         """The epoch that was begun last, or -1."""
         return self._start.epoch if self._begun else -1
+
+    @property
+    def readable_here(self) -> bool:
+        """Whether no process of the DataLoader takes over what this one opens.
+
+        Reading a sample may open a file. So it is where the loader reads in this
+        process or keeps its processes, and not before its first batch.
+        """
+        return self._read_here
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the permutation of the next epoch."""
@@ -172,6 +185,7 @@ class ShardBatchSampler:
     def __iter__(self) -> Iterator[list[int]]:
         """Yield the indices of each step of one epoch."""
         steps = len(self)
+        self._read_here = _reads_here(sys._getframe(1))
         if not self._resumed:
             self._start = Position(self.epoch)
             self._order.forget()
@@ -184,3 +198,18 @@ class ShardBatchSampler:
             needless = self.skip is not None and self.skip(index)
             self._drawn = index + 1
             yield own[:SMALL] if needless else own
+
+
+def _reads_here(caller: FrameType | None) -> bool:
+    """Return whether the DataLoader that asks for batches starts no process later.
+
+    What it is, only its iterator knows, which is among the callers.
+    """
+    for _ in range(_CALLERS):
+        if caller is None:
+            break
+        asks = caller.f_locals.get("self")
+        if isinstance(asks, _BaseDataLoaderIter):
+            return asks._num_workers == 0 or asks._persistent_workers
+        caller = caller.f_back
+    return False

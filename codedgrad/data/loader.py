@@ -21,10 +21,10 @@ import torch
 from torch.utils.data import DataLoader
 
 from codedgrad.data.sending import Sending, remedy_of
-from codedgrad.errors import ConfigError, DataError
+from codedgrad.errors import ConfigError, DataError, unknown_keywords
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator, Sequence
+    from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -84,6 +84,17 @@ class LoaderSettings(NamedTuple):
     worker_init_fn: Callable[[int], None] | None = None
     multiprocessing_context: Any = None
     device: Any = None
+
+    @classmethod
+    def of(cls, called: Callable[..., Any], words: Mapping[str, Any]) -> LoaderSettings:
+        """Return the settings that were given as keywords of what was called.
+
+        Raises:
+            TypeError: there is no such keyword.
+        """
+        if unknown := set(words) - set(cls._fields):
+            raise unknown_keywords(called, unknown, cls._fields)
+        return cls(**words)
 
     def check(self) -> None:
         """Refuse settings that do not fit.

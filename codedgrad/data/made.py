@@ -6,11 +6,14 @@ another one would have, and any number of workers makes the same.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 
 from codedgrad.data.loader import LoaderSettings
 from codedgrad.data.order import check_enough, sizes_of
@@ -52,6 +55,8 @@ class _Draws:
     def __init__(self, fn: Callable[..., Any], steps: int, units: int, count: int):
         self._fn, self._steps, self._units, self._count = fn, steps, units, count
         self.epoch = 0
+        of_fn = getattr(fn, "__qualname__", type(fn).__name__)
+        self.title = f"the function {of_fn} of batches()"
 
     def __len__(self) -> int:
         return self._steps * self._units
@@ -62,7 +67,33 @@ class _Draws:
         draw = Draw(self.epoch, step, unit * self._count, self._count)
         generator = torch.Generator()
         generator.manual_seed(torch.initial_seed())
-        return self._fn(draw, generator)
+        made = self._fn(draw, generator)
+        if (got := _not_rows(made, self._count)) is not None:
+            raise DataError(
+                f"{self.title} returned {got} for draw.count = {self._count}: wanted "
+                f"one row for each of the samples, first dimension {self._count}, "
+                f"since a step's mean counts samples. Return draw.count rows; for "
+                f"samples of unequal lengths, pad them or return a list with one "
+                f"tensor for each, and let the loss function return (loss, weight)"
+            )
+        return made
+
+
+def _not_rows(made: Any, count: int) -> str | None:
+    """Return in words the first member that has not `count` rows; None: all have."""
+    if isinstance(made, Tensor | np.ndarray):
+        if made.ndim and len(made) == count:
+            return None
+        return f"a {type(made).__name__} of shape {tuple(made.shape)}"
+    if isinstance(made, PackedSequence):
+        rows = int(made.batch_sizes[0])
+        return None if rows == count else f"a PackedSequence of {rows}"
+    if isinstance(made, list):
+        return None if len(made) == count else f"a list of {len(made)}"
+    if isinstance(made, Mapping):
+        made = tuple(made.values())
+    members = made if isinstance(made, tuple) else ()
+    return next(filter(None, (_not_rows(m, count) for m in members)), None)
 
 
 class MadeReader:
@@ -84,8 +115,8 @@ class MadeReader:
             between: called before each draw; what it raises ends the making.
 
         Raises:
-            DataError: the function raised an error, or what it returned for several
-                draws cannot be joined.
+            DataError: the function raised an error, or returned another number of
+                samples, or what it returned for several draws cannot be joined.
         """
         epoch, numbers = request
         self._draws.epoch = epoch
@@ -96,6 +127,8 @@ class MadeReader:
                 seed_sample(self._seed, epoch, number)
                 try:
                     made.append(self._draws[number])
+                except DataError:
+                    raise
                 except Exception as error:
                     raise DataError(
                         f"draw {number} of epoch {epoch} could not be made: "
@@ -140,8 +173,9 @@ class MadeBatches(Source):
             )
         self._steps, self._chunk, self._units = steps, chunk, batch_size // chunk
         self._draws = _Draws(fn, steps, self._units, chunk)
-        super().__init__(MadeReader(self._draws, seed), LoaderSettings(**loading))
-        self.batch_size, self.seed = batch_size, seed
+        settings = LoaderSettings.of(batches, loading)
+        super().__init__(MadeReader(self._draws, seed), settings)
+        self.batch_size, self.seed, self.rows = batch_size, seed, chunk
 
     @property
     def dataset(self) -> Any:
@@ -194,12 +228,13 @@ def batches(
     """Return a source for `CodedGradient.steps` whose data a function makes.
 
     A step has `batch_size` samples, divided among the workers. `fn(draw, generator)`
-    makes `draw.count` of them: tensors with as many rows, in dicts and tuples as you
-    like. The pass of a worker calls it for each of its draws and puts the results
-    together. All that is random must come from `generator`, or from the global ones of
-    torch, numpy and `random`: all are seeded from (seed, epoch, step, index), so any
-    worker makes the same. What `fn` makes may depend on the model, which has the same
-    values on all workers; give no `num_workers` then, since a process has an old copy.
+    makes `draw.count` of them: tensors with as many rows, or lists with as many items,
+    in dicts and tuples as you like; another number is refused. The pass of a worker
+    calls it for each of its draws and puts the results together. All that is random
+    must come from `generator`, or from the global ones of torch, numpy and `random`:
+    all are seeded from (seed, epoch, step, index), so any worker makes the same. What
+    `fn` makes may depend on the model, which has the same values on all workers; give
+    no `num_workers` then, since a process has an old copy.
 
     Example, the windows of nanoGPT:
         >>> def windows(draw, generator):

@@ -119,7 +119,8 @@ class ShardSampler(Source):
                 'sampler= gives any shard any sample; leave partition="fixed" out'
             )
         super().__init__(
-            Reader(dataset, collate_fn, seed, size), LoaderSettings(**loading)
+            Reader(dataset, collate_fn, seed, size),
+            LoaderSettings.of(ShardSampler, loading),
         )
         self.partition = partition
         self._by = label_numbers(by, size, partition)

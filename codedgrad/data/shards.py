@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
+
+from codedgrad.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -56,6 +58,18 @@ class StepShards:
         self.sizes = tuple(sizes)
         self._starts = [0, *np.cumsum(self.sizes).tolist()]
 
+    def __iter__(self) -> NoReturn:
+        """Refuse a loop over what is to be given to `backward`.
+
+        Raises:
+            ConfigError: always.
+        """
+        raise ConfigError(
+            "a step's shards are no batch to loop over or to unpack: give them to "
+            "coded.backward(loss_fn, shards), which calls the loss function with the "
+            "tensors of a batch, as in lambda x, y: criterion(model(x), y)"
+        )
+
     def indices(self, part: int, stop: int | None = None) -> NDArray[np.int64]:
         """Return the samples of `part`, as indices into the dataset.
 
@@ -105,7 +119,14 @@ class StepShards:
         if self.ahead is not None:
             for batch in self.ahead.take(self.index, (part, end)):
                 return reader.arguments(self.sampler.place(batch))
-        read = reader.batch(self.request(part, end), between or _nothing)
+        return self.read(part, end, between)
+
+    def read(
+        self, part: int, stop: int, between: Callable[[], None] | None = None
+    ) -> tuple[Any, ...]:
+        """Return what `fetch` does, read here; what is read ahead stays there."""
+        reader = self.sampler.reader
+        read = reader.batch(self.request(part, stop), between or _nothing)
         return reader.arguments(self.sampler.place(read))
 
 

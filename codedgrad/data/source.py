@@ -39,6 +39,7 @@ class Source(ABC):
         seed: seed of the orders and of random augmentation.
         epoch: the epoch that is gone through next, or now.
         helpable: whether any worker may compute any part.
+        rows: samples that each number of a step stands for.
         place: copies a batch to the device where it is wanted.
         loading: how batches are read ahead.
     """
@@ -46,6 +47,7 @@ class Source(ABC):
     batch_size: int
     seed: int
     helpable: bool = True
+    rows: int = 1
 
     @property
     @abstractmethod

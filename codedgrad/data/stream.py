@@ -91,7 +91,7 @@ class ShardStream(Source):
                 raise ConfigError(f"{name} must be a number from 1, got {value!r}")
         self._opening = Opening(make, seed, at_end, keep=batch_size)
         check_opening(self._opening)
-        settings = LoaderSettings(**loading)
+        settings = LoaderSettings.of(ShardStream, loading)
         if settings.num_workers > 1:
             raise ConfigError(
                 f"num_workers={settings.num_workers}: a stream is read in its order, "

@@ -26,6 +26,7 @@ from codedgrad.step.check import ValueCheck
 from codedgrad.step.held import ValuesHeld
 from codedgrad.step.items import WorkList
 from codedgrad.step.late import LatePass
+from codedgrad.step.micro import tell_of_norm
 from codedgrad.step.passes import Passes, PassSettings
 from codedgrad.step.patience import Patience
 from codedgrad.step.pieces import LOSS, code_of, code_of_state
@@ -82,6 +83,8 @@ def plan_of(
     seat = take_seat(job, run.local_group, modules[0])
     code = fitting(code, seat.workers, seat.group, whole=not run.same_bits)
     code = code_of(code, modules, run)
+    if job.rank == 0:
+        tell_of_norm(code, modules, run)
     policy = seat.policy(settings.policy)
     faults = start.faults_of(run.faults, seat.workers)
     return Plan(

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict, cast
 import torch
 
 from codedgrad import codes
-from codedgrad.errors import ConfigError
+from codedgrad.errors import ConfigError, unknown_keywords
 from codedgrad.hvd import names
 from codedgrad.hvd.words import (
     Average,
@@ -209,10 +209,7 @@ class _Asked(NamedTuple):
         """
         known = DropInKeywords.__annotations__
         if unknown := set(self.keywords) - set(known):
-            raise TypeError(
-                f"DistributedOptimizer() got unexpected keyword argument(s) "
-                f"{sorted(unknown)}; there are {', '.join(known)}"
-            )
+            raise unknown_keywords(DistributedOptimizer, unknown, known)
         chosen = {k: v for k, v in self.keywords.items() if k in _SETTINGS}
         wire = wire_of(self.compression)
         if wire != "float32" and chosen.setdefault("wire", wire) != wire:

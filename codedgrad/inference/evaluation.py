@@ -88,7 +88,7 @@ def evaluate(
         session = session_of(job)
     with start.failing_together(job, f"failed in evaluation {session.number}"):
         check_code(code, job.size)
-        whole = whole_of(data, batch_size, reading)
+        whole = whole_of(data, batch_size, reading, evaluate)
         wanted = Wanted(models_of(model), whole, code, patience, progress)
         return wanted.totals(session, fn)
 

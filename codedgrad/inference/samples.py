@@ -24,7 +24,7 @@ from codedgrad.data.sampler import ShardSampler
 from codedgrad.data.samples import dataset_size, tensors_of
 from codedgrad.data.shards import StepShards
 from codedgrad.data.source import Epoch, Source
-from codedgrad.errors import ConfigError
+from codedgrad.errors import ConfigError, unknown_keywords
 from codedgrad.step.content import content_digest, in_memory
 
 if TYPE_CHECKING:
@@ -145,7 +145,12 @@ class Batches:
         return source.reader.arguments(source.place(read))
 
 
-def whole_of(data: Any, batch_size: int | None, words: dict[str, Any]) -> Whole:
+def whole_of(
+    data: Any,
+    batch_size: int | None,
+    words: dict[str, Any],
+    called: Callable[..., Any],
+) -> Whole:
     """Returns the data set that is behind what the user gave.
 
     What has loader processes keeps them from one evaluation to the next.
@@ -154,6 +159,7 @@ def whole_of(data: Any, batch_size: int | None, words: dict[str, Any]) -> Whole:
         data: a map-style data set, a tuple of tensors, a ShardSampler or a DataLoader.
         batch_size: samples of a batch; None: the DataLoader's, else 64.
         words: `collate_fn`, `seed` and those of `LoaderSettings`, for a data set.
+        called: what was called with them, for messages.
 
     Raises:
         ConfigError: it is something else, or words are given where it has its own.
@@ -162,7 +168,7 @@ def whole_of(data: Any, batch_size: int | None, words: dict[str, Any]) -> Whole:
     if _samples_of(held) == 0:
         raise ConfigError(_EMPTY)
     if not isinstance(data, (ShardSampler, DataLoader)):
-        return _of_dataset(data, batch_size or _BATCH, words)
+        return _of_dataset(data, batch_size or _BATCH, words, called)
     if words:
         raise ConfigError(
             f"{', '.join(words)}: a {type(data).__name__} has its own; give the data "
@@ -179,13 +185,18 @@ def whole_of(data: Any, batch_size: int | None, words: dict[str, Any]) -> Whole:
     return known[1]
 
 
-def _of_dataset(data: Any, batch_size: int, words: dict[str, Any]) -> Whole:
+def _of_dataset(
+    data: Any, batch_size: int, words: dict[str, Any], called: Callable[..., Any]
+) -> Whole:
     if isinstance(data, (Source, IterableDataset)):
         raise ConfigError(
             f"a {type(data).__name__} can only be read on, by its own worker; any "
             f"worker must be able to read any sample: evaluate a map-style data set"
         )
     given = dict(words)
+    known = "collate_fn", "seed", *LoaderSettings._fields
+    if unknown := set(given) - set(known):
+        raise unknown_keywords(called, unknown, known)
     collate, seed = given.pop("collate_fn", None), given.pop("seed", 0)
     settings = LoaderSettings(**given)
     reader = Reader(data, collate, seed, dataset_size(data, 1))

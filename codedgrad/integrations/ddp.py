@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict, cast
 import torch
 
 from codedgrad import codes
-from codedgrad.errors import ConfigError
+from codedgrad.errors import ConfigError, unknown_keywords
 from codedgrad.exchange.engine import EngineExchange
 from codedgrad.job import runtime
 from codedgrad.job.settings import combine, resolve
@@ -77,10 +77,7 @@ def register(model: Any, **keywords: Unpack[DdpKeywords]) -> DdpExchange:
     job = runtime.current()
     with start.failing_together(job, "could not start"):
         if unknown := set(keywords) - set(DdpKeywords.__annotations__):
-            raise TypeError(
-                f"ddp.register() got unexpected keyword argument(s) {sorted(unknown)}; "
-                f"there are {', '.join(DdpKeywords.__annotations__)}"
-            )
+            raise unknown_keywords(register, unknown, DdpKeywords.__annotations__)
         settings = combine(None, cast("Keywords", keywords))
         policy = resolve(settings.policy) if job.size > 1 else None
         _check(job, model, policy)

@@ -101,7 +101,7 @@ class CodedStrategy(ParallelStrategy):
         self.set_world_ranks()
         if "seed" not in keywords and settings is None:
             keywords["seed"] = environment.lightning_seed()
-        self._settings = combine(settings, keywords)
+        self._settings = combine(settings, keywords, CodedStrategy)
         self._code, self._weight = code, weight
         self._state: dict[str, Any] | None = None  # of the fit before, or a checkpoint
         self._failed = self._takes_loader = False

@@ -166,12 +166,21 @@ class Deadlock:
         who = " and ".join(f"{unit} {w}, which {self._of(p)}" for w, p in stuck.items())
         text = f"it waits {occasion} for {who}"
         if stuck.keys() - before.keys():
-            log.warning("%s %d: %s; neither can go on", unit, rank, text)
+            log.warning("%s %d: %s; %s", unit, rank, text, self._outlook())
         if any(now - since > GRACE_S for since in self._since.values()):
             self._give_up(
                 f"{text}. Run the same number of steps, and the same barriers and "
                 f"other collectives between them, on every worker"
             )
+
+    def _outlook(self) -> str:
+        """Return what comes of it: a step may need nobody who is missed."""
+        if self._count is None:
+            return "neither can go on"
+        return (
+            "it never comes to this step. Where others may compute its part, they go "
+            "on for at most `window` steps, and then the job ends with an error"
+        )
 
     def _misses(self, place: Announcement, step: int) -> bool:
         """Return whether a worker at this place has not made the step."""

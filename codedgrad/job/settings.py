@@ -15,9 +15,10 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from codedgrad.errors import ConfigError
+from codedgrad.errors import ConfigError, unknown_keywords
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from codedgrad.job.faults import Faults
@@ -73,13 +74,16 @@ class RunSettings:
     """What belongs to the run rather than to the exchange.
 
     Attributes:
-        seed: seed of the random numbers inside the passes (dropout, augmentation).
+        seed: seed of the random numbers inside the passes (dropout, what the loss
+            function draws). What a dataset draws follows the seed of its sampler.
         same_bits: False computes a worker's own shard in one pass, at the batch size
             that you chose; only helpers cut a late shard into micro-batches. All
             workers hold the same bits in every step, but the rounding, and the dropout
             masks of a helped shard, can depend on who was late. True computes every
-            shard as its micro-batches, so that no bit depends on who was late. See
-            `codedgrad.step.pieces`.
+            shard as its micro-batches, so that no bit depends on who was late. A loss
+            that compares samples, and batch norm, then see micro-batches, of which
+            there is a warning; `pieces=False` gives them whole shards with the same
+            bits whoever is late. See `codedgrad.step.pieces`.
         pieces: whether helpers may take single micro-batches. "auto" has them take
             whole shards where the model has batch norm, which makes a micro-batch
             another function than its part of the shard. False does so always: give it
@@ -255,12 +259,17 @@ class Keywords(TypedDict, total=False):
     local_group: str | int | None
 
 
-def combine(settings: Settings | None, keywords: Keywords) -> Settings:
+def combine(
+    settings: Settings | None,
+    keywords: Keywords,
+    called: Callable[..., Any] | None = None,
+) -> Settings:
     """Returns `settings` with the keywords put in.
 
     Args:
         settings: where to begin; None begins with the defaults.
         keywords: values by field name.
+        called: what was called with them, for messages; None: `Settings`.
 
     Raises:
         TypeError: there is no such keyword.
@@ -277,10 +286,7 @@ def combine(settings: Settings | None, keywords: Keywords) -> Settings:
             values = {field_name: given.pop(field_name) for field_name in own}
             changed[name] = dataclasses.replace(group, **values)
     if given:
-        raise TypeError(
-            f"got unexpected keyword argument(s) {sorted(given)}; there are "
-            f"{', '.join(Keywords.__annotations__)}"
-        )
+        raise unknown_keywords(called or Settings, given, Keywords.__annotations__)
     return dataclasses.replace(base, **changed)
 
 

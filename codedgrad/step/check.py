@@ -272,6 +272,9 @@ class ValueCheck:
         texts = self._contents(where, _THOROUGH)
         if alike and len(set(texts)) == 1 and _UNKNOWN not in texts:
             return False
+        if "" in texts:  # of workers that may not read here
+            self._leave_content_out("")
+            return True
         if broken := [text for text in texts if text.startswith(_UNREADABLE)]:
             why = broken[0].removeprefix(_UNREADABLE).replace("%", "%%")
             self._leave_content_out(f"{_BROKEN}: {why}")
@@ -311,8 +314,10 @@ class ValueCheck:
             return
         if not differs & _VALUES:
             content = self._content(_THOROUGH)
-            if content == _UNKNOWN or content.startswith(_UNREADABLE):
-                self._leave_content_out(_RANDOM if content == _UNKNOWN else _BROKEN)
+            if content in ("", _UNKNOWN) or content.startswith(_UNREADABLE):
+                self._leave_content_out(
+                    {"": "", _UNKNOWN: _RANDOM}.get(content, _BROKEN)
+                )
                 return
         job = self._job
         mine = ", ".join(f"{name} = {value}" for name, value in self._described())
@@ -357,9 +362,11 @@ class ValueCheck:
         self._epochs[id(epoch.sampler)] = epoch
 
     def _content(self, readings: int) -> str:
-        """Return the digest of the epoch's two samples, as a text; "" without any."""
-        if self._epoch is None or getattr(self._epoch.sampler, "dataset", None) is None:
+        """Return the digest of two samples, as a text; "" where none can be read."""
+        sampler = getattr(self._epoch, "sampler", None)
+        if getattr(sampler, "dataset", None) is None or not self._readable(sampler):
             return ""
+        assert self._epoch is not None
         try:
             content = self._read(self._epoch, readings)
         except DataError as error:
@@ -383,11 +390,12 @@ class ValueCheck:
         return getattr(sampler, "readable_here", False) or in_memory(sampler.dataset)
 
     def _leave_content_out(self, why: str = _RANDOM) -> None:
-        """Stop comparing the samples of a dataset; `why` is told once."""
+        """Stop comparing the samples of a dataset; `why` is told once, "" never."""
         assert self._epoch is not None
         dataset = self._epoch.sampler.dataset
         if not any(dataset is one for one in self._unreadable):
             self._unreadable.append(dataset)
-            log.warning(why, type(dataset).__name__)
+            if why:
+                log.warning(why, getattr(dataset, "title", type(dataset).__name__))
         self._epoch = self._epoch._replace(content=0)
         self._keep(self._epoch)

@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from codedgrad.errors import CodedGradError, ConfigError, DataError
@@ -121,6 +122,28 @@ def loss_of(returned: Any, place: str) -> Loss:
             f"output, without torch.no_grad() or .detach()"
         )
     return Loss(value, weight, metrics)
+
+
+def refuse_gradients(
+    names: Sequence[str], parameters: Sequence[Tensor], place: str
+) -> None:
+    """Refuse gradients that a loss function has left in `p.grad`: they would be added.
+
+    Zeros are none.
+
+    Raises:
+        ConfigError: there are such, by a `backward()` in the loss function.
+    """
+    for name, parameter in zip(names, parameters, strict=True):
+        grad = parameter.grad
+        if grad is not None and (grad.layout is not torch.strided or bool(grad.any())):
+            raise ConfigError(
+                f"the loss function has left a gradient in p.grad of {name!r} in "
+                f"{place}, which the step's own would be added to: its gradient would "
+                f"count twice. Take .backward() out of the loss function and return "
+                f"the loss, without .detach(); for gradients inside of it use "
+                f"torch.autograd.grad"
+            )
 
 
 def _weight(weight: Any, place: str) -> float:

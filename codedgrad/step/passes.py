@@ -31,7 +31,7 @@ from codedgrad.row.writer import Leaf, RowWriter
 from codedgrad.step.boundaries import Boundaries
 from codedgrad.step.finite import NonFinite
 from codedgrad.step.hooks import PassHooks
-from codedgrad.step.loss import Batches, Loss, loss_of
+from codedgrad.step.loss import Batches, Loss, loss_of, refuse_gradients
 from codedgrad.step.metrics import Metrics
 from codedgrad.step.pieces import LOSS, own_is_whole
 from codedgrad.step.rehearsal import Asked, Rehearsal
@@ -168,7 +168,9 @@ class Passes:
         self._boundaries = Boundaries(subject.modules)
         self._batches = Batches()
         self._writer = RowWriter(payload, overlap=settings.overlap)
-        asked = Asked.of(code, settings.seed, choose=settings.choose)
+        asked = Asked.of(
+            code, settings.seed, choose=settings.choose, whole=settings.whole
+        )
         self._rehearsal = Rehearsal(subject, payload, asked)
         self._first = False  # the pass to come is the step's first own one
         device = devices.runtime_of(payload.layout.device)
@@ -348,7 +350,11 @@ class Passes:
         if self._first:
             self._first = False
             self._rehearsal.look(context, span, batch, place)
-        loss = loss_of(self._batches.call(context.loss_fn, batch), place)
+        returned = self._batches.call(context.loss_fn, batch)
+        layout = self._payload.layout
+        if not objects.all_none(layout.parameters, "grad"):  # all were None before
+            refuse_gradients(layout.names, layout.parameters, place)
+        loss = loss_of(returned, place)
         self._rehearsal.weighed = self._rehearsal.weighed or loss.weight is not None
         more = loss.weight is not None or loss.metrics is not None
         if more and not self._settings.exact:

@@ -13,7 +13,8 @@ So it does for models with other state that passes change (a running mean, a cou
 samples, an observer), once a pass has changed it: what a piece leaves there is not a
 part of what the whole shard leaves. And so it does where the loss of a shard is not the
 mean of those of its pieces, which a rehearsal finds (`codedgrad.step.rehearsal`).
-Under `same_bits=True` the own pass has the same pieces, so nothing depends on the help.
+Under `same_bits=True` the own pass has the same pieces, so nothing depends on the help;
+where they are another function, that is told (see `codedgrad.step.micro`).
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ def code_of(code: Code, modules: Sequence[nn.Module], run: RunSettings) -> Code:
         return in_shards(code)
     if run.pieces == "auto" and not run.same_bits and helps_in_pieces(code):
         named = chain.from_iterable(m.named_modules() for m in modules)
-        norm = next((n for n, m in named if _normalises(m)), None)
+        norm = next((n for n, m in named if normalises(m)), None)
         if norm is not None:
             log.info(
                 "%r is a batch norm, which makes a micro-batch another function than "
@@ -98,7 +99,7 @@ def code_of_state(code: Code, names: Collection[str], run: RunSettings) -> Code:
     return in_shards(code)
 
 
-def _normalises(module: nn.Module) -> bool:
+def normalises(module: nn.Module) -> bool:
     """Returns whether the module is a batch norm.
 
     One in eval mode counts, too, because it may be put into training later.

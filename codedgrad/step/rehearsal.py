@@ -19,6 +19,9 @@ then on (see `codedgrad.step.pieces`). There is a ConfigError
   which a row knows nothing: the gradient would depend on how many passes a worker has
   made, and so on who was late.
 
+With `same_bits=True` a worker's own passes are pieces, too: that is no error, but told
+(see `codedgrad.step.micro`).
+
 A rehearsal leaves nothing behind: random numbers, buffers, flags and what the loss
 function keeps in plain values (`codedgrad.step.keep`) are put back.
 
@@ -36,6 +39,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from codedgrad.codes.whole import helps_in_pieces
 from codedgrad.errors import ConfigError
+from codedgrad.step import micro
 from codedgrad.step.boundaries import Abandoned
 from codedgrad.step.compare import (
     Value,
@@ -89,21 +93,25 @@ class Asked(NamedTuple):
         pieces: whether helpers cut shards into pieces, and need not.
         helped: whether anybody helps at all.
         seed: of the random numbers.
+        micro: passes of a worker's own shard; with 1 there is nothing to tell of them.
     """
 
     pieces: bool
     helped: bool
     seed: int
+    micro: int = 1
 
     @classmethod
-    def of(cls, code: Code, seed: int, *, choose: bool) -> Asked:
+    def of(cls, code: Code, seed: int, *, choose: bool, whole: bool = True) -> Asked:
         """Returns what is to be found out where this code says who computes what.
 
-        `choose` says whether helpers take whole shards where that is better.
+        `choose` says whether helpers take whole shards where that is better, `whole`
+        whether own passes are whole shards.
         """
         listed = zip(code.work, code.required, strict=True)
         helped = any(len(nodes) > required for nodes, required in listed)
-        return cls(choose and helps_in_pieces(code), helped, seed)
+        own = 1 if whole else code.micro
+        return cls(choose and helps_in_pieces(code), helped, seed, own)
 
 
 @dataclass
@@ -114,6 +122,7 @@ class _Open:
         codes: what it is told from others by; kept alive here.
         passes: own passes so far.
         pieces: whether its pieces are to be compared.
+        own: whether they are, because own passes are micro-batches.
         state: whether it keeps state that it may read later.
         weight: whether its weight may depend on the model.
         doubted: whether the weight does, and may be right all the same.
@@ -122,6 +131,7 @@ class _Open:
 
     codes: Any
     pieces: bool
+    own: bool
     passes: int = -1
     state: bool = False
     weight: bool = True
@@ -142,10 +152,11 @@ class Rehearsal:
         self.subject, self.payload, self.asked = subject, payload, asked
         self._open: dict[Key, _Open | None] = {}  # by the ids of a function's codes
         self._kept: list[Any] = []  # codes, so that the ids stay theirs
-        self.found = self.weighed = False
+        self.found = self.weighed = self._told = False
 
     def go_on_from(self, before: Rehearsal) -> None:
         """Take over what an earlier laying out of the same model has settled."""
+        self._told = before._told
         if before.found:
             self._open, self._kept = before._open, before._kept
             self.weighed = before.weighed
@@ -174,20 +185,22 @@ class Rehearsal:
         key = tuple(map(id, codes))
         if key not in self._open:
             self._kept.append(codes)
-            self._open[key] = _Open(codes, self.asked.pieces)
+            self._open[key] = _Open(codes, self.asked.pieces, self.asked.micro > 1)
         asked = self._open[key]
         if asked is None:
             return
         asked.passes += 1
         if self._due(asked):
+            if asked.own:
+                batch, span = micro.wider(batch, context.shards, span, self.asked.micro)
             trial = Trial(loss_fn, batch, place)
             trial.of(self.subject, self.payload, self.asked.seed)
             with trial.apart():
                 self._try(asked, trial, _Pieces(batch, context.shards, span))
         if asked.passes >= _LOOKS:
-            asked.state = False
+            asked.state = asked.own = False
             self._give_up(asked)
-        if not (asked.pieces or asked.state or asked.weight):
+        if not (asked.pieces or asked.own or asked.state or asked.weight):
             self._open[key] = None
 
     def _due(self, asked: _Open) -> bool:
@@ -195,7 +208,7 @@ class Rehearsal:
         if passes & (passes - 1) and passes != 3:
             return False
         # Without helpers there is nothing to find but a weight, which a pass shows.
-        return self.asked.helped or (passes > 0 and self.weighed)
+        return self.asked.helped or asked.own or (passes > 0 and self.weighed)
 
     def _try(self, asked: _Open, trial: Trial, pieces: _Pieces) -> None:
         """Make one rehearsal.
@@ -209,6 +222,13 @@ class Rehearsal:
             return
         if asked.pieces:
             asked.pieces = not self._compare(trial, whole, pieces)
+        if asked.own:
+            parts, sizes = pieces.several()
+            known, text = micro.compare(trial, parts, sizes)
+            asked.own = not known
+            if text and not self._told:
+                self._told = True
+                micro.tell_of_loss(self.asked.micro, text)
         if whole.weight is None:
             asked.weight = False
         elif asked.weight:
@@ -309,7 +329,8 @@ class _Pieces:
     ) -> None:
         self._batch, self._shards = batch, shards
         self._places = [i for i in range(*span) if shards.sizes[i] > 0]
-        self.sizes = [shards.sizes[i] for i in self._places]
+        rows = getattr(shards.sampler, "rows", 1)
+        self.sizes = [shards.sizes[i] * rows for i in self._places]
         self.taken = shards.sampler.helpable  # else nobody takes any
 
     def title(self) -> str:

@@ -94,7 +94,7 @@ def test_parse(text: str, want: codes.Code) -> None:
         ("spread:micros=4", r"no setting of spread; write spread:micro=\.\.\."),
         ("spread:micro=0", "micro must be an integer of at least 1, got 0"),
         ("spread:micro=two", "micro must be an integer"),
-        ("fractional:copies=4", r"possible: \[1, 2, 3, 6\]"),
+        ("fractional:copies=4", r"possible: \[1, 2, 3, 6\]\. codes\.uncoded\(6\)"),
         ("scheduled:copies=7", "needs as many workers"),
         ("scheduled:order=up", "order must be one of"),
         ("cyclic:stragglers=6", "stragglers must be 0 to 5"),

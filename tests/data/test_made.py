@@ -118,3 +118,45 @@ def test_what_cannot_be_made() -> None:
         step.fetch(1)
     with pytest.raises(DataError, match=r"make no batch: parts .* several lengths"):
         step.fetch(0)
+
+
+@pytest.mark.parametrize(
+    ("made", "got"),
+    [
+        ((torch.ones(3, 4), torch.ones(3, 1)), r"a Tensor of shape \(3, 4\)"),
+        ({"x": torch.ones(2, 1), "y": np.ones(5)}, r"a ndarray of shape \(5,\)"),
+        (torch.tensor(1.0), r"a Tensor of shape \(\)"),
+        ([torch.ones(2, 1)], "a list of 1"),
+    ],
+)
+def test_another_number_of_rows_is_refused(made: Any, got: str) -> None:
+    def rollouts(_: Draw, __: torch.Generator) -> Any:
+        return made
+
+    step = next(codedgrad.batches(rollouts, 3, 8, chunk=2).steps(2))
+    message = rf"rollouts of batches\(\) returned {got} for draw\.count = 2: wanted"
+    with pytest.raises(DataError, match=message):
+        step.fetch(0)
+
+
+def test_samples_of_unequal_lengths_are_a_list() -> None:
+    def rollouts(draw: Draw, _: torch.Generator) -> Any:
+        return [torch.ones(1 + draw.index + i) for i in range(draw.count)]
+
+    (batch,) = next(codedgrad.batches(rollouts, 1, 4, chunk=2).steps(1)).fetch(0)
+    assert [len(x) for x in batch] == [1, 2, 3, 4]
+
+
+def test_shards_are_no_batch_and_unknown_words_are_named() -> None:
+    step = next(codedgrad.batches(windows, 1, 4).steps(2))
+    with pytest.raises(ConfigError, match=r"coded\.backward\(loss_fn, shards\), which"):
+        _x, _y = step
+    wrong: Any = {"num_worker": 1}
+    for make in (
+        lambda: codedgrad.batches(windows, 1, 4, **wrong),
+        lambda: codedgrad.ShardSampler((TOKENS,), 4, **wrong),
+        lambda: codedgrad.ShardStream(lambda _: [], 4, 4, **wrong),
+    ):
+        known = r"mean num_workers\?\); there are .*batch_size, .*pin_memory"
+        with pytest.raises(TypeError, match=known):
+            make()

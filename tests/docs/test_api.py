@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from pathlib import Path
 from types import ModuleType
 
@@ -31,6 +32,12 @@ def test_the_page_is_current() -> None:
 
 def test_every_public_name_has_a_docstring() -> None:
     assert maker().undocumented() == []
+
+
+def test_what_keywords_refer_to_stands_on_the_page() -> None:
+    text = maker().page()
+    for name in set(re.findall(r"see `(\w+(?:Settings|Keywords))`", text)):
+        assert f"### `{name}`" in text, name
 
 
 def test_the_page_says_nothing_of_the_machine_that_made_it() -> None:

@@ -71,6 +71,7 @@ def test_a_worker_in_a_collective_is_not_waited_for(
         look("in step 5", 5)  # and once
     assert len(caplog.records) == 1
     assert "worker 2, which" in caplog.text
+    assert "go on for at most `window` steps" in caplog.text  # they may be helped
     assert runtime.engine.said == []
     later(monkeypatch, progress.GRACE_S + 0.1)
     with pytest.raises(WorkerError) as caught:

@@ -314,3 +314,61 @@ def test_a_batch_that_the_function_changes(pieces: bool) -> None:
             want = [p.grad for p in model.parameters()]
             torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-6)
             model.zero_grad()
+
+
+# ---- own passes that are micro-batches ----
+
+
+class Normed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.net = nn.BatchNorm1d(5), net()
+
+    def forward(self, x: Tensor) -> Any:
+        return self.net(self.norm(x))
+
+
+def told(loss: Any, caplog: pytest.LogCaptureFixture, **how: Any) -> list[str]:
+    """How often each worker was told that micro-batches are another function."""
+    model = how.pop("model", None) or net()
+    with caplog.at_level(logging.WARNING, "codedgrad"):
+        train(model, lambda x, y: loss(model(x), y), same_bits=True, **how)
+    said = [r for r in caplog.records if "computes whole shards" in r.getMessage()]
+    return everywhere(str(len(said)))
+
+
+@pytest.mark.parametrize("samples", [OWN, 4])  # 4: a micro-batch is one sample
+@pytest.mark.parametrize("kind", [contrastive, summed])
+def test_a_loss_of_micro_batches_is_told_once(
+    kind: Callable[..., Tensor], samples: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    n = codedgrad.size()
+    sampler = codedgrad.ShardSampler(data(), samples * n)
+    assert told(kind, caplog, sampler=sampler) == ["1"] + ["0"] * (n - 1)
+
+
+def test_a_loss_of_micro_batches_that_are_made_is_told(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def made(draw: Any, generator: torch.Generator) -> Any:
+        x = torch.randn(draw.count, 5, generator=generator)
+        return x, torch.arange(draw.count) % 3
+
+    n = codedgrad.size()
+    sampler = codedgrad.batches(made, 2, 16 * n, chunk=2)
+    assert told(contrastive, caplog, sampler=sampler) == ["1"] + ["0"] * (n - 1)
+
+
+@pytest.mark.parametrize("kind", [F.cross_entropy, weighted])
+def test_a_mean_of_micro_batches_is_not_told(
+    kind: Callable[..., Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    assert "1" not in told(kind, caplog)
+
+
+@pytest.mark.parametrize(("how", "times"), [({}, "1"), ({"pieces": False}, "0")])
+def test_batch_norm_of_micro_batches_is_told_once(
+    how: dict[str, Any], times: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    found = told(F.cross_entropy, caplog, model=Normed(), **how)
+    assert found == [times] + ["0"] * (codedgrad.size() - 1)

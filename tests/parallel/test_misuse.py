@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from parallel.training import everywhere
 from test_watch import nobody_ends_the_job as nobody_ends_the_job
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import codedgrad
 from codedgrad import ConfigError
@@ -58,6 +60,64 @@ def test_one_model_in_both_faces_is_refused(nobody_ends_the_job: Any) -> None:
     with pytest.raises(ConfigError, match=r"is exchanged already, by a Distributed"):
         codedgrad.CodedGradient(model)
     detach(optimizer)
+
+
+@pytest.mark.parametrize(
+    ("act", "message"),
+    [
+        (
+            lambda c: next(c.steps(DataLoader(TensorDataset(data()), 8))),
+            r"got a DataLoader; give the DataLoader's dataset to codedgrad\.ShardSamp",
+        ),
+        (lambda c: next(c.steps(data())), r"got a Tensor; give it to codedgrad\.Shard"),
+        (lambda c: step(c, c.model(own()).mean()), "takes a function, got a Tensor"),
+        (lambda c: c.backward(lambda x: c.model(x).mean(), own()), "got a Tensor$"),
+    ],
+)
+def test_first_mistakes_have_remedies(
+    act: Any, message: str, nobody_ends_the_job: Any
+) -> None:
+    with (
+        codedgrad.CodedGradient(net()) as coded,
+        pytest.raises(ConfigError, match=message),
+    ):
+        act(coded)
+
+
+def test_a_wrong_start_has_remedies(nobody_ends_the_job: Any) -> None:
+    model: Any = net()
+    optimizer: Any = sgd(model)
+    with pytest.raises(ConfigError, match="got a SGD; leave the optimizer out"):
+        codedgrad.CodedGradient(model, optimizer)
+    with pytest.raises(ConfigError, match="Module, got a SGD"):
+        codedgrad.CodedGradient(optimizer)
+    wrong: Any = {"patiance": 0.2}
+    with pytest.raises(
+        TypeError, match=r"Gradient\(\) .*mean patience\?.* code, .*pol"
+    ):
+        codedgrad.CodedGradient(model, **wrong)
+    with pytest.raises(TypeError, match=r"Optimizer\(\) .*mean compression.* windo"):
+        codedgrad.DistributedOptimizer(optimizer, compresion=None)
+
+
+def test_a_function_that_draws_by_itself_is_named(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    model, own_numbers = net(), torch.Generator()
+
+    def rollouts(draw: Any, _: Any) -> Tensor:
+        return torch.randn(draw.count, 4, generator=own_numbers)
+
+    sampler = codedgrad.batches(rollouts, 2, 8 * codedgrad.size(), chunk=2)
+    with (
+        caplog.at_level(logging.WARNING, "codedgrad"),
+        codedgrad.CodedGradient(model) as coded,
+    ):
+        for shards in coded.steps(sampler):
+            coded.backward(lambda x: model(x).mean(), shards)
+    told = [r.getMessage() for r in caplog.records if "every reading" in r.getMessage()]
+    assert told
+    assert "rollouts of batches() returns another sample" in told[0]
 
 
 class OfHorovod(torch.optim.SGD):
@@ -160,3 +220,41 @@ def test_gradients_that_are_written_in_place_are_exchanged() -> None:
         for p, want in zip(model.parameters(), plain.parameters(), strict=True):
             torch.testing.assert_close(p, want)
     detach(optimizer)
+
+
+@pytest.mark.parametrize("kind", ["retained", "again", "detached"])
+def test_backward_inside_the_loss_function_is_refused(
+    kind: str, nobody_ends_the_job: Any
+) -> None:
+    model = net()
+
+    def loss(x: Tensor) -> Tensor:
+        found = model(x).mean()
+        found.backward(retain_graph=kind == "retained")
+        if kind == "again":
+            found = model(x).mean()
+        return found.detach() if kind == "detached" else found
+
+    with (
+        codedgrad.CodedGradient(model) as coded,
+        pytest.raises(ConfigError, match=r"p\.grad of 'weight' in step 0.*backward\("),
+    ):
+        step(coded, loss)
+
+
+def test_zeroing_gradients_inside_the_loss_function_changes_nothing() -> None:
+    model, x = net(), data()
+    model(x).mean().backward()
+    want = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+    model.zero_grad()
+
+    def loss(x: Tensor) -> Tensor:
+        model(x).mean().backward()
+        model.zero_grad(set_to_none=codedgrad.rank() == 0)
+        return model(x).mean()
+
+    with codedgrad.CodedGradient(model) as coded:
+        step(coded, loss)
+    for p, w in zip(model.parameters(), want, strict=True):
+        assert p.grad is not None
+        assert torch.allclose(p.grad, w)

@@ -6,12 +6,13 @@ can go on. Every difference is made on the last worker; with one there is none.
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import codedgrad
 from codedgrad import codes
@@ -310,6 +311,7 @@ def test_a_model_of_another_library() -> None:
 def dropped_in(epochs: tuple[int, ...], change: Any = None, **settings: Any) -> None:
     """Train by the drop-in; `change` is called with the model on the last worker."""
     model, code = net(), codes.uncoded(codedgrad.size())
+    processes = settings.pop("processes", None)  # of a DataLoader; None: there is none
     if change is not None and last():
         change(model)
     sampler = codedgrad.ShardBatchSampler(
@@ -325,8 +327,13 @@ def dropped_in(epochs: tuple[int, ...], change: Any = None, **settings: Any) -> 
     try:
         for epoch in epochs:
             sampler.set_epoch(epoch)
-            for indices in sampler:
-                x, y = (t[indices] for t in sampler.dataset)
+            if processes is None:
+                batches: Any = ([t[i] for t in sampler.dataset] for i in sampler)
+            else:
+                batches = DataLoader(
+                    sampler.dataset, batch_sampler=sampler, num_workers=processes
+                )
+            for x, y in batches:
                 ((model(x) - y) ** 2).mean().backward()
                 optimizer.step()
                 optimizer.zero_grad()
@@ -342,6 +349,36 @@ def test_the_drop_in() -> None:
     x, y = data()
     x = x + last()
     refused("the samples of", lambda: dropped_in((0,), dataset=(x, y)))
+
+
+class Read(Dataset[Any]):
+    """Samples that are read one by one; those of the last worker may be others."""
+
+    def __init__(self, offset: float) -> None:
+        self.offset = offset
+
+    def __len__(self) -> int:
+        return len(data()[0])
+
+    def __getitem__(self, index: int) -> Any:
+        x, y = data()
+        return x[index] + self.offset, y[index]
+
+
+@pytest.mark.parametrize("processes", [0, 1])
+def test_the_drop_in_compares_samples_that_are_read(
+    processes: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    def run(offset: float) -> None:
+        dropped_in((0, 1), dataset=Read(offset), processes=processes)
+
+    with caplog.at_level(logging.WARNING, "codedgrad"):
+        run(0.0)
+        if processes:  # which would take over what is opened here: nothing is read
+            run(float(last()))
+        else:
+            refused("the samples of", lambda: run(float(last())))
+    assert not [r for r in caplog.records if "every reading" in r.getMessage()]
 
     def moved(model: nn.Module) -> None:
         with torch.no_grad():
