@@ -73,9 +73,9 @@ class CodedGradient:
                 `local_group`) with `codes.usual_pieces(size())` micro-batches, or four
                 with `same_bits`; `codes.uncoded(size())` waits for everybody.
             settings: all settings in one object; None means the defaults.
-            also: other modules that the loss function calls. Their buffers, and what
-                passes change of them, travel with this model's steps, and so do the
-                gradients of those of their parameters that require one.
+            also: other modules that the loss function calls. What passes change of
+                them travels with this model's steps, and so do the gradients of those
+                of their parameters that require one.
             **keywords: single settings by name, which win over `settings`: the fields
                 of its parts, and `policy`: "exact" or `approximate(...)`.
 
@@ -90,11 +90,7 @@ class CodedGradient:
         with start.failing_together(self._runtime, "could not start"):
             mistakes.check_model(model, code)
             self._form(model, code, also)
-            runtime.barrier()  # nobody sends before all have opened their exchange
-            if self._exchange.outlives:
-                self._runtime.outlive()
-
-    # ---- stages of the start ----
+            start.when_all_have_opened(self._runtime, self._exchange)
 
     def _form(self, model: Module, code: Code | None, also: Sequence[Module]) -> None:
         """Find out who this worker is, lay out its rows and open the exchange."""
@@ -102,8 +98,7 @@ class CodedGradient:
         plan = plan_of(self._runtime, self._settings, self._subject.roots, code)
         self.faults, self._policy = plan.faults, plan.policy
         self._take(Arrangement(plan, self._subject, first_step=0))
-        log = self._settings.run.log if plan.seat.leads else None
-        self._reporter = start.reporter_into(log, plan.seat.worker)
+        self._reporter = start.reporter_into(plan.log, plan.seat.worker)
         self._account = Account(plan.code, plan.patience, self._reporter)
         self._step = 0
         self.report: StepReport | None = None
@@ -124,8 +119,8 @@ class CodedGradient:
         with start.failing_together(self._runtime, "could not read its data"):
             mistakes.check_source(sampler)
             whole, own = own_is_whole(self._settings.run), self._arrangement.own_spans
-            parts, shards = self.code.parts, self.code.shards
-            yield from sampler.steps(parts, shards, whole=whole, own=own)
+            code = self.code
+            yield from sampler.steps(code.parts, code.shards, whole=whole, own=own)
 
     def backward(self, loss_fn: Callable[..., Any], shards: StepShards) -> Tensor:
         """Compute, exchange and decode one step; add the mean gradient to `p.grad`.
@@ -150,8 +145,7 @@ class CodedGradient:
         """
         clock = Stopwatch()
         with start.failing_together(self._runtime, f"failed in step {self._step}"):
-            live.check_open(self._subject)
-            mistakes.check_backward(loss_fn, shards)
+            mistakes.check_backward(self._subject, loss_fn, shards)
             if not self._arrangement.fits():
                 self._take(self._arrangement.again(self._step))
             while (sums := self._compute(loss_fn, shards, clock)) is None:
@@ -168,8 +162,7 @@ class CodedGradient:
     ) -> tuple[StepState, Tensor, NDArray[Any]] | None:
         """Returns the decoded sum of a step, and its tail.
 
-        The answer is None if passes have changed a tensor that does not travel yet, so
-        that the step has to be computed again.
+        None: passes changed what does not travel yet, so it is to be computed again.
         """
         step, exchange, payload = self._step, self._exchange, self._payload
         with start.own_gradients(payload), own_rng():

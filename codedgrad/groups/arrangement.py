@@ -35,6 +35,7 @@ from codedgrad.step.watch import Watch
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from numpy.typing import NDArray
     from torch.nn import Module
@@ -61,6 +62,11 @@ class Plan(NamedTuple):
     late: LatePass
     patience: Patience
     injector: Injector | None
+
+    @property
+    def log(self) -> str | Path | None:
+        """The folder that this process writes its log into."""
+        return self.settings.run.log if self.seat.leads else None
 
 
 def plan_of(

@@ -7,10 +7,10 @@ their code, and two of them compare values:
   workers compare digests of their parameters, buffers and data. This is a collective.
 - In every step, the check bits of the rows (see `codedgrad.row.checks`) hold a digest
   of the step's data, and in some of them one of all values (`codedgrad.step.values`).
-  Where micro-batches of the step disagree, every worker sees it in
-  the decoded sum. All compare their values then, to name the one that differs. A worker
-  whose rows came too late for the step may find that the sum is of other data than its
-  own. It ends the job, with the same error on all workers.
+  Where micro-batches of the step disagree, every worker sees it in the decoded sum. All
+  compare their values then, to name the one that differs. A worker whose rows came too
+  late for the step may find that the sum is of other data than its own, and ends the job
+  with the same error on all workers.
 
 Nothing of the sum has been used by then: gradients and buffers are as before the step.
 """
@@ -315,9 +315,8 @@ class ValueCheck:
         if not differs & _VALUES:
             content = self._content(_THOROUGH)
             if content in ("", _UNKNOWN) or content.startswith(_UNREADABLE):
-                self._leave_content_out(
-                    {"": "", _UNKNOWN: _RANDOM}.get(content, _BROKEN)
-                )
+                why = {"": "", _UNKNOWN: _RANDOM}.get(content, _BROKEN)
+                self._leave_content_out(why)
                 return
         job = self._job
         mine = ", ".join(f"{name} = {value}" for name, value in self._described())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn, optim
 from torch.utils.data import DataLoader, Dataset
@@ -10,6 +10,10 @@ from torch.utils.data import DataLoader, Dataset
 from codedgrad.codes import Code
 from codedgrad.data import ShardBatchSampler, Source
 from codedgrad.errors import ConfigError
+from codedgrad.step import live
+
+if TYPE_CHECKING:
+    from codedgrad.step.subject import Subject
 
 
 def check_model(model: Any, code: Any) -> None:
@@ -63,12 +67,13 @@ def check_source(source: Any) -> None:
     )
 
 
-def check_backward(loss_fn: Any, shards: Any) -> None:
-    """Refuse a loss that was computed already, and shards that are none.
+def check_backward(subject: Subject, loss_fn: Any, shards: Any) -> None:
+    """Refuse a loss that was computed already, shards that are none, what is closed.
 
     Raises:
         ConfigError: with the remedy.
     """
+    live.check_open(subject)
     if not callable(loss_fn):
         raise ConfigError(
             f"coded.backward(loss_fn, shards) takes a function, got a "

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from codedgrad.codes import Code
+    from codedgrad.exchange.base import Exchange
     from codedgrad.job.runtime import Runtime
     from codedgrad.job.settings import Approximate, ExchangeSettings, RunSettings
     from codedgrad.row.payload import Payload
@@ -101,6 +102,16 @@ def reporter_into(log: str | Path | None, worker: int) -> Reporter:
     recorder = Recorder(log, worker)
     lifecycle.before_leaving(recorder.close)
     return Reporter(recorder)
+
+
+def when_all_have_opened(job: Runtime, exchange: Exchange) -> None:
+    """Wait for the others, so that nobody sends before all have opened the exchange.
+
+    From then on the job outlives a worker, if the exchange does. Collective.
+    """
+    runtime.barrier()
+    if exchange.outlives:
+        job.outlive()
 
 
 @contextmanager

@@ -46,7 +46,14 @@ std::shared_ptr<Session> Engine::open_session(SessionSettings settings) {
   const SessionHost host{rank_, size_, max_tag_, pool_, failure_, this};
   Place place{true, std::make_shared<Session>(settings, host), {}};
   for (int w = 0; w < size_; ++w) {
-    if (out(w)) place.session->lose(w);
+    if (!out(w)) continue;
+    if (!place.session->needs_all().empty()) {
+      throw std::invalid_argument("worker " + std::to_string(w) +
+                                  " is lost, and this exchange cannot go on without "
+                                  "it: " +
+                                  place.session->needs_all());
+    }
+    place.session->lose(w);
   }
   if (free == sessions_.end()) sessions_.emplace_back();
   sessions_[id] = std::move(place);

@@ -145,7 +145,7 @@ class Engine final : private Outbox {
   bool next_letter(Letter* letter);
   bool lose_some();
   void lose(int worker, const std::string& how);
-  std::string why_not_one_less();  // "": the job goes on
+  std::string why_not_one_less() const;  // under mutex_; "": the job goes on
   void forget_receives(int worker);
   void tell_view();
   void hear_view(int source, const std::string& said);
@@ -192,7 +192,8 @@ class Engine final : private Outbox {
   // Returns for how long to sleep where nothing has happened; 0: only yield, which it
   // says for `spin_s` after an event.
   double nap_s(double spin_s);
-  void sleep(double nap_s);
+  void sleep(double nap_s);  // of a thread that waits
+  void rouse();              // under mutex_: wakes the engine's own thread
 
   std::unique_ptr<Mailbox> transport_;
   const int rank_, size_, max_tag_;
@@ -202,6 +203,7 @@ class Engine final : private Outbox {
   std::mutex wheel_;          // is locked before mutex_
   mutable std::mutex mutex_;  // guards what follows, up to the engine thread's own
   bool lent_ = false;         // the wheel, to a thread that waits
+  bool roused_ = false;       // the engine's own thread is to look again
   std::condition_variable commanded_, gathered_;
   std::deque<Command> commands_;
   struct Place {
@@ -220,7 +222,7 @@ class Engine final : private Outbox {
   std::vector<bool> goodbye_;  // by worker; the own entry is always set
 
   // Only the engine's thread uses these: who holds the wheel.
-  std::exception_ptr broken_;  // what ended the work of a thread that waited
+  std::exception_ptr broken_;  // what ended the work: nobody may do any more
   std::unordered_map<std::uint64_t, Pending> pending_;
   std::uint64_t next_id_ = 0;
   std::vector<std::uint64_t> done_;

@@ -2,6 +2,7 @@
 #include <sys/prctl.h>
 
 #include <algorithm>
+#include <cfenv>
 #include <chrono>
 #include <cstring>
 #include <stdexcept>
@@ -27,6 +28,7 @@ constexpr double kUnusedNapS = 20e-3;   // when no session is, and nobody waits
 void Engine::run() {
   prctl(PR_SET_NAME, "codedgrad");
   prctl(PR_SET_TIMERSLACK, 1000UL);  // short naps are short
+  std::fesetenv(FE_DFL_ENV);         // as for a thread that waits
   try {
     loop();
   } catch (const std::exception& error) {
@@ -64,7 +66,8 @@ bool Engine::turn() {
 // So where nothing happens and only sends are under way, whose end nobody waits for, a
 // probe is enough most of the time.
 bool Engine::complete_all(bool busy) {
-  if (!busy && receives_ == 0 && ++unpolled_ < kTurnsUnpolled) return attend();
+  if (!busy && losing_.empty() && receives_ == 0 && ++unpolled_ < kTurnsUnpolled)
+    return attend();
   unpolled_ = 0;
   done_.clear();
   transport_->poll(&done_);

@@ -57,13 +57,14 @@ bool Engine::lose_some() {
 
 void Engine::lose(int worker, const std::string& how) {
   if (lost_s_[worker] > 0.0) return;
-  const std::string why = failure_->failed() ? "" : why_not_one_less();
-  if (!why.empty()) {
-    throw std::runtime_error(how + "; the job cannot go on without it: " + why);
-  }
   std::vector<std::shared_ptr<Session>> sessions;
   {
-    std::lock_guard<std::mutex> lock(mutex_);
+    std::lock_guard<std::mutex> lock(mutex_);  // no session is opened in between
+    const bool owes = !(stopping_ && goodbye_[worker]);
+    const std::string why = failure_->failed() || !owes ? "" : why_not_one_less();
+    if (!why.empty()) {
+      throw std::runtime_error(how + "; the job cannot go on without it: " + why);
+    }
     lost_s_[worker] = now_s();
     goodbye_[worker] = true;
     for (const Place& place : sessions_) {
@@ -84,8 +85,7 @@ void Engine::lose(int worker, const std::string& how) {
   gathered_.notify_all();
 }
 
-std::string Engine::why_not_one_less() {
-  std::lock_guard<std::mutex> lock(mutex_);
+std::string Engine::why_not_one_less() const {
   if (all_have_left()) return "";
   if (least_ == 0) return "no training that outlives a worker has begun";
   int left = -1;
@@ -106,7 +106,10 @@ std::string Engine::why_not_one_less() {
 void Engine::forget_receives(int worker) {
   for (auto at = pending_.begin(); at != pending_.end();) {
     const bool drop = at->second.receive && at->second.peer == worker;
-    if (drop) --traffic_[worker].under_way;
+    if (drop) {
+      --traffic_[worker].under_way;
+      --receives_;
+    }
     at = drop ? pending_.erase(at) : std::next(at);
   }
 }

@@ -7,6 +7,7 @@
 #include <sys/prctl.h>
 
 #include <algorithm>
+#include <cfenv>
 #include <chrono>
 #include <stdexcept>
 
@@ -42,6 +43,22 @@ class ShortNaps {
   const int before_;
 };
 
+// Sums have the same bits whoever adds them up, and each thread has its own rules for
+// rounding and for denormal numbers, which the user's thread may have changed.
+class UsualArithmetic {
+ public:
+  UsualArithmetic() {
+    std::fegetenv(&before_);
+    std::fesetenv(FE_DFL_ENV);
+  }
+  ~UsualArithmetic() { std::fesetenv(&before_); }
+  UsualArithmetic(const UsualArithmetic&) = delete;
+  UsualArithmetic& operator=(const UsualArithmetic&) = delete;
+
+ private:
+  std::fenv_t before_;
+};
+
 }  // namespace
 
 // ---- training thread ----
@@ -63,9 +80,12 @@ bool Engine::wait(const std::shared_ptr<Session>& session, std::int64_t step,
 void Engine::post_and_wait(const std::shared_ptr<Session>& session, std::int64_t step,
                            int row, int bucket, BufferRef data) {
   submit(post_command(session, step, row, bucket, std::move(data), nullptr), false);
-  if (work_now()) return;
+  const bool worked = work_now();
   std::lock_guard<std::mutex> lock(mutex_);
-  commanded_.notify_all();
+  // Where workers are out, their part may be computed next, without a wait.
+  const bool all = std::all_of(lost_s_.begin(), lost_s_.end(),
+                               [](double lost_s) { return lost_s == 0.0; });
+  if (!worked || !all) rouse();
 }
 
 bool Engine::work_now() {
@@ -91,7 +111,12 @@ void Engine::return_wheel() {
   const bool awaited = std::any_of(
       sessions_.begin(), sessions_.end(),
       [](const Place& place) { return place.session && place.session->awaited(); });
-  if (awaited || leaves_work_.load() || !commands_.empty()) commanded_.notify_all();
+  if (awaited || leaves_work_.load() || !commands_.empty()) rouse();
+}
+
+void Engine::rouse() {
+  roused_ = true;
+  commanded_.notify_all();
 }
 
 void Engine::drive(const std::function<bool()>& ready, double until_s) {
@@ -112,6 +137,16 @@ void Engine::drive(const std::function<bool()>& ready, double until_s) {
   }
 }
 
+void Engine::sleep(double nap) {
+  if (nap <= 0.0) {
+    std::this_thread::yield();
+    return;
+  }
+  std::unique_lock<std::mutex> lock(mutex_);
+  commanded_.wait_for(lock, std::chrono::duration<double>(nap),
+                      [this] { return !commands_.empty(); });
+}
+
 void Engine::finish_sends(double until_s) {
   double nap = 0.0;
   while (leaves_work_.load() && !failure_->failed() && now_s() < until_s) {
@@ -123,6 +158,7 @@ void Engine::finish_sends(double until_s) {
 
 bool Engine::drive_once(double* nap) {
   if (broken_ || stopping_ || !lends_.load()) return false;
+  const UsualArithmetic usual_arithmetic;
   try {
     const bool busy = turn();
     if (busy) last_event_s_ = now_s();
@@ -151,29 +187,29 @@ void Engine::loop() {
     {
       std::lock_guard<std::mutex> wheel(wheel_);
       if (broken_) std::rethrow_exception(broken_);
-      if (turn()) {
-        last_event_s_ = now_s();
-      } else if (finished()) {
-        return;
-      } else {
-        nap = nap_s(kSpinS);
+      try {
+        if (turn()) {
+          last_event_s_ = now_s();
+        } else if (finished()) {
+          return;
+        } else {
+          nap = nap_s(kSpinS);
+        }
+      } catch (const std::exception&) {
+        broken_ = std::current_exception();  // nobody else may work from now on
+        throw;
       }
     }
     polls_.fetch_add(1, std::memory_order_relaxed);
-    sleep(nap);
+    if (nap <= 0.0) {
+      std::this_thread::yield();
+      continue;
+    }
+    std::unique_lock<std::mutex> lock(mutex_);
+    commanded_.wait_for(lock, std::chrono::duration<double>(nap),
+                        [this] { return roused_ || !commands_.empty(); });
+    roused_ = false;
   }
-}
-
-// ---- both ----
-
-void Engine::sleep(double nap) {
-  if (nap <= 0.0) {
-    std::this_thread::yield();
-    return;
-  }
-  std::unique_lock<std::mutex> lock(mutex_);
-  commanded_.wait_for(lock, std::chrono::duration<double>(nap),
-                      [this] { return !commands_.empty(); });
 }
 
 }  // namespace codedgrad
