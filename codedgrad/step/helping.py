@@ -94,7 +94,8 @@ class Helping:
             self._lost = lost
             mine = set(dealt(self._code, lost)[self._worker])
             items = self._left + self._beyond
-            self._dealt = [i for i in items if self._work[i] in mine]
+            # Whole shards go to whoever was dealt their first micro-batch.
+            self._dealt = [i for i in items if self._first_leaf(i) in mine]
         if not self._dealt or self._exchange.done(self._step):
             return []
         return [i for i in self._dealt if not self._here(i)]
@@ -105,6 +106,9 @@ class Helping:
         missing = [i for i in self._left if not self._here(i)]
         comes = [i for i in missing if exchange.begun(step, self._work[i])]
         return [i for i in missing if i not in comes], comes
+
+    def _first_leaf(self, item: int) -> int:
+        return int(self._tree.start[self._work[item]])
 
     def _here(self, item: int) -> bool:
         return self._exchange.has(self._step, self._work[item])

@@ -146,3 +146,22 @@ def test_what_is_dealt_and_here_is_not_computed(
     arrivals.here = set()
     arrivals.over = True
     assert helping.next_items(0.1, 1.0) == []
+
+
+@pytest.mark.parametrize("lost", [[3], [0, 2], [4, 1]])
+@pytest.mark.parametrize("copies", [2, 3])
+def test_lost_workers_whole_shards_are_dealt_once_each(
+    lost: list[int], copies: int
+) -> None:
+    """Where helpers take whole shards, one worker takes each, and none waits for it."""
+    code = in_shards(codes.spread(5, micro=4, copies=copies))
+    taken: list[int] = []
+    for worker in sorted(set(range(5)) - set(lost)):
+        arrivals = Arrivals()
+        arrivals.out = lost
+        arrivals.here = {n for w in range(5) if w not in lost for n in code.work[w][:1]}
+        work = WorkList(code, worker, arrivals, overlap=True)  # type: ignore[arg-type]
+        items = Helping(arrivals, work, 7).next_items(0.1, 1.0)  # type: ignore[arg-type]
+        mine = [work.nodes[i] for i in items if not arrivals.waits]
+        taken += [int(code.tree.start[node]) // 4 for node in mine]
+    assert sorted(taken) == sorted(lost)
