@@ -16,6 +16,7 @@ The same node gives the same bits on every worker: data and random numbers come 
 
 from __future__ import annotations
 
+import functools
 from collections import deque
 from statistics import median
 from typing import TYPE_CHECKING, NamedTuple, Protocol
@@ -182,7 +183,7 @@ class Passes:
         self.visits = 0
         self.nonfinite = NonFinite(
             payload,
-            self._place,
+            functools.partial(place_of, code),  # a method would make a cycle
             refuse=settings.finite,
             refuse_sum=settings.finite_sum,
             waits=settings.finite and not settings.exact,
@@ -329,7 +330,7 @@ class Passes:
                     loss.backward()
                     hooks.check()
             counts = context.shards.samples(*self._span(node))
-            place = self._place(context.step, node)
+            place = place_of(self._code, context.step, node)
             self.metrics.note(
                 metrics, counts if weight is None else weight, context.step, place
             )
@@ -343,7 +344,7 @@ class Passes:
             objects.assign_all(self._payload.layout.parameters, "grad", None)
 
     def _loss(self, context: StepContext, node: int, hooks: PassHooks) -> Loss:
-        place = self._place(context.step, node)
+        place = place_of(self._code, context.step, node)
         # Samples may take long: a helper must not read what nobody needs any more.
         span = self._span(node)
         batch = context.shards.fetch(*span, between=hooks.leave_if_needless)
@@ -366,12 +367,13 @@ class Passes:
             )
         return loss
 
-    def _place(self, step: int, node: int) -> str:
-        """Returns where in the training the pass of a node is, for messages."""
-        (first, stop), micro = self._span(node), self._code.micro
-        shard, last = first // micro, (stop - 1) // micro
-        if stop - first == 1:
-            return f"step {step}, shard {shard}, micro-batch {first % micro}"
-        if last > shard:
-            return f"step {step}, shards {shard} to {last}"
-        return f"step {step}, shard {shard}"
+
+def place_of(code: Code, step: int, node: int) -> str:
+    """Returns where in the training the pass of a node is, for messages."""
+    first, stop = int(code.tree.start[node]), int(code.tree.stop[node])
+    shard, last = first // code.micro, (stop - 1) // code.micro
+    if stop - first == 1:
+        return f"step {step}, shard {shard}, micro-batch {first % code.micro}"
+    if last > shard:
+        return f"step {step}, shards {shard} to {last}"
+    return f"step {step}, shard {shard}"
