@@ -11,7 +11,7 @@ import time
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    pass
 
 log = logging.getLogger("codedgrad")
 
@@ -63,19 +63,14 @@ class Losses:
             ago = time.monotonic() - min(lost[w] for w in new)
             # One of them says it; the others' words would be the same.
             level = logging.WARNING if job.rank == left[0] else logging.INFO
+            who = f"{job.unit}(s) {', '.join(map(str, new))}"
+            when = f"{ago:.2f} s ago, {occasion}"
+            rest = f"{len(left)} of {job.size} go on"
             log.log(
                 level,
-                "%s(s) %s are lost, their processes have died (%.2f s ago, %s); %d of "
-                "%d go on",
-                job.unit,
-                _names(new),
-                ago,
-                occasion,
-                len(left),
-                job.size,
+                "%s are lost, their processes have died (%s); %s",
+                who,
+                when,
+                rest,
             )
         return sorted(lost)
-
-
-def _names(workers: Iterable[int]) -> str:
-    return ", ".join(map(str, workers))
