@@ -39,6 +39,10 @@ _STATE = (
 )
 
 
+class _NotCopiedError(Exception):
+    """A batch that cannot be copied; its passes could not be made on trial."""
+
+
 _under_way: set[int] = set()  # rehearsals
 
 
@@ -54,6 +58,7 @@ class Trial:
         batch: the arguments of the loss function.
         place: where in the training that is, for messages.
         changed: names of what a pass has changed of the loss function's own state.
+        uncopied: why the batch cannot be copied; empty: it can, as far as is known.
     """
 
     def __init__(
@@ -62,6 +67,7 @@ class Trial:
         """Prepare; `of` comes next."""
         self.batch, self.place, self._loss_fn = batch, place, loss_fn
         self.changed: list[str] = []
+        self.uncopied = ""
 
     def of(self, subject: Subject, payload: Payload, seed: int) -> Trial:
         """Returns itself, to be made with this model, from this seed on."""
@@ -118,6 +124,8 @@ class Trial:
     def whole(self, *, refuse: bool) -> Value | None:
         """Returns the value of the batch; None if its own pass will fail.
 
+        It is None, too, where the batch cannot be copied: `uncopied` then says why.
+
         Args:
             refuse: whether the loss function may not read state that it changes.
 
@@ -136,6 +144,9 @@ class Trial:
                 reads = second.loss != first.loss and (
                     self.value(self.batch).loss == first.loss
                 )
+        except _NotCopiedError as error:
+            self.uncopied = str(error)
+            return None
         except Exception:  # noqa: BLE001 (the pass itself tells)
             return None
         self._before.put_back()
@@ -209,7 +220,7 @@ class Trial:
         """Returns the loss of a batch, and whether random numbers were drawn."""
         self._buffers.restore()
         # A loss function may change its batch, which the pass to come still needs.
-        batch = copy.deepcopy(tuple(batch))
+        batch = _copied(batch)
         seed_pass(self._seed, 0, 0)
         before, on_device = states(), _device_state()
         found = loss_of(self._loss_fn(*batch), self.place)
@@ -226,6 +237,13 @@ class Trial:
             return None
         dense = g is not None and g.layout is torch.strided
         return g.detach().double() if dense else None
+
+
+def _copied(batch: Sequence[Any]) -> tuple[Any, ...]:
+    try:
+        return copy.deepcopy(tuple(batch))
+    except Exception as error:
+        raise _NotCopiedError(f"{type(error).__name__}: {error}") from error
 
 
 def _usable(value: Value) -> bool:

@@ -1,0 +1,60 @@
+"""What a rehearsal finds out of loss functions that are hard to try."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from codedgrad.data.seeding import own_rng
+from codedgrad.row.payload import Payload
+from codedgrad.step.rehearsal import Asked, Rehearsal
+from codedgrad.step.subject import Subject
+
+
+def rehearsed(
+    model: nn.Module, loss: Any, batch: tuple[Any, ...], outer: Any = None
+) -> Rehearsal:
+    """Return a rehearsal of a loss function, with a shard of four pieces."""
+    subject = Subject(model)
+    payload = Payload(subject.trainable(), [])
+    payload.buffers.look_up_in([])
+    payload.buffers.remember()
+    rehearsal = Rehearsal(subject, payload, Asked(True, True, 0))
+    sampler = SimpleNamespace(helpable=True)
+    sizes = (len(batch[0]) // 4,) * 4
+    shards = SimpleNamespace(sizes=sizes, sampler=sampler, fetch=None)
+    context: Any = SimpleNamespace(loss_fn=loss, shards=shards)
+    with own_rng(), outer or contextlib.nullcontext():
+        rehearsal.look(context, (0, 4), batch, "step 0")
+    return rehearsal
+
+
+class Locked:
+    """Something that cannot be copied."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+
+
+def test_a_batch_that_cannot_be_copied(caplog: pytest.LogCaptureFixture) -> None:
+    net, x = nn.Linear(3, 1), torch.randn(8, 3)
+
+    def loss(x: Tensor, _: Any = None) -> Tensor:
+        return net(x).square().sum()
+
+    whole = x.clone().requires_grad_() * 2  # no leaf
+    for batch in ((x, Locked()), (whole,)):
+        caplog.clear()
+        assert rehearsed(net, loss, batch).found
+        assert "the batch cannot be copied, " in caplog.text
+
+    def fails(x: Tensor) -> Tensor:
+        raise ValueError("of the loss function")
+
+    assert not rehearsed(net, fails, (x,)).found
