@@ -58,3 +58,19 @@ def test_a_batch_that_cannot_be_copied(caplog: pytest.LogCaptureFixture) -> None
         raise ValueError("of the loss function")
 
     assert not rehearsed(net, fails, (x,)).found
+
+
+@pytest.mark.parametrize("order", [torch.randperm, lambda n: torch.rand(n).argsort()])
+def test_random_partners_in_the_batch(order: Any) -> None:
+    net, x = nn.Linear(3, 1), torch.randn(8, 3)
+
+    def loss(x: Tensor) -> Tensor:
+        y = net(x)
+        return (y - 2 * y[order(len(y))]).square().mean()
+
+    assert rehearsed(net, loss, (x,)).found
+
+    def mean(x: Tensor) -> Tensor:
+        return net(x[order(len(x))]).square().mean()
+
+    assert not rehearsed(net, mean, (x,)).found
