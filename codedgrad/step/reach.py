@@ -34,6 +34,9 @@ _LIBRARIES = {*sys.stdlib_module_names, "torch", "numpy", "codedgrad"}
 _LIBRARIES -= {"argparse", "types", "dataclasses"}
 _GLOBAL = ("LOAD_GLOBAL", "STORE_GLOBAL", "DELETE_GLOBAL")
 _STORE = ("STORE_GLOBAL", "STORE_DEREF", "STORE_ATTR")
+# Private attributes that a module of the user's has from torch: state, hooks, and the
+# parameters of a recurrent layer, which are elsewhere, too.
+_TORCHS = {*vars(nn.Module()), *vars(nn.LSTM(1, 1)), "_compiled_call_impl"}
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
 
@@ -45,14 +48,22 @@ class Reached:
     """
 
     def __init__(
-        self, loss_fn: Any, modules: Iterable[nn.Module], *, keep: bool = False
+        self,
+        loss_fn: Any,
+        modules: Iterable[nn.Module],
+        *,
+        keep: bool = False,
+        private: bool = False,
     ) -> None:
         """Look at a loss function, and at the plain attributes of known modules.
 
-        With `keep`, what is found can be put back.
+        With `keep`, what is found can be put back. With `private`, private attributes
+        of the user's modules are looked at, too: caches in them are no mistake, so
+        they are not named after every pass.
         """
         modules = list(modules)
         self._kept = Kept() if keep else None
+        self._private = private
         self._known = {id(m) for m in modules}
         self._seen: set[int] = set()
         self._values: dict[str, tuple[Any, Any]] = {}  # the value, and its mark
@@ -99,8 +110,10 @@ class Reached:
 
     def _of_module(self, module: nn.Module) -> None:
         kind, holder = type(module).__name__, vars(module)
+        private = self._private and _is_the_users(type(module))
         for key, value in list(holder.items()):
-            if not key.startswith("_") and key != "training":
+            hidden = key.startswith("_") and (not private or key in _TORCHS)
+            if not hidden and key != "training":
                 self._note(f"{key!r} of a {kind}", value, _DEPTH - 1, (holder, key))
         for hooks in _HOOKS:
             for hook in list(module.__dict__.get(hooks, {}).values()):

@@ -85,7 +85,7 @@ class Trial:
         Where it is left because nobody needs the pass any more, the loss function's own
         values stay, as they do after any pass that is abandoned.
         """
-        self._before = Reached(self._loss_fn, self._modules, keep=True)
+        self._before = self._reached(keep=True)
         requires = [(p, p.requires_grad) for p in self._parameters]
         cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
         _under_way.add(id(self))
@@ -107,6 +107,9 @@ class Trial:
             self._buffers.restore()
             if cuda:
                 torch.cuda.set_rng_state_all(cuda)
+
+    def _reached(self, *, keep: bool = False) -> Reached:
+        return Reached(self._loss_fn, self._modules, keep=keep, private=True)
 
     @contextmanager
     def without(self, kind: type) -> Iterator[None]:
@@ -134,7 +137,7 @@ class Trial:
         """
         try:
             first = self.value(self.batch)
-            now = Reached(self._loss_fn, self._modules)
+            now = self._reached()
             self.changed = sorted(now.changed(self._before))
             reads = False
             if self.changed and refuse:

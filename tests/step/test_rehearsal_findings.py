@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from codedgrad.data.seeding import own_rng
 from codedgrad.row.payload import Payload
+from codedgrad.step.reach import Reached
 from codedgrad.step.rehearsal import Asked, Rehearsal
 from codedgrad.step.subject import Subject
 
@@ -74,3 +75,42 @@ def test_random_partners_in_the_batch(order: Any) -> None:
         return net(x[order(len(x))]).square().mean()
 
     assert not rehearsed(net, mean, (x,)).found
+
+
+class Peak(nn.Module):
+    """Divides by the largest value of its life, which is private."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(64, 16)
+        self._peak = 0.0
+        with torch.no_grad():
+            self.linear.weight.mul_(0.01)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.linear(x)
+        self._peak = max(self._peak, float(y.detach().abs().max()))
+        return y / self._peak
+
+
+def test_private_attributes_are_put_back() -> None:
+    model, x = Peak(), torch.randn(8, 64)
+    rehearsed(model, lambda x: (model(x).square().mean(), float(len(x))), (x,))
+    assert model._peak == 0.0
+
+
+class Lazy(nn.LazyLinear):
+    """A module of the user's that makes its parameters later."""
+
+
+class Recurrent(nn.LSTM):
+    """A module of the user's whose private attributes hold its parameters."""
+
+
+def test_private_attributes_of_torch_are_left_alone() -> None:
+    parametrized = nn.utils.parametrizations.weight_norm(nn.Linear(2, 2))
+    recurrent, lazy = Recurrent(2, 2), Lazy(2)
+    lazy(torch.ones(1, 2))
+    model = nn.Sequential(nn.Linear(2, 2), recurrent, lazy, parametrized)
+    found = Reached(lambda: None, model.modules(), keep=True, private=True).plain()
+    assert [name for name, _ in found if name.startswith("'_")] == []
