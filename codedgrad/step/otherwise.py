@@ -27,6 +27,7 @@ def other_values(parameters: Sequence[Tensor]) -> Iterator[None]:
     These are the last ones of a very large model, which are close to its answers.
     """
     kept: list[tuple[Tensor, Tensor]] = []
+    torch.clear_autocast_cache()  # it holds casts of the parameters, known by address
     left = _MOST_BYTES
     try:
         for p in reversed(parameters):
@@ -37,6 +38,7 @@ def other_values(parameters: Sequence[Tensor]) -> Iterator[None]:
                 values.copy_(_like(values))
         yield
     finally:
+        torch.clear_autocast_cache()
         for values, copy in reversed(kept):  # two may share their memory
             values.copy_(copy)
 

@@ -65,6 +65,9 @@ class Reached:
         self._kept = Kept() if keep else None
         self._private = private
         self._known = {id(m) for m in modules}
+        # Parameters are put back elsewhere, and not in the middle of a rehearsal.
+        own = [p for m in modules for p in m._parameters.values()] if keep else []
+        self._parameters = {id(p) for p in own}
         self._seen: set[int] = set()
         self._values: dict[str, tuple[Any, Any]] = {}  # the value, and its mark
         self.modules: list[nn.Module] = []
@@ -158,7 +161,7 @@ class Reached:
         if depth > _DEPTH or len(self._values) >= self._most:
             return
         if self._kept is not None:
-            self._kept.note(value, place)
+            self._kept.note(value, place, copy=id(value) not in self._parameters)
         name = self._own_name(name, place)
         if value is None or isinstance(value, int | float | complex | str):
             self._values[name] = value, value

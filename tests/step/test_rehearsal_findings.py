@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from codedgrad.data.seeding import own_rng
+from codedgrad.errors import ConfigError
 from codedgrad.row.payload import Payload
 from codedgrad.step.reach import Reached
 from codedgrad.step.rehearsal import Asked, Rehearsal
@@ -114,3 +115,27 @@ def test_private_attributes_of_torch_are_left_alone() -> None:
     model = nn.Sequential(nn.Linear(2, 2), recurrent, lazy, parametrized)
     found = Reached(lambda: None, model.modules(), keep=True, private=True).plain()
     assert [name for name, _ in found if name.startswith("'_")] == []
+
+
+class Answers(nn.Linear):
+    """A classifier that lists its parameters in a place of its own."""
+
+    def __init__(self) -> None:
+        super().__init__(16, 4)
+        self._all = list(self.parameters())
+
+
+@pytest.mark.parametrize("way", ["plain", "autocast", "listed"])
+def test_right_answers_are_no_weight(way: str) -> None:
+    """Also where a cache, or the model, shows the true parameters in another place."""
+    torch.manual_seed(1)
+    model = Answers() if way == "listed" else nn.Linear(16, 4)
+    batch = torch.randn(32, 16), torch.randint(0, 4, (32,))
+    cast = torch.autocast("cpu", torch.bfloat16) if way == "autocast" else None
+
+    def loss(x: Tensor, y: Tensor) -> Any:
+        z = model(x).float()
+        return nn.functional.cross_entropy(z, y), (z.argmax(1) == y).sum()
+
+    with pytest.raises(ConfigError, match="weight"):
+        rehearsed(model, loss, batch, cast)
