@@ -191,12 +191,13 @@ class Trial:
 
         Returns:
             None where it is the same with all of them, where the loss function cannot
-            take such values, and where the weight is another one in every pass.
+            take such values or memory has no room for them, and where the weight is
+            another one in every pass.
         """
         for seed in seeds:
             seed_pass(self._seed, _OTHER + seed, 0)
-            with other_values(self._parameters):
-                found = self._weight()
+            with other_values(self._parameters) as changed:
+                found = self._weight() if changed else None
             if found not in (None, weight):
                 again = [self._weight() for _ in range(_AGAIN)]
                 return found if all(w == weight for w in again) else None

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from codedgrad.data.seeding import own_rng
 from codedgrad.errors import ConfigError
 from codedgrad.row.payload import Payload
+from codedgrad.step import otherwise
 from codedgrad.step.reach import Reached
 from codedgrad.step.rehearsal import Asked, Rehearsal
 from codedgrad.step.subject import Subject
@@ -139,3 +140,33 @@ def test_right_answers_are_no_weight(way: str) -> None:
 
     with pytest.raises(ConfigError, match="weight"):
         rehearsed(model, loss, batch, cast)
+
+
+def test_a_weight_is_believed_where_memory_has_no_room(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, x, filled = nn.Linear(3, 1), torch.randn(8, 3), []
+    before = [p.detach().clone() for p in model.parameters()]
+    fill = otherwise._fill
+
+    def boom(values: Tensor) -> None:
+        filled.append(values)
+        fill(values)
+        if len(filled) % 2 == 0:
+            raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(otherwise, "_fill", boom)
+    rehearsed(model, lambda x: (model(x).square().mean(), float(len(x))), (x,))
+    assert filled
+    for p, values in zip(model.parameters(), before, strict=True):
+        assert torch.equal(p, values)
+
+
+def test_large_tensors_are_filled_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(otherwise, "_AT_ONCE", 64)
+    for made in (torch.full((3, 500), 2.0), torch.full((500, 3), 2.0).T):
+        with otherwise.other_values([made]) as changed:
+            assert changed
+            assert 1.8 < made.square().mean().sqrt() < 2.2
+            assert len(made.unique()) > 1000
+        assert (made == 2.0).all()
