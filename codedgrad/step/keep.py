@@ -68,10 +68,14 @@ class Kept:
         """Returns whether a generator of the user's own has drawn numbers since."""
         return any(not _equal(_state(g), before) for g, before in self._generators)
 
-    def put_back(self) -> None:
-        """Put everything back that is no longer as it was."""
+    def rewind(self) -> None:
+        """Put the generators back, so that each pass draws the same numbers."""
         for generator, state in self._generators:
             _set_state(generator, state)
+
+    def put_back(self) -> None:
+        """Put everything back that is no longer as it was."""
+        self.rewind()
         for array, copy in self._arrays:
             array[...] = copy
         for container, held in self._members:

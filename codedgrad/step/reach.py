@@ -106,6 +106,11 @@ class Reached:
         """Returns whether a generator that was found has drawn numbers since."""
         return self._kept is not None and self._kept.drawn()
 
+    def rewind(self) -> None:
+        """Put generators of random numbers back, if they are kept."""
+        if self._kept is not None:
+            self._kept.rewind()
+
     def put_back(self) -> None:
         """Put back what was found, as far as it was kept."""
         if self._kept is not None:

@@ -225,6 +225,7 @@ class Trial:
         self._buffers.restore()
         # A loss function may change its batch, which the pass to come still needs.
         batch = _copied(batch)
+        self._before.rewind()
         seed_pass(self._seed, 0, 0)
         before, on_device = states(), _device_state()
         found = loss_of(self._loss_fn(*batch), self.place)

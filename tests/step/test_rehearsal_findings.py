@@ -7,6 +7,7 @@ import threading
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -170,3 +171,28 @@ def test_large_tensors_are_filled_in_parts(monkeypatch: pytest.MonkeyPatch) -> N
             assert 1.8 < made.square().mean().sqrt() < 2.2
             assert len(made.unique()) > 1000
         assert (made == 2.0).all()
+
+
+def test_a_generator_of_ones_own(caplog: pytest.LogCaptureFixture) -> None:
+    """Its numbers are replaced like others of torch, and are the same in every pass."""
+    net, x = nn.Linear(3, 1), torch.randn(8, 3)
+    own, host = torch.Generator().manual_seed(3), np.random.default_rng(3)
+
+    def mean(x: Tensor) -> Tensor:
+        return net(x * (torch.rand(x.shape, generator=own) > 0.2)).square().mean()
+
+    before = own.get_state()
+    assert not rehearsed(net, mean, (x,)).found
+    assert torch.equal(own.get_state(), before)
+
+    def total(x: Tensor) -> Tensor:
+        return mean(x) * len(x)
+
+    assert rehearsed(net, total, (x,)).found
+    assert "draws random numbers" not in caplog.text
+
+    def by_numpy(x: Tensor) -> Tensor:
+        return net(x * torch.from_numpy(host.random(x.shape)).float()).square().mean()
+
+    assert rehearsed(net, by_numpy, (x,)).found
+    assert "draws random numbers" in caplog.text
