@@ -17,10 +17,12 @@ import types
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from codedgrad.row import tensors
+from codedgrad.row.digest import array_digest
 from codedgrad.step.keep import SMALL_BYTES, Kept
 
 if TYPE_CHECKING:
@@ -45,6 +47,9 @@ class Reached:
 
     Attributes:
         modules: the modules that were found, but for those that are known.
+        chosen: names of attributes of objects that are called, a criterion's, say, but
+            for those that their calls assign.
+        long: lists and tuples by name that are too long to be looked into.
     """
 
     def __init__(
@@ -72,6 +77,8 @@ class Reached:
         self._values: dict[str, tuple[Any, Any]] = {}  # the value, and its mark
         self.modules: list[nn.Module] = []
         self._holders: dict[str, Any] = {}  # by names that are taken
+        self.chosen: set[str] = set()
+        self.long: dict[str, list[Any] | tuple[Any, ...]] = {}
         self._assigned: set[str] = set()  # variables and attributes, by their codes
         self._most = _MOST
         self._note("", loss_fn, 0)
@@ -168,8 +175,11 @@ class Reached:
         if self._kept is not None:
             self._kept.note(value, place, copy=id(value) not in self._parameters)
         name = self._own_name(name, place)
-        if value is None or isinstance(value, int | float | complex | str):
+        if value is None or isinstance(value, int | float | complex | str | np.number):
             self._values[name] = value, value
+        elif isinstance(value, np.ndarray):
+            if value.nbytes <= SMALL_BYTES and not value.dtype.hasobject:
+                self._values[name] = value, array_digest(value)
         elif isinstance(value, Tensor):
             self._values[name] = value, _mark(value)
         elif isinstance(value, nn.Module):
@@ -179,11 +189,16 @@ class Reached:
                 for module in value.modules():
                     if _is_the_users(type(module)):  # a criterion, say
                         self._of_module(module)
+                        kind = type(module)
+                        keys = _chosen(kind, vars(module))
+                        self.chosen.update(f"{k!r} of a {kind.__name__}" for k in keys)
         elif isinstance(value, type) or id(value) in self._seen:
             return
         elif isinstance(value, list | tuple | deque | dict):
             self._seen.add(id(value))
             self._values[f"the length of {name}"] = value, len(value)
+            if len(value) > _ITEMS and isinstance(value, list | tuple):
+                self.long[name] = value
             for key, item in _items(value):
                 at = None if isinstance(value, tuple) else (value, key)
                 self._note(f"{name}[{key!r}]", item, depth + 1, at)
@@ -195,6 +210,8 @@ class Reached:
         elif hasattr(value, "__dict__") and _is_the_users(type(value)):
             self._seen.add(id(value))
             holder = vars(value)
+            chosen = _chosen(type(value), holder)
+            self.chosen.update(f"{name}.{key}" for key in chosen)
             for key, item in list(holder.items()):
                 self._note(f"{name}.{key}", item, depth + 1, (holder, key))
 
@@ -222,6 +239,13 @@ def _stored_by(code: types.CodeType) -> frozenset[str]:
     found = {i.argval for i in dis.get_instructions(code) if i.opname in _STORE}
     inner = (c for c in code.co_consts if isinstance(c, types.CodeType))
     return frozenset(found.union(*map(_stored_by, inner)))
+
+
+def _chosen(kind: type, keys: Iterable[str]) -> list[str]:
+    """Returns the attributes of an object that is called which no call assigns."""
+    call = getattr(kind, "forward" if issubclass(kind, nn.Module) else "__call__", None)
+    code = getattr(call, "__code__", None)
+    return [] if code is None else [k for k in keys if k not in _stored_by(code)]
 
 
 def _words(name: str) -> list[str]:

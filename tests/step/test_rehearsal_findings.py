@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import threading
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +17,7 @@ from codedgrad.data.seeding import own_rng
 from codedgrad.errors import ConfigError
 from codedgrad.row.payload import Payload
 from codedgrad.step import otherwise
+from codedgrad.step.held import _values_of
 from codedgrad.step.reach import Reached
 from codedgrad.step.rehearsal import Asked, Rehearsal
 from codedgrad.step.subject import Subject
@@ -196,3 +198,42 @@ def test_a_generator_of_ones_own(caplog: pytest.LogCaptureFixture) -> None:
 
     assert rehearsed(net, by_numpy, (x,)).found
     assert "draws random numbers" in caplog.text
+
+
+class Criterion:
+    """Something that is called, with a number of many digits."""
+
+    def __init__(self, alpha: float) -> None:
+        self.alpha, self.last = alpha, alpha
+
+    def __call__(self, x: Any) -> Any:
+        self.last = x * self.alpha
+        return self.last
+
+
+class Watcher:
+    """Something that measures."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+
+def test_the_values_that_are_compared() -> None:
+    def values(a: float, seconds: float) -> tuple[dict[str, Any], dict[str, Any]]:
+        criterion, watcher = Criterion(a), Watcher(seconds)
+        array, number, many = np.full(3, a), np.float32(a), [round(a, 2)] * 40
+        whole, log = np.array([int(seconds * 1e9)]), [seconds] * 40
+
+        def loss(x: Any) -> Any:
+            known = array, number, many, whole, log
+            return criterion(x), watcher.seconds, known
+
+        return _values_of(loss, [], set(), full=True)
+
+    strict, own = values(0.1234567891, 0.3232323232)
+    assert strict.keys() == {"array", "number"}
+    assert own.keys() == {"criterion.alpha", "many", "whole"}
+    other = values(0.9876543219, 0.3232323232)
+    assert not strict.items() & other[0].items()
+    assert [k for k in own if own[k] != other[1][k]] == ["criterion.alpha", "many"]
+    json.dumps([strict, own])
