@@ -49,7 +49,9 @@ log = logging.getLogger("codedgrad")
 _SOON, _EVERY, _ALL = (3, 5), 16, 256  # steps after the first with a function
 _PLACE = 9  # of such a step in these: parameters are compared in others
 _CLOCK = 1e8  # a number beyond is a time
-_DAY_S = 86400.0
+# Of a monotonic clock, a reading of this process. Zero is when the machine started, so
+# on one that has just been started a number of some digits could be either.
+_EARLIEST = time.monotonic() - 300.0
 _SHOWN = 200  # characters of a text
 _TYPED = 8  # characters of a number that somebody has chosen
 _MEMBERS = 4096  # of a list of numbers that is compared
@@ -276,9 +278,9 @@ def _is_small(value: Tensor | np.ndarray) -> bool:
 
 
 def _is_a_time(value: Any) -> bool:
-    """Returns whether a number looks like a reading of a clock of today."""
+    """Returns whether a number looks like a reading of a clock by this process."""
     if isinstance(value, complex | np.complexfloating):
         return False
     value = float(value)
-    recent = 0.0 <= time.monotonic() - value < _DAY_S and len(repr(value)) > _TYPED
+    recent = _EARLIEST <= value <= time.monotonic() and len(repr(value)) > _TYPED
     return abs(value) > _CLOCK or recent

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import threading
+import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,7 +18,7 @@ from codedgrad.data.seeding import own_rng
 from codedgrad.errors import ConfigError
 from codedgrad.row.payload import Payload
 from codedgrad.step import otherwise
-from codedgrad.step.held import _values_of
+from codedgrad.step.held import _is_a_time, _values_of
 from codedgrad.step.reach import Reached
 from codedgrad.step.rehearsal import Asked, Rehearsal
 from codedgrad.step.subject import Subject
@@ -230,10 +231,17 @@ def test_the_values_that_are_compared() -> None:
 
         return _values_of(loss, [], set(), full=True)
 
-    strict, own = values(0.1234567891, 0.3232323232)
+    strict, own = values(-0.1234567891, 0.3232323232)
     assert strict.keys() == {"array", "number"}
     assert own.keys() == {"criterion.alpha", "many", "whole"}
-    other = values(0.9876543219, 0.3232323232)
+    other = values(-0.9876543219, 0.3232323232)
     assert not strict.items() & other[0].items()
     assert [k for k in own if own[k] != other[1][k]] == ["criterion.alpha", "many"]
     json.dumps([strict, own])
+
+
+def test_what_looks_like_a_reading_of_a_clock() -> None:
+    assert all(map(_is_a_time, (time.time(), time.monotonic(), time.perf_counter())))
+    assert not _is_a_time(-0.1234567891)
+    if time.monotonic() > 1000.0:  # else the machine has just been started
+        assert not _is_a_time(0.1234567891)
