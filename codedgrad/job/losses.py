@@ -62,9 +62,8 @@ class Losses:
             left = [w for w in range(job.size) if w not in lost]
             ago = time.monotonic() - min(lost[w] for w in new)
             # One of them says it; the others' words would be the same.
-            level = logging.WARNING if job.rank == left[0] else logging.INFO
-            log.log(
-                level,
+            to_log = log.warning if job.rank == left[0] else log.info
+            to_log(
                 "%s(s) %s are lost, their processes have died (%.2f s ago, %s); %d of "
                 "%d go on",
                 job.unit,
