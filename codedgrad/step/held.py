@@ -268,8 +268,9 @@ def _are_typed(members: Sequence[Any]) -> bool:
 
 
 def _digest(value: Tensor | np.ndarray) -> str:
-    of = tensor_digest if isinstance(value, Tensor) else array_digest
-    return f"digest {of(value)}"
+    if isinstance(value, Tensor):
+        return f"digest {tensor_digest(value)}"
+    return f"digest {array_digest(value)}"
 
 
 def _is_small(value: Tensor | np.ndarray) -> bool:
