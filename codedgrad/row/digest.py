@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import zlib
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -35,6 +36,13 @@ def tensor_digest(tensor: Tensor) -> str:
     shape = "nested" if tensor.is_nested else tuple(tensor.shape)
     text = f"{tensor.dtype} {shape}".encode()
     # Two checksums of the sums, which are few.
+    return f"{zlib.crc32(data, zlib.crc32(text)):08x}{zlib.adler32(data):08x}"
+
+
+def array_digest(array: np.ndarray) -> str:
+    """Return the digest of the type, shape and bytes of an array without objects."""
+    data = np.ascontiguousarray(array).tobytes()
+    text = f"{array.dtype} {array.shape}".encode()
     return f"{zlib.crc32(data, zlib.crc32(text)):08x}{zlib.adler32(data):08x}"
 
 

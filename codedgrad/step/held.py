@@ -2,10 +2,12 @@
 
 What a loss function can reach by names (`codedgrad.step.reach`) is compared before the
 first step, and so is what a `collate_fn` can reach. Variables that are floating-point
-numbers or tensors, and other models, must be the same everywhere. Whole numbers, texts,
-truths, and what objects hold, may rightly be each worker's own: its rank, a folder,
-whether it writes the log. Where they differ, the log says so by name, unless they are
-the ranks, texts that differ in digits only, or readings of a clock.
+numbers, arrays of such (to 1 MiB) or tensors, and other models, must be the same
+everywhere. Whole numbers, texts, truths, and what objects hold, may rightly be each
+worker's own: its rank, a folder, whether it writes the log. Where they differ, the log
+says so by name, unless they are the ranks, texts that differ in digits only, or
+readings of a clock. A number of many digits that an object or a list holds looks like
+something measured and is left out, but not that of a criterion, which is called.
 
 Later one worker alone may change such a value: a factor that is annealed by its own
 clock, say. So a digest of the values is a part of the word of some steps (see
@@ -24,16 +26,17 @@ import time
 import zlib
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from torch import Tensor
 
 from codedgrad.job import agreement
-from codedgrad.row.digest import tensor_digest
+from codedgrad.row.digest import array_digest, tensor_digest
 from codedgrad.step.alike import FUNCTIONS, NAMES
 from codedgrad.step.keep import SMALL_BYTES
 from codedgrad.step.reach import Reached
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable
+    from collections.abc import Callable, Collection, Iterable, Sequence
 
     from torch import nn
 
@@ -46,9 +49,12 @@ log = logging.getLogger("codedgrad")
 _SOON, _EVERY, _ALL = (3, 5), 16, 256  # steps after the first with a function
 _PLACE = 9  # of such a step in these: parameters are compared in others
 _CLOCK = 1e8  # a number beyond is a time
-_DAY_S = 86400.0
+# Of a monotonic clock, a reading of this process. Zero is when the machine started, so
+# on one that has just been started a number of some digits could be either.
+_EARLIEST = time.monotonic() - 300.0
 _SHOWN = 200  # characters of a text
 _TYPED = 8  # characters of a number that somebody has chosen
+_MEMBERS = 4096  # of a list of numbers that is compared
 _OWN = (
     "the workers' loss functions hold different values of %s. That is fine for what "
     "each worker has for itself, like a folder; but any worker may compute any part of "
@@ -222,24 +228,31 @@ def _values_of(
             continue
         if value is None and variable:
             own[name] = None
-        elif isinstance(value, Tensor):
-            small = value.nbytes <= SMALL_BYTES and value.device.type == "cpu"
-            if not (full or small):
-                continue
-            text = f"digest {tensor_digest(value)}"
-            if variable:
+        elif isinstance(value, Tensor | np.ndarray):
+            if full or _is_small(value):
+                text = _digest(value)
+                if variable and (isinstance(value, Tensor) or value.dtype.kind in "fc"):
+                    strict[name] = text
+                else:
+                    own[name] = [text]  # a list, which is no text of the user's
+        elif isinstance(value, float | complex | np.inexact):
+            text = repr(value.item() if isinstance(value, np.inexact) else value)
+            clock = _is_a_time(value)
+            if variable and not clock:
                 strict[name] = text
-            else:
-                own[name] = [text]  # a list, which is no text of the user's
-        elif isinstance(value, float):
-            if variable and not _is_a_time(value):
-                strict[name] = repr(value)
-            elif len(repr(value)) <= _TYPED or name in typed:
-                own[name] = [repr(value)]
+            elif (
+                len(text) <= _TYPED
+                or name in typed
+                or (name in reached.chosen and not clock)
+            ):
+                own[name] = [text]
         elif isinstance(value, str):
             own[name] = value[:_SHOWN]
-        elif isinstance(value, int):
-            own[name] = value
+        elif isinstance(value, int | np.integer):
+            own[name] = value if isinstance(value, int) else int(value)
+    for name, members in reached.long.items():
+        if name not in reached.stored and _are_typed(members):
+            own[name] = [f"digest {zlib.crc32(repr(members).encode())}"]
     for place, module in enumerate(reached.modules if full else []):
         title = f"{type(module).__name__} {place} of the loss function"
         parameters = module.named_parameters(recurse=False)
@@ -248,7 +261,27 @@ def _values_of(
     return strict, own
 
 
-def _is_a_time(value: float) -> bool:
-    """Returns whether a number looks like a reading of a clock of today."""
-    recent = 0.0 <= time.monotonic() - value < _DAY_S and len(repr(value)) > _TYPED
+def _are_typed(members: Sequence[Any]) -> bool:
+    """Returns whether these are floats that somebody has chosen, and not a log."""
+    few = len(members) <= _MEMBERS
+    return few and all(type(v) is float and len(repr(v)) <= _TYPED for v in members)
+
+
+def _digest(value: Tensor | np.ndarray) -> str:
+    if isinstance(value, Tensor):
+        return f"digest {tensor_digest(value)}"
+    return f"digest {array_digest(value)}"
+
+
+def _is_small(value: Tensor | np.ndarray) -> bool:
+    on_cpu = not isinstance(value, Tensor) or value.device.type == "cpu"
+    return value.nbytes <= SMALL_BYTES and on_cpu
+
+
+def _is_a_time(value: Any) -> bool:
+    """Returns whether a number looks like a reading of a clock by this process."""
+    if isinstance(value, complex | np.complexfloating):
+        return False
+    value = float(value)
+    recent = _EARLIEST <= value <= time.monotonic() and len(repr(value)) > _TYPED
     return abs(value) > _CLOCK or recent

@@ -36,12 +36,15 @@ class Kept:
         self._arrays: list[tuple[Any, Any]] = []
         self._generators: list[tuple[Any, Any]] = []  # of random numbers
 
-    def note(self, value: Any, place: tuple[Any, Any] | None) -> None:
+    def note(
+        self, value: Any, place: tuple[Any, Any] | None, *, copy: bool = True
+    ) -> None:
         """Keep a value.
 
         Args:
             value: anything.
             place: what holds it, and by which key; None where nothing can be assigned.
+            copy: whether a tensor's values are kept.
         """
         if place is not None:
             self._values.append((place, value))
@@ -54,7 +57,7 @@ class Kept:
             if len(value) <= _MEMBERS:
                 self._members.append((value, set(value)))
         elif isinstance(value, Tensor):
-            if _can_be_copied(value):
+            if copy and _can_be_copied(value):
                 self._copies.append((value, value.detach().clone()))
         elif isinstance(value, (list, deque, dict)):
             few = len(value) <= _MEMBERS
@@ -65,10 +68,14 @@ class Kept:
         """Returns whether a generator of the user's own has drawn numbers since."""
         return any(not _equal(_state(g), before) for g, before in self._generators)
 
-    def put_back(self) -> None:
-        """Put everything back that is no longer as it was."""
+    def rewind(self) -> None:
+        """Put the generators back, so that each pass draws the same numbers."""
         for generator, state in self._generators:
             _set_state(generator, state)
+
+    def put_back(self) -> None:
+        """Put everything back that is no longer as it was."""
+        self.rewind()
         for array, copy in self._arrays:
             array[...] = copy
         for container, held in self._members:

@@ -18,15 +18,28 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 _MOST_BYTES = 1 << 30  # of the copies
+_AT_ONCE = 1 << 22  # elements that are filled at once
 
 
 @contextmanager
-def other_values(parameters: Sequence[Tensor]) -> Iterator[None]:
+def other_values(parameters: Sequence[Tensor]) -> Iterator[bool]:
     """Inside, parameters have random values of the same size; then their own, all bits.
 
     These are the last ones of a very large model, which are close to its answers.
+
+    Yields:
+        Whether there was room for them. Where there was none, all have their own.
     """
     kept: list[tuple[Tensor, Tensor]] = []
+    torch.clear_autocast_cache()  # it holds casts of the parameters, known by address
+    try:
+        yield _changed(parameters, kept)
+    finally:
+        torch.clear_autocast_cache()
+        _put_back(kept)
+
+
+def _changed(parameters: Sequence[Tensor], kept: list[tuple[Tensor, Tensor]]) -> bool:
     left = _MOST_BYTES
     try:
         for p in reversed(parameters):
@@ -34,11 +47,17 @@ def other_values(parameters: Sequence[Tensor]) -> Iterator[None]:
             if _can_change(p) and left >= 0:
                 values = p.data  # no version counts what is written to these
                 kept.append((values, values.clone()))
-                values.copy_(_like(values))
-        yield
-    finally:
-        for values, copy in reversed(kept):  # two may share their memory
-            values.copy_(copy)
+                _fill(values)
+    except RuntimeError:  # the device is out of memory, say
+        _put_back(kept)
+        return False
+    return True
+
+
+def _put_back(kept: list[tuple[Tensor, Tensor]]) -> None:
+    while kept:
+        values, copy = kept.pop()  # the last one first: two may share their memory
+        values.copy_(copy)
 
 
 def _can_change(p: Tensor) -> bool:
@@ -46,10 +65,18 @@ def _can_change(p: Tensor) -> bool:
     return plain and p.is_floating_point() and p.numel() > 0
 
 
-def _like(values: Tensor) -> Tensor:
-    """Returns random numbers of about the same size; of some size in place of zeros."""
-    size = values.float().square().mean().sqrt()
+def _fill(values: Tensor) -> None:
+    """Writes random numbers of about the same size; of some size in place of zeros.
+
+    A large tensor is filled in parts, since there may be room for little else.
+    """
     least = values.shape[-1] ** -0.5 if values.dim() else 1.0
+    many = -(-values.numel() // _AT_ONCE)
+    # Along the longest dimension, so that parts are small whatever the shape.
+    longest = max(range(values.dim()), key=values.shape.__getitem__, default=0)
+    parts = values.chunk(many, longest) if many > 1 else (values,)
+    squares = sum(part.float().square().sum() for part in parts)
+    size = (squares / values.numel()) ** 0.5
     size = torch.where(size > 0.0, size, torch.full_like(size, least))
-    noise = torch.randn(values.shape, device=values.device)
-    return (size * noise).to(values.dtype)
+    for part in parts:
+        part.copy_(size * torch.randn(part.shape, device=part.device))

@@ -17,10 +17,12 @@ import types
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from codedgrad.row import tensors
+from codedgrad.row.digest import array_digest
 from codedgrad.step.keep import SMALL_BYTES, Kept
 
 if TYPE_CHECKING:
@@ -34,6 +36,9 @@ _LIBRARIES = {*sys.stdlib_module_names, "torch", "numpy", "codedgrad"}
 _LIBRARIES -= {"argparse", "types", "dataclasses"}
 _GLOBAL = ("LOAD_GLOBAL", "STORE_GLOBAL", "DELETE_GLOBAL")
 _STORE = ("STORE_GLOBAL", "STORE_DEREF", "STORE_ATTR")
+# Private attributes that a module of the user's has from torch: state, hooks, and the
+# parameters of a recurrent layer, which are elsewhere, too.
+_TORCHS = {*vars(nn.Module()), *vars(nn.LSTM(1, 1)), "_compiled_call_impl"}
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
 
@@ -42,22 +47,38 @@ class Reached:
 
     Attributes:
         modules: the modules that were found, but for those that are known.
+        chosen: names of attributes of objects that are called, a criterion's, say, but
+            for those that their calls assign.
+        long: lists and tuples by name that are too long to be looked into.
     """
 
     def __init__(
-        self, loss_fn: Any, modules: Iterable[nn.Module], *, keep: bool = False
+        self,
+        loss_fn: Any,
+        modules: Iterable[nn.Module],
+        *,
+        keep: bool = False,
+        private: bool = False,
     ) -> None:
         """Look at a loss function, and at the plain attributes of known modules.
 
-        With `keep`, what is found can be put back.
+        With `keep`, what is found can be put back. With `private`, private attributes
+        of the user's modules are looked at, too: caches in them are no mistake, so
+        they are not named after every pass.
         """
         modules = list(modules)
         self._kept = Kept() if keep else None
+        self._private = private
         self._known = {id(m) for m in modules}
+        # Parameters are put back elsewhere, and not in the middle of a rehearsal.
+        own = [p for m in modules for p in m._parameters.values()] if keep else []
+        self._parameters = {id(p) for p in own}
         self._seen: set[int] = set()
         self._values: dict[str, tuple[Any, Any]] = {}  # the value, and its mark
         self.modules: list[nn.Module] = []
         self._holders: dict[str, Any] = {}  # by names that are taken
+        self.chosen: set[str] = set()
+        self.long: dict[str, list[Any] | tuple[Any, ...]] = {}
         self._assigned: set[str] = set()  # variables and attributes, by their codes
         self._most = _MOST
         self._note("", loss_fn, 0)
@@ -92,6 +113,11 @@ class Reached:
         """Returns whether a generator that was found has drawn numbers since."""
         return self._kept is not None and self._kept.drawn()
 
+    def rewind(self) -> None:
+        """Put generators of random numbers back, if they are kept."""
+        if self._kept is not None:
+            self._kept.rewind()
+
     def put_back(self) -> None:
         """Put back what was found, as far as it was kept."""
         if self._kept is not None:
@@ -99,8 +125,10 @@ class Reached:
 
     def _of_module(self, module: nn.Module) -> None:
         kind, holder = type(module).__name__, vars(module)
+        private = self._private and _is_the_users(type(module))
         for key, value in list(holder.items()):
-            if not key.startswith("_") and key != "training":
+            hidden = key.startswith("_") and (not private or key in _TORCHS)
+            if not hidden and key != "training":
                 self._note(f"{key!r} of a {kind}", value, _DEPTH - 1, (holder, key))
         for hooks in _HOOKS:
             for hook in list(module.__dict__.get(hooks, {}).values()):
@@ -145,10 +173,13 @@ class Reached:
         if depth > _DEPTH or len(self._values) >= self._most:
             return
         if self._kept is not None:
-            self._kept.note(value, place)
+            self._kept.note(value, place, copy=id(value) not in self._parameters)
         name = self._own_name(name, place)
-        if value is None or isinstance(value, int | float | complex | str):
+        if value is None or isinstance(value, int | float | complex | str | np.number):
             self._values[name] = value, value
+        elif isinstance(value, np.ndarray):
+            if value.nbytes <= SMALL_BYTES and not value.dtype.hasobject:
+                self._values[name] = value, array_digest(value)
         elif isinstance(value, Tensor):
             self._values[name] = value, _mark(value)
         elif isinstance(value, nn.Module):
@@ -158,11 +189,16 @@ class Reached:
                 for module in value.modules():
                     if _is_the_users(type(module)):  # a criterion, say
                         self._of_module(module)
+                        kind = type(module)
+                        keys = _chosen(kind, vars(module))
+                        self.chosen.update(f"{k!r} of a {kind.__name__}" for k in keys)
         elif isinstance(value, type) or id(value) in self._seen:
             return
         elif isinstance(value, list | tuple | deque | dict):
             self._seen.add(id(value))
             self._values[f"the length of {name}"] = value, len(value)
+            if len(value) > _ITEMS and isinstance(value, list | tuple):
+                self.long[name] = value
             for key, item in _items(value):
                 at = None if isinstance(value, tuple) else (value, key)
                 self._note(f"{name}[{key!r}]", item, depth + 1, at)
@@ -174,6 +210,8 @@ class Reached:
         elif hasattr(value, "__dict__") and _is_the_users(type(value)):
             self._seen.add(id(value))
             holder = vars(value)
+            chosen = _chosen(type(value), holder)
+            self.chosen.update(f"{name}.{key}" for key in chosen)
             for key, item in list(holder.items()):
                 self._note(f"{name}.{key}", item, depth + 1, (holder, key))
 
@@ -201,6 +239,13 @@ def _stored_by(code: types.CodeType) -> frozenset[str]:
     found = {i.argval for i in dis.get_instructions(code) if i.opname in _STORE}
     inner = (c for c in code.co_consts if isinstance(c, types.CodeType))
     return frozenset(found.union(*map(_stored_by, inner)))
+
+
+def _chosen(kind: type, keys: Iterable[str]) -> list[str]:
+    """Returns the attributes of an object that is called which no call assigns."""
+    call = getattr(kind, "forward" if issubclass(kind, nn.Module) else "__call__", None)
+    code = getattr(call, "__code__", None)
+    return [] if code is None else [k for k in keys if k not in _stored_by(code)]
 
 
 def _words(name: str) -> list[str]:

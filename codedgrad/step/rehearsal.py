@@ -73,6 +73,7 @@ _UNKNOWN = (
     "pieces=True says that they may take pieces: where the loss is a mean over samples"
 )
 _NO_PIECES = "a {} cannot be cut into pieces, and they could not be read"
+_NO_COPY = "the batch cannot be copied, {}"
 _DRAWN = (
     "the loss function draws random numbers, by numpy or `random` say, which are "
     "others for the pieces"
@@ -219,6 +220,10 @@ class Rehearsal:
         whole = trial.whole(refuse=self.asked.helped)
         asked.state = asked.state or bool(trial.changed)
         if whole is None:
+            if trial.uncopied and asked.pieces:
+                asked.pieces = False
+                if pieces.many and not self.found:
+                    self._find(_UNKNOWN.format(_NO_COPY.format(trial.uncopied)))
             return
         if asked.pieces:
             asked.pieces = not self._compare(trial, whole, pieces)
@@ -242,7 +247,7 @@ class Rehearsal:
         Raises:
             ConfigError: the weights are means.
         """
-        if len(pieces.sizes) < 2 or not pieces.taken or self.found:
+        if not pieces.many or self.found:
             return True
         parts = pieces.parts()
         if parts is None:
@@ -332,6 +337,11 @@ class _Pieces:
         rows = getattr(shards.sampler, "rows", 1)
         self.sizes = [shards.sizes[i] * rows for i in self._places]
         self.taken = shards.sampler.helpable  # else nobody takes any
+
+    @property
+    def many(self) -> bool:
+        """Whether helpers take more than one piece of such a batch."""
+        return len(self.sizes) > 1 and self.taken
 
     def title(self) -> str:
         """Returns what to call the batch."""

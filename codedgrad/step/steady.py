@@ -6,7 +6,7 @@ gives numbers that do not depend on how many samples there are. They are the mid
 what may be drawn: 1/2 of the numbers between 0 and 1, 0 of normal ones, and for a
 chance the chance itself, so that dropout does nothing. Where a loss function can do
 nothing with those (none of the tokens is masked, say), they are drawn once for all
-samples.
+samples. Permutations, also those by sorting random numbers, move every sample.
 
 The numbers of numpy and of Python's `random` are not replaced, and neither are those of
 a few operations (`rrelu`, a sample without replacement).
@@ -45,11 +45,13 @@ class Steady(TorchDispatchMode):
     ) -> Any:
         """Return what the operation returns, with other random numbers."""
         kwargs = kwargs or {}
-        seeded, off = _of(func)
+        seeded, off, sorts = _of(func)
         for place in off:
             if place < len(args):
                 args = (*args[:place], 0.0, *args[place + 1 :])
         kwargs = {k: 0.0 if k in _OFF else v for k, v in kwargs.items()}
+        if sorts:
+            return _sorted(*func(*args, **kwargs), *args[1:2], **kwargs)
         if not seeded:
             return func(*args, **kwargs)
         schema = func._schema.arguments
@@ -60,7 +62,7 @@ class Steady(TorchDispatchMode):
         if name == "native_dropout":
             return func(args[0], 0.0, True)
         if name == "randperm":
-            return torch.arange(given["n"], **{"dtype": torch.int64, **_words(given)})
+            return _order(given["n"], {"dtype": torch.int64, **_words(given)})
         values = self._values(name, given)
         if values is None:
             return func(*args, **kwargs)
@@ -118,11 +120,36 @@ class Steady(TorchDispatchMode):
 
 
 @lru_cache(1024)
-def _of(func: Any) -> tuple[bool, tuple[int, ...]]:
-    """Returns whether an operation draws, and the places of what is to be 0 there."""
+def _of(func: Any) -> tuple[bool, tuple[int, ...], bool]:
+    """Returns whether an operation draws, what is to be 0 there, and whether it sorts.
+
+    What is to be 0 are places of arguments.
+    """
     names = [a.name for a in func._schema.arguments]
     off = tuple(i for i, name in enumerate(names) if name in _OFF)
-    return _SEEDED in func.tags, off
+    return _SEEDED in func.tags, off, func is torch.ops.aten.sort.default
+
+
+def _order(n: int, words: dict[str, Any]) -> Tensor:
+    """Returns a permutation in which every sample, of several, gets another's place.
+
+    A loss function that mixes samples with random partners so differs from the mean of
+    its pieces, as it does with almost any permutation.
+    """
+    return torch.arange(n, **words).roll(1)
+
+
+def _sorted(
+    values: Tensor, places: Tensor, dim: int = -1, descending: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Returns what `sort` returns, with another order of values that are all the same.
+
+    Those are random numbers, which somebody sorts to get a permutation of samples.
+    """
+    del descending
+    if values.numel() and bool((values == values.select(dim, 0).unsqueeze(dim)).all()):
+        return values, places.roll(1, dim)
+    return values, places
 
 
 def _like(name: str, given: dict[str, Any]) -> Tensor | None:

@@ -39,6 +39,10 @@ _STATE = (
 )
 
 
+class _NotCopiedError(Exception):
+    """A batch that cannot be copied; its passes could not be made on trial."""
+
+
 _under_way: set[int] = set()  # rehearsals
 
 
@@ -54,6 +58,7 @@ class Trial:
         batch: the arguments of the loss function.
         place: where in the training that is, for messages.
         changed: names of what a pass has changed of the loss function's own state.
+        uncopied: why the batch cannot be copied; empty: it can, as far as is known.
     """
 
     def __init__(
@@ -62,6 +67,7 @@ class Trial:
         """Prepare; `of` comes next."""
         self.batch, self.place, self._loss_fn = batch, place, loss_fn
         self.changed: list[str] = []
+        self.uncopied = ""
 
     def of(self, subject: Subject, payload: Payload, seed: int) -> Trial:
         """Returns itself, to be made with this model, from this seed on."""
@@ -79,7 +85,7 @@ class Trial:
         Where it is left because nobody needs the pass any more, the loss function's own
         values stay, as they do after any pass that is abandoned.
         """
-        self._before = Reached(self._loss_fn, self._modules, keep=True)
+        self._before = self._reached(keep=True)
         requires = [(p, p.requires_grad) for p in self._parameters]
         cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
         _under_way.add(id(self))
@@ -102,6 +108,9 @@ class Trial:
             if cuda:
                 torch.cuda.set_rng_state_all(cuda)
 
+    def _reached(self, *, keep: bool = False) -> Reached:
+        return Reached(self._loss_fn, self._modules, keep=keep, private=True)
+
     @contextmanager
     def without(self, kind: type) -> Iterator[None]:
         """Inside, modules of this kind are in evaluation mode."""
@@ -118,6 +127,8 @@ class Trial:
     def whole(self, *, refuse: bool) -> Value | None:
         """Returns the value of the batch; None if its own pass will fail.
 
+        It is None, too, where the batch cannot be copied: `uncopied` then says why.
+
         Args:
             refuse: whether the loss function may not read state that it changes.
 
@@ -126,7 +137,7 @@ class Trial:
         """
         try:
             first = self.value(self.batch)
-            now = Reached(self._loss_fn, self._modules)
+            now = self._reached()
             self.changed = sorted(now.changed(self._before))
             reads = False
             if self.changed and refuse:
@@ -136,6 +147,9 @@ class Trial:
                 reads = second.loss != first.loss and (
                     self.value(self.batch).loss == first.loss
                 )
+        except _NotCopiedError as error:
+            self.uncopied = str(error)
+            return None
         except Exception:  # noqa: BLE001 (the pass itself tells)
             return None
         self._before.put_back()
@@ -177,12 +191,13 @@ class Trial:
 
         Returns:
             None where it is the same with all of them, where the loss function cannot
-            take such values, and where the weight is another one in every pass.
+            take such values or memory has no room for them, and where the weight is
+            another one in every pass.
         """
         for seed in seeds:
             seed_pass(self._seed, _OTHER + seed, 0)
-            with other_values(self._parameters):
-                found = self._weight()
+            with other_values(self._parameters) as changed:
+                found = self._weight() if changed else None
             if found not in (None, weight):
                 again = [self._weight() for _ in range(_AGAIN)]
                 return found if all(w == weight for w in again) else None
@@ -209,7 +224,8 @@ class Trial:
         """Returns the loss of a batch, and whether random numbers were drawn."""
         self._buffers.restore()
         # A loss function may change its batch, which the pass to come still needs.
-        batch = copy.deepcopy(tuple(batch))
+        batch = _copied(batch)
+        self._before.rewind()
         seed_pass(self._seed, 0, 0)
         before, on_device = states(), _device_state()
         found = loss_of(self._loss_fn(*batch), self.place)
@@ -226,6 +242,13 @@ class Trial:
             return None
         dense = g is not None and g.layout is torch.strided
         return g.detach().double() if dense else None
+
+
+def _copied(batch: Sequence[Any]) -> tuple[Any, ...]:
+    try:
+        return copy.deepcopy(tuple(batch))
+    except Exception as error:
+        raise _NotCopiedError(f"{type(error).__name__}: {error}") from error
 
 
 def _usable(value: Value) -> bool:

@@ -69,6 +69,18 @@ def test_a_mask_in_the_middle_masks_all_or_nothing() -> None:
     assert torch.equal(mask[:1].expand(4, 50), mask)
 
 
+@pytest.mark.parametrize("drawn", [False, True])
+def test_permutations_move_all(drawn: bool) -> None:
+    with Steady(drawn=drawn):
+        found = torch.randperm(5), torch.rand(5).argsort(), torch.rand(5).sort(0)[1]
+        tied = torch.ones(2, 3).argsort(dim=-1, descending=True)
+    for order in found:
+        assert order.tolist() == [4, 0, 1, 2, 3]
+    assert sorted(tied[1].tolist()) == [0, 1, 2]
+    with Steady(drawn=drawn):
+        assert torch.tensor([3.0, 1.0, 2.0]).argsort().tolist() == [1, 2, 0]
+
+
 def test_numbers_that_are_not_known_are_drawn() -> None:
     state = torch.get_rng_state()
     with Steady(drawn=False):
