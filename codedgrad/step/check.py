@@ -9,8 +9,8 @@ their code, and two of them compare values:
   of the step's data, and in some of them one of all values (`codedgrad.step.values`).
   Where micro-batches of the step disagree, every worker sees it in the decoded sum. All
   compare their values then, to name the one that differs. A worker whose rows came too
-  late for the step may find that the sum is of other data than its own, and ends the job
-  with the same error on all workers.
+  late for the step may find that the sum is of other data than its own, and ends the
+  job with the same error on all workers.
 
 Nothing of the sum has been used by then: gradients and buffers are as before the step.
 """
