@@ -63,17 +63,11 @@ class Losses:
             ago = time.monotonic() - min(lost[w] for w in new)
             # One of them says it; the others' words would be the same.
             level = logging.WARNING if job.rank == left[0] else logging.INFO
-            log.log(
-                level,
-                "%s(s) %s are lost, their processes have died (%.2f s ago, %s); %d of "
-                "%d go on",
-                job.unit,
-                _names(new),
-                ago,
-                occasion,
-                len(left),
-                job.size,
+            text = (
+                f"{job.unit}(s) {_names(new)} are lost, their processes have died "
+                f"({ago:.2f} s ago, {occasion}); {len(left)} of {job.size} go on"
             )
+            log.log(level, "%s", text)
         return sorted(lost)
 
 
