@@ -101,6 +101,7 @@ class CodedGradient:
         self._reporter = start.reporter_into(plan.log, plan.seat.worker)
         self._account = Account(plan.code, plan.patience, self._reporter)
         self._step = 0
+        self._weighed = False  # whether the step that is computed again had weights
         self.report: StepReport | None = None
         self.metrics: dict[str, float] = {}
         live.enter(self._subject)
@@ -149,7 +150,7 @@ class CodedGradient:
             if not self._arrangement.fits():
                 self._take(self._arrangement.again(self._step))
             while (sums := self._compute(loss_fn, shards, clock)) is None:
-                self._arrangement.learn(self._step)
+                self._arrangement.learn(self._step, weighed=self._weighed)
                 self._take(self._arrangement.again(self._step))
         state, total, tail = sums
         loss = self._payload.scatter(total, tail)
@@ -180,6 +181,7 @@ class CodedGradient:
             clock.lap("wait")
             decoded = exchange.take(step)
             if payload.moved(decoded[1]):
+                self._weighed = payload.weights.measure(decoded[1])
                 payload.buffers.restore()
                 return None
             self._step += 1  # a step that is refused below is over, too

@@ -225,6 +225,8 @@ class Arrangement:
             self._subject.learned.update(state.get("travelling", ()))
         fresh = Arrangement(self._plan, self._subject, step)
         fresh.passes.go_on_from(self.passes)
+        if state is None:
+            fresh.payload.weights.go_on_from(self.payload.weights)
         # Passes of the step's first try may have changed what the loss function keeps.
         fresh.check.held.go_on_from(self.check.held)
         if self._plan.policy is not None and state is not None and "decoder" in state:
@@ -237,8 +239,13 @@ class Arrangement:
         """Returns the metrics of a step, see `Metrics.read`."""
         return self.passes.metrics.read(tail, step, self._plan.seat.job)
 
-    def learn(self, step: int) -> None:
+    def learn(self, step: int, *, weighed: bool) -> None:
         """Let what passes have changed travel, on all workers alike. Collective.
+
+        Args:
+            step: the step.
+            weighed: whether it has also told the scale of weights, and may have
+                changed nothing.
 
         Raises:
             ConfigError: there is nothing of which all workers would know.
@@ -249,6 +256,8 @@ class Arrangement:
         for blob in job.gather(mine, f"to name what step {step} has changed"):
             names.update(json.loads(blob))
         if names <= self._subject.learned:
+            if weighed:
+                return
             raise ConfigError(
                 f"passes of step {step} have changed {sorted(names) or 'a tensor'}, "
                 f"which should travel already; please report this"

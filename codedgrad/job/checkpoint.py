@@ -29,8 +29,10 @@ def save(path: str | os.PathLike[str], state: Any, *, on_rank: int | None = 0) -
         path: The file; its folder must exist.
         state: What `torch.save` takes, for example a dictionary of state dicts.
         on_rank: The worker that writes, or the first one that is left where it is lost
-            (docs/faults.md); the call does nothing on the others. None lets every
-            worker write, each to a path of its own.
+            (docs/faults.md); the call does nothing on the others. Each worker goes by
+            its own view of who is lost: if the one that writes has just died, that
+            one call may write nothing. None lets every worker write, each to a path
+            of its own.
 
     Returns:
         Whether this worker has written the file.

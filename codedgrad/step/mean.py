@@ -17,6 +17,7 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from codedgrad.errors import ConfigError, MismatchError
 from codedgrad.exchange import settle
@@ -102,7 +103,7 @@ class GradientMean:
         self._progress = Progress()
         self._row: RowBuffer | None = None
         self.sent = False
-        self._area = 0, 0  # address and bytes of the last decoded sum
+        self._memory: StorageWeakRef | None = None  # of the last decoded gradients
         self._version = 0  # of the gradients in it
         self._others: dict[int, tuple[Callable[[], Any], int]] = {}  # beside it, by id
         runtime.barrier()  # nobody sends before all have opened their exchange
@@ -235,10 +236,12 @@ class GradientMean:
         # Views of one vector, but for those of another type than its.
         own = self.payload.layout.own_type or self.payload.layout.dtype
         first = next((g for g in held if g.dtype == own), None)
-        self._area, self._version = (0, 0), 0
+        self._memory, self._version = None, 0
         if first is not None:
-            storage = first.untyped_storage()
-            self._area = storage.data_ptr(), storage.nbytes()
+            # Not its address: once zero_grad() has freed the memory, the allocator may
+            # give it to a gradient of the user's own. No storage has the name of this
+            # one for as long as the weak reference lives.
+            self._memory = StorageWeakRef(first.untyped_storage())
             self._version = first._version  # it is the same for all
         others = (g for g in held if not self._lies_inside(g))
         self._others = {id(g): (weakref.ref(g), g._version) for g in others}
@@ -283,8 +286,10 @@ class GradientMean:
         return known() is gradient and gradient._version == version
 
     def _lies_inside(self, gradient: Tensor) -> bool:
-        begin, size = self._area
-        return begin <= gradient.data_ptr() < begin + size
+        memory = self._memory
+        if memory is None:
+            return False
+        return bool(gradient.untyped_storage()._cdata == memory.cdata)
 
     def done(self, number: int) -> bool:
         """Returns whether an exchange is decoded."""

@@ -163,13 +163,18 @@ class Metrics:
         self._payload.tail.measure(metrics.elements(word, weight, contributions))
 
     def _numbers(self, values: list[Any]) -> list[float]:
-        """Returns the values, all tensors by one copy where they are on a device."""
-        far = [v for v in values if isinstance(v, Tensor)]
-        if self._payload.layout.on_host or not far:
+        """Returns the values, all tensors on the model's device by one copy."""
+        layout = self._payload.layout
+        if layout.on_host:
             return [float(v) for v in values]
-        found = torch.stack([v.reshape(()).double() for v in far]).tolist()
-        read = iter(found)
-        return [next(read) if isinstance(v, Tensor) else float(v) for v in values]
+        there = [isinstance(v, Tensor) and v.device == layout.device for v in values]
+        far = [
+            v.reshape(()).double() for v, on in zip(values, there, strict=True) if on
+        ]
+        read = iter(torch.stack(far).tolist() if far else ())
+        return [
+            next(read) if on else float(v) for v, on in zip(values, there, strict=True)
+        ]
 
     def _check(self, name: str, number: float, place: str) -> None:
         largest = torch.finfo(self._payload.layout.dtype).max

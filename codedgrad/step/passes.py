@@ -319,6 +319,8 @@ class Passes:
                 if weight is not None:
                     samples = context.shards.total
                     leaf.weight = self._payload.weights.leaf(weight, samples)
+                    if weight and self._payload.weights.measuring:
+                        self._payload.tail.moved = True  # it is computed again
                 self._payload.tail.weighted = weight is not None
                 if self._rehearsal.found:  # the step is computed again
                     self._payload.tail.moved = True

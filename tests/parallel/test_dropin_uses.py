@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from parallel.dropin import data, net, own, plain_step, same_everywhere, wrapped
+from parallel.training import everywhere
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -103,6 +104,24 @@ def test_lbfgs_calls_its_closure_equally_often_everywhere(search: str | None) ->
         list(model.parameters()), list(truth.parameters()), rtol=2e-2, atol=2e-3
     )
     assert same_everywhere(model)
+    detach(optimizer)
+
+
+def test_a_gradient_in_memory_that_decoded_ones_have_left_is_exchanged() -> None:
+    """After zero_grad() the allocator may give their memory to one of the user's."""
+    model = nn.Linear(1000, 1000, bias=False).bfloat16()
+    codedgrad.broadcast_parameters(model.state_dict())
+    optimizer = wrapped(model)
+    for step in range(4):
+        x = torch.full((8, 1000), 1.0 + codedgrad.rank() + step).bfloat16()
+        optimizer.zero_grad()
+        (g,) = torch.autograd.grad(model(x).square().mean(), [model.weight])
+        model.weight.grad = g
+        del g
+        optimizer.step()
+        made: Any = optimizer
+        assert made.report.step == step
+    assert len(set(everywhere(str(model.weight.detach().double().sum())))) == 1
     detach(optimizer)
 
 

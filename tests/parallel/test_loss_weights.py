@@ -154,3 +154,29 @@ def test_weights_in_some_passes_only_are_refused_by_all() -> None:
     with pytest.raises(codedgrad.MismatchError, match="Return a weight always"):
         coded.backward(loss, shards)
     coded.close()
+
+
+@pytest.mark.parametrize("weight", [1e-4, 1.0, 1e4])
+def test_the_first_step_of_a_float16_wire_has_room_for_any_weights(
+    weight: float,
+) -> None:
+    """Every worker finds out how much a step weighs before it sends a gradient."""
+    samples = torch.randn(16, 8, generator=torch.Generator().manual_seed(0)).half()
+    found = []
+    for wire in ("float32", None):
+        torch.manual_seed(0)
+        model = nn.Linear(8, 8).half()
+        with codedgrad.CodedGradient(model, wire=wire) as coded:
+            for shards in coded.steps(codedgrad.ShardSampler((samples,), 8)):
+                coded.backward(
+                    lambda x, m=model: (
+                        (m(x) * 300).float().sum(1).mean(),
+                        weight * len(x),
+                    ),
+                    shards,
+                )
+                assert model.weight.grad is not None
+                found.append(model.weight.grad.float())
+                model.zero_grad()
+    for want, got in zip(found[:2], found[2:], strict=True):
+        torch.testing.assert_close(got, want, rtol=4e-3, atol=0.5)
