@@ -100,7 +100,7 @@ class CodedGradient:
         self._take(Arrangement(plan, self._subject, first_step=0))
         self._reporter = start.reporter_into(plan.log, plan.seat.worker)
         self._account = Account(plan.code, plan.patience, self._reporter)
-        self._step, self._weighed = 0, False  # whether a step that comes again has weights
+        self._step, self._weighed = 0, False  # did a repeated step weigh?
         self.report: StepReport | None = None
         self.metrics: dict[str, float] = {}
         live.enter(self._subject)
