@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 NOT_READY, BROKEN, NO_MEMORY = 600, 700, 2
 _CURRENT = "the compute stream"
 _LIMIT_S = 30.0
+# Memory may be freed later than its device, in a garbage collection, and calls these.
+_FOR_EVER: list[Any] = []
 
 
 class Event:
@@ -86,7 +88,6 @@ class LateDevice:
         self._random = random.Random(seed)
         self._events: list[Event] = []
         self._changed = threading.Condition()
-        self._keep: list[Any] = []
 
     # ---- streams and events ----
 
@@ -169,7 +170,7 @@ class LateDevice:
             start_sum = ctypes.CFUNCTYPE(i, sum_of, places)(self._start_sum)
             functions["start_sum"] = start_sum
             functions["sum_done"] = ctypes.CFUNCTYPE(i, p)(self._sum_done)
-        self._keep.append(functions)  # as long as the engine may call them
+        _FOR_EVER.append(functions)
         calls = {
             name: int(ctypes.cast(f, p).value or 0) for name, f in functions.items()
         }

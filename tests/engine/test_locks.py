@@ -27,6 +27,10 @@ def engines() -> Iterator[list[Any]]:
         engine.stop(0.0)
 
 
+# Memory may be freed later than its device, in a garbage collection, and calls these.
+_FOR_EVER: list[Any] = []
+
+
 class SlowPins:
     """A device that pins memory only after somebody else has got an answer."""
 
@@ -41,6 +45,7 @@ class SlowPins:
             "query": ctypes.CFUNCTYPE(i, p)(lambda _: 0),
             "take_error": ctypes.CFUNCTYPE(i)(lambda: 0),
         }
+        _FOR_EVER.append(self._keep)
         self._main = threading.get_ident()
 
     def calls(self) -> Any:
