@@ -28,20 +28,6 @@ struct Encoding {
 static_assert(sizeof(Encoding<float>) <= 4096 && sizeof(Encoding<double>) <= 4096,
               "larger arguments are not taken by older drivers");
 
-__device__ inline float times(float a, float b) { return __fmul_rn(a, b); }
-__device__ inline double times(double a, double b) { return __dmul_rn(a, b); }
-__device__ inline float plus(float a, float b) { return __fadd_rn(a, b); }
-__device__ inline double plus(double a, double b) { return __dadd_rn(a, b); }
-
-template <typename T>
-__device__ T rounded(T x, Wire wire) {
-  if constexpr (std::is_same_v<T, float>) {
-    if (wire == Wire::kBFloat16) return widen(narrow<__nv_bfloat16>(x));
-    if (wire == Wire::kFloat16) return widen(narrow<__half>(x));
-  }
-  return x;
-}
-
 // Returns the first piece of low .. high that ends behind `element`.
 __device__ inline int piece_at(const Piece* pieces, int low, int high,
                                std::uint64_t element) {

@@ -11,6 +11,8 @@
 #include <string>
 #include <type_traits>
 
+#include "ops/wire.h"
+
 namespace codedgrad::ops::cuda {
 
 constexpr int kThreads = 256;  // of a block
@@ -35,6 +37,22 @@ __device__ T narrow(Wide<T> x) {
   } else {
     return x;
   }
+}
+
+// Products and sums rounded one by one, never fused: the CPU's bits.
+__device__ inline float times(float a, float b) { return __fmul_rn(a, b); }
+__device__ inline double times(double a, double b) { return __dmul_rn(a, b); }
+__device__ inline float plus(float a, float b) { return __fadd_rn(a, b); }
+__device__ inline double plus(double a, double b) { return __dadd_rn(a, b); }
+
+// What is left of a number on the wire.
+template <typename T>
+__device__ T rounded(T x, Wire wire) {
+  if constexpr (std::is_same_v<T, float>) {
+    if (wire == Wire::kBFloat16) return widen(narrow<__nv_bfloat16>(x));
+    if (wire == Wire::kFloat16) return widen(narrow<__half>(x));
+  }
+  return x;
 }
 
 // N elements that are read or written together.

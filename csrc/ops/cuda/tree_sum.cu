@@ -22,9 +22,6 @@ struct Program {
   int length;
 };
 
-__device__ inline float plus(float a, float b) { return __fadd_rn(a, b); }
-__device__ inline double plus(double a, double b) { return __dadd_rn(a, b); }
-
 // Every thread runs the program on packs of its own. The topmost vector is in
 // registers, those below it in shared memory, and the input that comes next is on its
 // way meanwhile: it may be in the host's memory.

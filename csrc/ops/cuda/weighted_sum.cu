@@ -13,21 +13,6 @@ struct Inputs {
   int size;
 };
 
-// Products and sums rounded one by one, never fused: the CPU's bits.
-__device__ inline float times(float a, float b) { return __fmul_rn(a, b); }
-__device__ inline double times(double a, double b) { return __dmul_rn(a, b); }
-__device__ inline float plus(float a, float b) { return __fadd_rn(a, b); }
-__device__ inline double plus(double a, double b) { return __dadd_rn(a, b); }
-
-template <typename T>
-__device__ T rounded(T x, Wire wire) {
-  if constexpr (std::is_same_v<T, float>) {
-    if (wire == Wire::kBFloat16) return widen(narrow<__nv_bfloat16>(x));
-    if (wire == Wire::kFloat16) return widen(narrow<__half>(x));
-  }
-  return x;
-}
-
 template <typename T, typename Out>
 __global__ void __launch_bounds__(kThreads)
     sum_kernel(Inputs<T> inputs, Out* out, std::size_t count, Wire wire, bool aligned) {
