@@ -124,26 +124,47 @@ def loss_of(returned: Any, place: str) -> Loss:
     return Loss(value, weight, metrics)
 
 
-def refuse_gradients(
-    names: Sequence[str], parameters: Sequence[Tensor], place: str
+def refuse_twice(
+    returned: Any, names: Sequence[str], parameters: Sequence[Tensor], place: str
 ) -> None:
-    """Refuse gradients that a loss function has left in `p.grad`: they would be added.
+    """Refuse a loss whose gradient its function has left in `p.grad` already.
 
-    Zeros are none.
+    A gradient of something else there, such as a penalty with a backward of its own, is
+    added to the loss's, as the user wants it.
 
     Raises:
-        ConfigError: there are such, by a `backward()` in the loss function.
+        ConfigError: the gradient would count twice, or nothing else has one.
     """
-    for name, parameter in zip(names, parameters, strict=True):
-        grad = parameter.grad
-        if grad is not None and (grad.layout is not torch.strided or bool(grad.any())):
-            raise ConfigError(
-                f"the loss function has left a gradient in p.grad of {name!r} in "
-                f"{place}, which the step's own would be added to: its gradient would "
-                f"count twice. Take .backward() out of the loss function and return "
-                f"the loss, without .detach(); for gradients inside of it use "
-                f"torch.autograd.grad"
+    left = [p.grad for p in parameters]
+    named = [n for n, g in zip(names, left, strict=True) if not _is_zero(g)]
+    loss = returned[0] if isinstance(returned, (tuple, list)) and returned else returned
+    if not named or not isinstance(loss, Tensor):
+        return
+    if loss.requires_grad:
+        try:
+            found = torch.autograd.grad(
+                loss, list(parameters), retain_graph=True, allow_unused=True
             )
+        except RuntimeError:  # it cannot be computed twice, or not like this
+            return
+        if not all(map(_equal, found, left)):
+            return
+    raise ConfigError(
+        f"the loss function has left a gradient in p.grad of {named[0]!r} in {place}, "
+        f"which the step's own would be added to: its gradient would count twice. Take "
+        f".backward() out of the loss function and return the loss, without .detach(); "
+        f"for gradients inside of it use torch.autograd.grad"
+    )
+
+
+def _is_zero(grad: Tensor | None) -> bool:
+    return grad is None or (grad.layout is torch.strided and not bool(grad.any()))
+
+
+def _equal(a: Tensor | None, b: Tensor | None) -> bool:
+    if a is None or b is None:
+        return _is_zero(a) and _is_zero(b)
+    return a.layout == b.layout and torch.equal(a, b)
 
 
 def _weight(weight: Any, place: str) -> float:

@@ -32,7 +32,7 @@ from codedgrad.row.writer import Leaf, RowWriter
 from codedgrad.step.boundaries import Boundaries
 from codedgrad.step.finite import NonFinite
 from codedgrad.step.hooks import PassHooks
-from codedgrad.step.loss import Batches, Loss, loss_of, refuse_gradients
+from codedgrad.step.loss import Batches, Loss, loss_of, refuse_twice
 from codedgrad.step.metrics import Metrics
 from codedgrad.step.pieces import LOSS, own_is_whole
 from codedgrad.step.rehearsal import Asked, Rehearsal
@@ -174,6 +174,7 @@ class Passes:
         )
         self._rehearsal = Rehearsal(subject, payload, asked)
         self._first = False  # the pass to come is the step's first own one
+        self._begun: int | None = None  # the first step of these passes
         device = devices.runtime_of(payload.layout.device)
         self._pace = devices.Pace(device) if device is not None else None
         self._paced_steps = 0  # so many steps will be paced still
@@ -246,6 +247,7 @@ class Passes:
         """Prepare for the first pass of a step on this worker."""
         self._paced_steps = max(0, self._paced_steps - 1)
         self.visits, self._first = 0, True
+        self._begun = step if self._begun is None else self._begun
         self.nonfinite.begin()
         if self._injector is not None:
             self._injector.begin(step, self.usual_s)
@@ -353,10 +355,13 @@ class Passes:
         if self._first:
             self._first = False
             self._rehearsal.look(context, span, batch, place)
+            # What a backward of the loss function's own has left there is no gradient.
+            objects.assign_all(self._payload.layout.parameters, "grad", None)
         returned = self._batches.call(context.loss_fn, batch)
         layout = self._payload.layout
-        if not objects.all_none(layout.parameters, "grad"):  # all were None before
-            refuse_gradients(layout.names, layout.parameters, place)
+        none_left = objects.all_none(layout.parameters, "grad")  # as before the pass
+        if not none_left and context.step == self._begun:
+            refuse_twice(returned, layout.names, layout.parameters, place)
         loss = loss_of(returned, place)
         self._rehearsal.weighed = self._rehearsal.weighed or loss.weight is not None
         more = loss.weight is not None or loss.metrics is not None

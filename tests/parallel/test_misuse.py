@@ -242,6 +242,23 @@ def test_backward_inside_the_loss_function_is_refused(
         step(coded, loss)
 
 
+def test_a_penalty_with_a_backward_of_its_own_counts_once() -> None:
+    """In the first step, too, in which the loss function is called on trial."""
+    model, plain, x = net(), net(), data()
+    (0.5 * plain(x).mean() + plain(x).mean()).backward()
+
+    def loss(x: Tensor) -> Tensor:
+        (0.5 * model(x).mean()).backward()
+        return model(x).mean()
+
+    with codedgrad.CodedGradient(model) as coded:
+        for _ in range(2):
+            model.zero_grad()
+            step(coded, loss)
+            for p, want in zip(model.parameters(), plain.parameters(), strict=True):
+                torch.testing.assert_close(p.grad, want.grad)
+
+
 def test_zeroing_gradients_inside_the_loss_function_changes_nothing() -> None:
     model, x = net(), data()
     model(x).mean().backward()
