@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("codedgrad")
 
-STEPS = 20  # steps that are looked at, the first of which is not counted
+STEPS = 12  # steps that are looked at, the first of which is not counted
 _SHARE = 0.15  # of a step; less is not worth processes
 _LEAST_S = 0.001  # a millisecond a step
 _TEXT = (
