@@ -224,6 +224,10 @@ class Bureau:
             **self.counts.to_dict(),
         }
 
+    def latencies(self) -> tuple[list[int], float]:
+        """Return the answers by `counts.BOUNDS_S`, and the sum of their seconds."""
+        return list(self.counts.by_bound), self.counts.seconds
+
     def close(self) -> None:
         """End with all other workers. Collective."""
         if self.closed:

@@ -260,6 +260,13 @@ class CodedPredictor:
         errors = 0 if self._second is None else self._second.errors
         return {**self._bureau.stats(), "stand_in_errors": errors}
 
+    def latencies(self) -> tuple[list[int], float]:
+        """Return how many answers came within each of `counts.BOUNDS_S`, and the sum.
+
+        The sum is of all answers' seconds.
+        """
+        return self._bureau.latencies()
+
     # ---- the end ----
 
     def close(self) -> None:
