@@ -199,7 +199,7 @@ class Says:
     def __init__(self, values: Any, doubts: Any) -> None:
         self.said = values, doubts
 
-    def __call__(self, x: Tensor) -> Any:
+    def __call__(self, _: Tensor) -> Any:
         return self.said
 
 
@@ -246,7 +246,7 @@ class Slow:
         self.go = threading.Event()
         self.begun: list[Any] = []
 
-    def compute(self, inputs: Any, visitor: Any, number: Any, draws: Any) -> Any:
+    def compute(self, inputs: Any, visitor: Any, number: Any, _: Any) -> Any:
         self.begun.append(number)
         while not self.go.wait(1e-3):
             visitor.visit()
@@ -259,14 +259,14 @@ class Told:
     def __init__(self) -> None:
         self.said: list[tuple[str, Any]] = []
 
-    def computed(self, query: Query, value: Any, seconds: float) -> None:
+    def computed(self, query: Query, value: Any, _: float) -> None:
         self.said.append(("computed", query.number))
         query.settle(answer(value))
 
-    def helped(self, ask: Ask, value: Any, seconds: float) -> None:
+    def helped(self, ask: Ask, *_: Any) -> None:
         self.said.append(("helped", ask.number))
 
-    def not_helped(self, ask: Ask, text: str) -> None:
+    def not_helped(self, ask: Ask, _: str) -> None:
         self.said.append(("not helped", ask.number))
 
     def inputs_of(self, ask: Ask) -> tuple[Any, ...]:
@@ -320,7 +320,7 @@ class Heard:
         if len(self.came) == 1:
             raise ValueError("made up")
 
-    def lost(self, worker: int, text: str) -> None:
+    def lost(self, *_: Any) -> None:
         raise AssertionError
 
     def look(self) -> bool:

@@ -255,8 +255,10 @@ def test_a_quantile_is_learned() -> None:
         x = queries(1)[0]
         assert all(predictor(x).exact for _ in range(20))
         assert SLEEP_S <= predictor.deadline_s < 1.0
-        answers = [predictor(x) for _ in range(60)]
-        assert 5 <= sum(a.exact for a in answers) <= 55
+        late = [not predictor(x).exact for _ in range(20)]
+        while sum(late) < 5:
+            assert len(late) < 500
+            late.append(not predictor(x).exact)
 
 
 # ---- bad input ----

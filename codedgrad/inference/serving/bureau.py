@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from codedgrad.errors import ConfigError
+from codedgrad.errors import CodedGradError, ConfigError
 from codedgrad.inference.serving import messages
 from codedgrad.inference.serving.counts import Counts
 from codedgrad.inference.serving.hands import Ask, Hands
@@ -98,12 +98,22 @@ class Bureau:
         query.then = self._end
         return True
 
-    def compute(self, query: Query) -> None:
-        """Let this worker compute a query, and others help when it is late."""
-        self._hands.add(query)
-        if self._hedging is None:
-            return
-        wait_s = self._hedging.first_s(query.shape)
+    def compute(self, query: Query, *, here: bool = False) -> None:
+        """Let this worker compute a query, and others help when it is late.
+
+        Args:
+            query: of this worker's.
+            here: it is computed in this thread; it is done when this returns.
+        """
+        if not here:
+            self._hands.add(query)
+        if self._hedging is not None:
+            self._hedge(query, self._hedging)
+        if here:
+            self._hands.compute_here(query)
+
+    def _hedge(self, query: Query, hedging: Hedging) -> None:
+        wait_s = hedging.first_s(query.shape)
         if wait_s == 0.0:
             self.ask_now(query)
         else:
@@ -258,7 +268,8 @@ class Bureau:
         """End on this worker alone; see `codedgrad.job.runtime.Part`."""
         self.closed = True
         well = self._hands.stop(timeout_s)
-        self._hands.end_all("the predictor was closed before this query was computed")
+        for query in list(self._open.values()):
+            query.fail(CodedGradError("the predictor ended before this query did"))
         well = self._post.stop(timeout_s) and well
         self._served.restore()
         return well

@@ -1,4 +1,8 @@
-"""The thread of a worker that computes passes: its own queries first, then others'.
+"""Computes passes, one at a time: a worker's own queries first, then others'.
+
+They are computed in a thread of its own, so that whoever waits for an answer can take
+another one meanwhile. A caller that wants nothing but the model's answer computes it
+in its own thread, which saves the time of waking another one.
 
 A pass that nobody needs any more is left at the next boundary between two modules. So
 is one for another worker as soon as a query of one's own has come; it is taken up
@@ -13,7 +17,6 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Any, Protocol
 
-from codedgrad.errors import CodedGradError
 from codedgrad.step.boundaries import Abandoned
 
 if TYPE_CHECKING:
@@ -77,6 +80,8 @@ class Hands:
         self._asks: deque[Ask] = deque()
         self._busy: Query | Ask | None = None
         self._stopped = False
+        self._turn = threading.Lock()  # held while a pass is computed
+        self._callers = 0  # that compute, or wait for their turn
         self._passes = 0
         self._usual_s = 0.0
         self.abandoned = 0  # passes that were left
@@ -103,6 +108,19 @@ class Hands:
             self._own.append(query)
             self._there.notify()
 
+    def compute_here(self, query: Query) -> None:
+        """Compute a query of this worker's own in the thread of the caller."""
+        with self._there:
+            self._callers += 1
+        try:
+            with self._turn:
+                self._compute(query)
+        finally:
+            with self._there:
+                self._callers -= 1
+                if self._callers == 0 and (self._own or self._asks):
+                    self._there.notify()
+
     def help(self, ask: Ask) -> None:
         """Compute a query of another worker, when there is none of its own."""
         with self._there:
@@ -123,7 +141,7 @@ class Hands:
             while not self._stopped:
                 if self._own:
                     self._busy = self._own.popleft()
-                elif self._asks:
+                elif self._asks and self._callers == 0:
                     self._busy = self._asks.popleft()
                 if self._busy is not None:
                     return self._busy
@@ -132,10 +150,11 @@ class Hands:
 
     def _run(self) -> None:
         while (task := self._next()) is not None:
-            if isinstance(task, Ask):
-                self._help(task)
-            else:
-                self._compute(task)
+            with self._turn:
+                if isinstance(task, Ask):
+                    self._help(task)
+                else:
+                    self._compute(task)
 
     def _compute(self, query: Query) -> None:
         if query.done:
@@ -187,12 +206,7 @@ class Hands:
         """Return whether the pass for a task is to be left."""
         if task.done or self._stopped:
             return True
-        return bool(self._own) and isinstance(task, Ask)
-
-    def end_all(self, text: str) -> None:
-        """Let all queries of this worker's own fail, once the thread has ended."""
-        while self._own:
-            self._own.popleft().fail(CodedGradError(text))
+        return isinstance(task, Ask) and bool(self._own or self._callers)
 
 
 class _Watch:

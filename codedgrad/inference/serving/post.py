@@ -49,6 +49,7 @@ class Post:
         self._ids = 0
         self._sends: dict[int, bytes] = {}
         self._receives: dict[int, tuple[int, int, bytearray]] = {}
+        self._here: set[int] = set()  # of the receives, those that are complete
         self._stop = threading.Event()
         self._thread = threading.Thread(
             target=self._run, name="codedgrad-post", daemon=True
@@ -104,12 +105,10 @@ class Post:
         """Hand over what has come; returns whether anything has."""
         with self._lock:
             gone = self._take_all()
-            complete = []
             for number in self._transport.poll():
-                if number in self._receives:
-                    complete.append(self._receives.pop(number))
-                else:
-                    self._sends.pop(number, None)
+                if self._sends.pop(number, None) is None:
+                    self._here.add(number)
+            complete = self._in_order()
         if gone is not None:
             self._hearer.lost(*gone)
         for source, kind, data in complete:
@@ -118,6 +117,17 @@ class Post:
             except Exception:  # as if it had not come
                 log.exception("a message of worker %d is dropped", source)
         return bool(complete)
+
+    def _in_order(self) -> list[tuple[int, int, bytearray]]:
+        """Return what is here, but of each worker only what follows nothing missing."""
+        complete, behind = [], set()
+        for number, one in list(self._receives.items()):
+            if number in self._here and one[0] not in behind:
+                self._here.discard(number)
+                complete.append(self._receives.pop(number))
+            else:
+                behind.add(one[0])
+        return complete
 
     def _take_all(self) -> tuple[int, str] | None:
         """Begin to receive all that is announced; returns a worker that has gone."""

@@ -125,7 +125,12 @@ class CodedPredictor:
 
     def __call__(self, *inputs: Any) -> Answer:
         """Answer one batch of queries; see `submit` and `result`."""
-        return self.result(self.submit(*inputs))
+        if not self._policy.exact:
+            return self.result(self.submit(*inputs))
+        query = self._admit(inputs)
+        self._bureau.compute(query, here=True)
+        self._wait(query)
+        return query.outcome()
 
     def submit(self, *inputs: Any) -> Query:
         """Take a batch of queries; any thread may call this.
@@ -140,8 +145,23 @@ class CodedPredictor:
                 is closed.
             WorkerError: the job has failed.
         """
+        query = self._admit(inputs)
+        try:
+            self._begin(query)
+        except BaseException as error:
+            query.fail(error)
+            raise
+        return query
+
+    def _admit(self, inputs: tuple[Any, ...]) -> Query:
+        """Return a new query that counts as under way."""
         bureau = self._bureau
         rows = _rows(inputs)
+        if _autocasts():
+            raise ConfigError(
+                "autocast is on where the query comes from, and would be off on the "
+                "worker that helps; put it into the model's forward"
+            )
         if bureau.closed:
             raise ConfigError("the predictor is closed; make another one")
         bureau.job.check()
@@ -151,11 +171,6 @@ class CodedPredictor:
                 f"{self._most} queries are under way, as many as this worker takes "
                 f"(max_pending={self._most}); ask again later, or elsewhere"
             )
-        try:
-            self._begin(query)
-        except BaseException as error:
-            query.fail(error)
-            raise
         return query
 
     def _begin(self, query: Query) -> None:
@@ -294,6 +309,10 @@ class CodedPredictor:
             self.close()
         else:
             self._bureau.stop(_TICK_S)
+
+
+def _autocasts() -> bool:
+    return any(map(torch.is_autocast_enabled, ("cpu", "cuda")))
 
 
 def _rows(inputs: tuple[Any, ...]) -> int:
