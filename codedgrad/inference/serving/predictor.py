@@ -182,7 +182,8 @@ class CodedPredictor:
             return
         self._look(query)
         guess = query.guess
-        if guess is not None and not bool(guess.trusted.all()):
+        doubtful = guess is not None and not bool(guess.trusted.all())
+        if doubtful and not query.asked:
             bureau.ask_now(query)
 
     def result(self, query: Query) -> Answer:
