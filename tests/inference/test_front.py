@@ -175,6 +175,8 @@ def test_integers_stay_integers() -> None:
     assert row.dtype == torch.int64
     (row,) = rows_of_body(b'{"inputs": [[1, 2]], "dtype": "float16"}')
     assert row.dtype == torch.float16
+    (row,) = rows_of_body(b'{"inputs": [[1, 2]]}', torch.float32)
+    assert row.dtype == torch.float32
 
 
 def test_a_batcher_refuses_all_of_a_request(served: Served) -> None:

@@ -158,8 +158,8 @@ def test_the_first_answer_counts() -> None:
     query.then = ended.append
     assert not query.done
     assert not query.wait(0)
-    assert query.settle(answer(1))
-    assert not query.settle(answer(2))
+    assert query.take(answer(1))
+    assert not query.take(answer(2))
     assert not query.fail(ValueError())
     assert query.outcome().value == 1
     assert ended == [query]
@@ -261,7 +261,7 @@ class Told:
 
     def computed(self, query: Query, value: Any, _: float) -> None:
         self.said.append(("computed", query.number))
-        query.settle(answer(value))
+        query.take(answer(value))
 
     def helped(self, ask: Ask, *_: Any) -> None:
         self.said.append(("helped", ask.number))
@@ -300,7 +300,7 @@ def test_a_pass_that_nobody_needs_is_left() -> None:
     own = Query(0, (5,), 1, SHAPE, math.inf)
     hands.add(own)
     until(lambda: len(model.begun) == 1)
-    assert own.settle(answer())
+    assert own.take(answer())
     hands.help(Ask(1, 4, False, b""))
     until(lambda: len(model.begun) == 2)
     hands.forget(1, 4)

@@ -45,12 +45,18 @@ class Front:
         predictor: answers batches.
         batcher: makes them.
         job: all workers.
+        dtype: of inputs that do not say theirs; None: as JSON has them.
     """
 
     def __init__(
-        self, predictor: CodedPredictor, batcher: Batcher, job: Runtime
+        self,
+        predictor: CodedPredictor,
+        batcher: Batcher,
+        job: Runtime,
+        dtype: torch.dtype | None = None,
     ) -> None:
         self._predictor, self._batcher, self._job = predictor, batcher, job
+        self._dtype = dtype
         self._metrics = Metrics(predictor, batcher, job.rank)
 
     def app(self) -> Starlette:
@@ -66,7 +72,7 @@ class Front:
     async def predict(self, request: Request) -> Response:
         """Answer the queries of a request."""
         try:
-            rows = rows_of_body(await _body(request))
+            rows = rows_of_body(await _body(request), self._dtype)
         except ConfigError as error:
             return _error(400, error)
         loop = asyncio.get_running_loop()
@@ -119,7 +125,7 @@ async def _body(request: Request) -> bytes:
     return bytes(found)
 
 
-def rows_of_body(body: bytes) -> list[Tensor]:
+def rows_of_body(body: bytes, dtype: torch.dtype | None = None) -> list[Tensor]:
     """Return the queries of a request, one tensor each.
 
     Raises:
@@ -136,7 +142,6 @@ def rows_of_body(body: bytes) -> list[Tensor]:
         raise ConfigError(f"the body has {unknown}; known are {sorted(_WORDS)}")
     if not told["inputs"]:
         raise ConfigError(f"the list of inputs is empty; {wanted}")
-    dtype = None
     if "dtype" in told:
         dtype = dtype_named(str(told["dtype"]))
     return [_row(i, one, dtype) for i, one in enumerate(told["inputs"])]

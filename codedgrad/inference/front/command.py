@@ -54,6 +54,9 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     command.add_argument(
         "--max-queue", type=int, default=defaults.queue, help="above it: status 503"
     )
+    command.add_argument(
+        "--dtype", help="of inputs that do not say theirs (as JSON has them)"
+    )
     command.set_defaults(run=run)
 
 
@@ -72,7 +75,9 @@ def run(args: argparse.Namespace) -> int:
         raise missing_extra("serve", error) from error
     from codedgrad.inference.front.app import Front
     from codedgrad.job import lifecycle, runtime
+    from codedgrad.job.objects import dtype_named
 
+    dtype = None if args.dtype is None else dtype_named(args.dtype)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     make = maker_of(args.maker)
     lifecycle.init()
@@ -81,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
     batcher = Batcher(predictor, settings)
     port = args.port and args.port + job.place.local_rank
     with listening(args.host, port) as door:
-        app = Front(predictor, batcher, job).app()
+        app = Front(predictor, batcher, job, dtype).app()
         config = uvicorn.Config(app, log_level="warning", lifespan="off")
         host, number = door.getsockname()[:2]
         print(f"worker {job.rank} answers at http://{host}:{number}", flush=True)

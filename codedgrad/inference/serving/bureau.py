@@ -1,6 +1,6 @@
 """What a predictor has set up on one worker: hands, post, and the queries under way.
 
-submit -> admit -> compute -> hands ----------------> settle
+submit -> admit -> compute -> hands ----------------> answer
              |                                          ^
              +-- late --> post: ASK ... REPLY ----------+
 """
@@ -151,16 +151,16 @@ class Bureau:
             self._seen.answered(query.answer.who)
         self._ended(query)
 
-    def _settle(self, query: Query, value: Any, who: int) -> None:
+    def _answer(self, query: Query, value: Any, who: int) -> None:
         none = torch.zeros(query.rows, dtype=torch.float64)
-        query.settle(Answer(value, True, none, who, query.seconds()))
+        query.take(Answer(value, True, none, who, query.seconds()))
 
     # ---- what the hands have computed; see `hands.Results` ----
 
     def computed(self, query: Query, value: Any, seconds: float) -> None:
         """Answer a query of this worker's."""
         self._seen.note(query.shape, self.job.rank, seconds)
-        self._settle(query, value, self.job.rank)
+        self._answer(query, value, self.job.rank)
 
     def helped(self, ask: Ask, value: Any, seconds: float) -> None:
         """Send the output to the query's owner."""
@@ -201,7 +201,7 @@ class Bureau:
         if reply.status != messages.VALUE or query is None:
             return
         self._seen.note(query.shape, source, reply.seconds)
-        self._settle(query, self._served.here(reply.value), source)
+        self._answer(query, self._served.here(reply.value), source)
 
     def lost(self, worker: int, text: str) -> None:
         """Hear that a worker is lost; the others go on."""

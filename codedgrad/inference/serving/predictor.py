@@ -243,7 +243,7 @@ class CodedPredictor:
         if guess is None or not bool(guess.trusted.all()):
             return False
         rank, seconds = self._bureau.job.rank, query.seconds()
-        query.settle(Answer(guess.values, False, guess.doubts, rank, seconds))
+        query.take(Answer(guess.values, False, guess.doubts, rank, seconds))
         return True
 
     def _ended(self, query: Query) -> None:

@@ -50,7 +50,7 @@ class Guess(NamedTuple):
 
 
 class Query:
-    """A batch of queries under way; the first answer that comes settles it.
+    """A batch of queries under way; the first answer that comes counts.
 
     Attributes:
         number: of the query among those of its owner.
@@ -97,7 +97,7 @@ class Query:
         """Return the seconds since it came."""
         return time.monotonic() - self.begun_s
 
-    def settle(self, answer: Answer) -> bool:
+    def take(self, answer: Answer) -> bool:
         """Take an answer; returns False if another one was first."""
         return self._end(answer, None)
 
