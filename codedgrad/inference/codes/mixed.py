@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from codedgrad.errors import ConfigError
 from codedgrad.inference.codes.interface import Systematic
-from codedgrad.inference.codes.parity import divergence
+from codedgrad.inference.learned.outputs import divergence
 from codedgrad.inference.learned.stages import frozen
 
 _HIDDEN = 64  # of the decoder

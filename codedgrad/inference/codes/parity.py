@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from codedgrad.errors import ConfigError
 from codedgrad.inference.codes.interface import Systematic
+from codedgrad.inference.learned.outputs import divergence
 
 
 class ParitySum(Systematic):
@@ -124,16 +125,3 @@ class Collage(Systematic):
         """Return the divergence of the network's answers from the model's."""
         found = self.back_up(self.redundant(queries))
         return divergence(found, exact)
-
-
-def divergence(found: Tensor, exact: Tensor, temperature: float = 2.0) -> Tensor:
-    """Returns what distillation minimises, for logits along the last dimension."""
-    soft = F.kl_div(
-        F.log_softmax(found.flatten(0, -2) / temperature, 1),
-        F.log_softmax(exact.flatten(0, -2) / temperature, 1),
-        reduction="batchmean",
-        log_target=True,
-    )
-    centred = found - found.mean(-1, keepdim=True)
-    wanted = exact - exact.mean(-1, keepdim=True)
-    return soft * temperature**2 + 0.02 * F.mse_loss(centred, wanted)

@@ -1,11 +1,12 @@
 """The exact split code: one linear map behind a body, f(x) = W h(x) + b.
 
-The redundant worker runs the body for all k queries, adds the features, and applies the
-map once: P = W sum_i h(x_i) + b. The missing answer is a difference,
+The redundant worker runs the body for all k queries, adds the features with signs s_i
+that alternate, and applies the map once: P = W sum_i s_i h(x_i). The missing answer is
 
-    f(x_j) = P - sum_{i != j} (f(x_i) - b),
+    f(x_j) = b + s_j (P - sum_{i != j} s_i (f(x_i) - b)),
 
-exact up to rounding whatever the body is. It is Lee et al.'s coded matrix product
+exact up to rounding whatever the body is; features are often positive, and signs keep
+their sum, and so its rounding, small. It is Lee et al.'s coded matrix product
 (Speeding up distributed machine learning using codes, 2018) behind a nonlinear body,
 and pays where the map is most of the work: 1/k of it, and the body, are extra.
 """
@@ -16,6 +17,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from codedgrad.errors import ConfigError
 from codedgrad.inference.codes.interface import EXACT, Systematic
@@ -48,20 +50,21 @@ class SplitLinear(Systematic):
         return queries
 
     def back_up(self, sent: Tensor) -> Tensor:
-        """Return W sum_i h(x_i) + b."""
+        """Return W sum_i s_i h(x_i)."""
         features = self._body(sent.flatten(0, 1)).unflatten(0, sent.shape[:2])
-        found: Tensor = self._last(features.sum(1))
-        return found
+        return F.linear(_signed(features), self._last.weight)
 
     def fill(
         self, own: Mapping[int, Tensor], parity: Tensor, missing: Sequence[int]
     ) -> dict[int, Tensor]:
         """Return the difference, added up in float64."""
-        found = parity.double()
-        for answer in own.values():
-            found = found - answer.double()
+        bias: Tensor | float = 0.0
         if self._last.bias is not None:
-            found = found + (self.k - 1) * self._last.bias.double()
+            bias = self._last.bias.double()
+        found = parity.double()
+        for query, answer in own.items():
+            found = found - (-1) ** query * (answer.double() - bias)
+        found = bias + (-1) ** missing[0] * found
         return {missing[0]: found.to(parity.dtype)}
 
 
@@ -80,6 +83,11 @@ def split_of(model: nn.Module) -> tuple[nn.Module, nn.Linear]:
             "and last layer to SplitLinear"
         )
     return nn.Sequential(*parts[:-1]), parts[-1]
+
+
+def _signed(features: Tensor) -> Tensor:
+    """Returns the sum over queries, [groups, k, ...], with signs that alternate."""
+    return features[:, ::2].sum(1) - features[:, 1::2].sum(1)
 
 
 def relative_error(found: Tensor, exact: Tensor) -> float:

@@ -5,6 +5,7 @@ the model's answers -> width by measured seconds -> trained -> exits -> doubt ->
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ from codedgrad.inference.guard import undisturbed
 from codedgrad.inference.learned.doubt import Doubt
 from codedgrad.inference.learned.exits import Exit
 from codedgrad.inference.learned.gate import Gate, GateSettings
+from codedgrad.inference.learned.sizing import widest
 from codedgrad.inference.learned.stages import frozen
 from codedgrad.inference.learned.stand_in import StandIn
 from codedgrad.inference.learned.subject import subject_of, weights_digest
@@ -26,20 +28,16 @@ from codedgrad.inference.learned.training import (
     train_heads,
     train_trunk,
 )
-from codedgrad.inference.learned.trunk import (
-    WIDTHS,
-    check_features,
-    folded,
-    head,
-    trunk,
-)
+from codedgrad.inference.learned.trunk import check_features, folded, trunk
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from codedgrad.inference.learned.subject import Subject
 
 _GRID = 60  # thresholds that a gate chooses from
+_MARGIN = 0.9  # of the cost, for a machine that is less busy later
+_STAGE = 1 / 3  # of the cost, which a shared stage may take at most
 _KEEP = 0.2  # of the samples are held out where none are given
 _FEWEST = 20  # samples
 
@@ -90,8 +88,7 @@ def distil(
         made.trunk = folded(made.trunk)
         held = subject_of(model, others, stages, subject.outputs.kind)
         _calibrate(made, heads, held, gate or GateSettings())
-        model_s, own_s = _seconds(subject, made, training.timed)
-        made.cost = own_s / model_s
+        made.cost = cost_of(made, model, fitted[: training.timed])
         made.digest = weights_digest(model)
     made.notes = _notes(subject, made)
     for note in made.notes:
@@ -133,25 +130,42 @@ def _divided(
 
 def _sized(subject: Subject, cost: float, training: Distillation) -> StandIn:
     """Returns a stand-in, untrained, of the largest width that the cost allows."""
-    tried = []
+    some, least = subject.inputs[: training.timed], math.inf
+    allowed = _MARGIN * cost
     for shared in [1, 0] if subject.shapes else [0]:
         if training.width is not None:
             return _untrained(subject, shared, training.width)
-        best = None
-        for width in WIDTHS:
+        if shared and _share(subject, some) > _STAGE * allowed:
+            continue  # more of the trunk is worth more
+
+        def build(
+            width: int, shared: int = shared
+        ) -> tuple[StandIn, Callable[[], object]]:
             made = _untrained(subject, shared, width)
-            model_s, own_s = _seconds(subject, made, training.timed)
-            tried.append(own_s / model_s)
-            if own_s > cost * model_s:
-                break
-            best = made
+            quick = copy.copy(made)
+            quick.trunk = folded(made.trunk)
+            return made, lambda: quick(some)
+
+        best, share = widest(
+            build, lambda: subject.model(some), allowed, subject.device
+        )
         if best is not None:
             return best
+        least = min(least, share)
     raise ConfigError(
         f"no stand-in fits {cost:.3g} of the model's time: the narrowest takes "
-        f"{min(tried):.3g}, {training.timed} queries at once; allow a larger cost, or "
+        f"{least:.3g}, {training.timed} queries at once; allow a larger cost, or "
         f"more queries at once (training=Distillation(timed=...))"
     )
+
+
+def _share(subject: Subject, queries: Tensor) -> float:
+    """Returns the seconds of the first stage over the model's."""
+    first = subject.stages[0]
+    model_s, own_s = seconds_of(
+        [lambda: subject.model(queries), lambda: first(queries)], subject.device
+    )
+    return own_s / model_s
 
 
 def _untrained(subject: Subject, shared: int, width: int) -> StandIn:
@@ -159,34 +173,26 @@ def _untrained(subject: Subject, shared: int, width: int) -> StandIn:
     features = subject.shapes[shared - 1] if shared else shape
     check_features(features)
     outputs, device = subject.outputs, subject.device
-    shut = Gate([], GateSettings())
-    exits = {}
-    if shared:
-        net = head(features, outputs.width).to(device).eval()
-        exits[shared] = Exit(net, features, _no_doubt(subject, False), shut)
+    net = trunk(features, width, outputs.width + 1).to(device).eval()
+    blank = subject.answers[:8]
+    signs = outputs.signs(torch.cat([blank, blank[:, :1]], 1))
     return StandIn(
         {
             "outputs": outputs,
             "shape": shape,
             "width": width,
-            "exits": exits,
+            "exits": {},
             "cost": math.nan,
             "notes": (),
             "stages": frozen(subject.stages[:shared]),
-            "trunk": trunk(features, width, outputs.width).to(device).eval(),
+            "trunk": net,
             "features": features,
-            "doubt": _no_doubt(subject, bool(shared)),
-            "gate": shut,
+            # It takes as long as the one that is fitted later.
+            "doubt": Doubt.fit(signs, torch.zeros(len(signs))).to(device),
+            "gate": Gate([], GateSettings()),
             "digest": "",
         }
     )
-
-
-def _no_doubt(subject: Subject, with_exit: bool) -> Doubt:
-    """Returns a doubt that takes as long as a fitted one."""
-    rows = subject.answers[:8]
-    signs = subject.outputs.signs(rows, rows if with_exit else None)
-    return Doubt.fit(signs, signs.new_zeros(len(signs))).to(subject.device)
 
 
 def _calibrate(
@@ -196,12 +202,11 @@ def _calibrate(
     settings: GateSettings,
 ) -> None:
     """Fit doubts on one half of what is held out, and thresholds on the other."""
-    made.exits = {}
     outputs = made.outputs
     for depth, net in heads.items():
         rows = net[-1](held.pooled[depth - 1])
-        signs = outputs.signs(rows, None)
-        found = _fitted(signs, outputs.losses(rows, held.answers), settings)
+        losses = outputs.losses(rows[:, :-1], held.answers)
+        found = _fitted(outputs.signs(rows), losses, settings)
         made.exits[depth] = Exit(net, held.shapes[depth - 1], *found)
     parts = [made.rows_and_signs(chunk) for chunk in held.inputs.split(1024)]
     rows = torch.cat([part[0] for part in parts])
@@ -222,16 +227,12 @@ def _fitted(
     return doubt, gate
 
 
-def _seconds(subject: Subject, made: StandIn, queries: int) -> list[float]:
-    """Returns the model's seconds and the stand-in's, for this many queries at once."""
-    some = subject.inputs[:queries]
-    trained, made.trunk = made.trunk, folded(made.trunk)
-    try:
-        return seconds_of(
-            [lambda: subject.model(some), lambda: made(some)], subject.device
-        )
-    finally:
-        made.trunk = trained
+def cost_of(made: StandIn, model: nn.Module, queries: Tensor) -> float:
+    """Returns a stand-in's measured seconds for these queries, over the model's."""
+    model_s, own_s = seconds_of(
+        [lambda: model(queries), lambda: made(queries)], queries.device
+    )
+    return own_s / model_s
 
 
 def _notes(subject: Subject, made: StandIn) -> tuple[str, ...]:
@@ -242,5 +243,5 @@ def _notes(subject: Subject, made: StandIn) -> tuple[str, ...]:
             "no exits; give stages=[...] whose composition is the model"
         )
     elif not made.shared:
-        notes.append("the model's first stage alone costs too much to be shared")
+        notes.append("the model's first stage takes too much of the cost to be shared")
     return tuple(notes)

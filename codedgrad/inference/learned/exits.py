@@ -40,7 +40,7 @@ class Exit:
     def answer(self, features: Tensor, outputs: Outputs) -> tuple[Tensor, Tensor]:
         """Returns values, as rows, and their doubts."""
         rows = self.net(features)
-        return rows, self.doubt(outputs.signs(rows, None))
+        return rows[:, :-1], self.doubt(outputs.signs(rows))
 
     def state(self) -> dict[str, Any]:
         """Returns what `restored` takes."""
@@ -54,7 +54,7 @@ class Exit:
     @classmethod
     def restored(cls, state: dict[str, Any], outputs: Outputs) -> Self:
         """Returns the exit that `state` describes."""
-        net = head(state["shape"], outputs.width)
+        net = head(state["shape"], outputs.width + 1)
         net.load_state_dict(state["net"])
         return cls(
             net.eval().requires_grad_(False),

@@ -101,17 +101,15 @@ class Gate:
 
     def observe(self, doubts: np.ndarray, losses: np.ndarray) -> None:
         """Takes what late exact answers say of earlier ones, in the order they came."""
-        self.seen += len(doubts)
-        self._keep(doubts, losses)
-        later = len(doubts)
-        for doubt, loss in zip(doubts.tolist(), losses.tolist(), strict=True):
-            later -= 1
-            self._weigh(doubt, loss, later)
-        self._waiting += len(doubts)
-        if self._waiting >= self.settings.every:
-            self._choose()
+        for i in range(len(doubts)):
+            self.seen += 1
+            self._waiting += 1
+            self._keep(doubts[i : i + 1], losses[i : i + 1])
+            self._weigh(float(doubts[i]), float(losses[i]))
+            if self._waiting >= self.settings.every:
+                self._choose()
 
-    def _weigh(self, doubt: float, loss: float, later: int) -> None:
+    def _weigh(self, doubt: float, loss: float) -> None:
         self._since += 1
         if doubt > self.threshold:
             return
@@ -123,8 +121,8 @@ class Gate:
         if self._evidence >= _ALARM:
             self.alarms += 1
             self.threshold = NOTHING
-            self._doubts = self._doubts[-self._since - later :]
-            self._losses = self._losses[-self._since - later :]
+            self._doubts = self._doubts[-self._since :]
+            self._losses = self._losses[-self._since :]
             self._waiting = 0
         if self._evidence >= _ALARM or self._evidence <= 1:
             self._evidence, self._since = 1.0, 0

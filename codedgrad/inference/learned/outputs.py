@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 KINDS = ("logits", "numbers")
 _TEMPERATURE = 2.0  # of distillation (Hinton, Vinyals and Dean, 2015)
+_GUESS = 0.1  # weight of the guess of an answer's own loss
+_LEAST = 1e-6  # under a logarithm
 _SQUARES = 0.02  # weight of the squared error of centred logits beside the divergence
 
 
@@ -94,44 +96,57 @@ class Outputs:
             lost = (errors / self.variance).clamp(max=1.0).nan_to_num(nan=1.0)
         return lost.cpu()
 
-    def distance(self, values: Tensor, exact: Tensor) -> Tensor:
-        """Returns what distillation minimises, as a scalar."""
-        if self.kind == "numbers":
-            return F.mse_loss(values, exact) / self.variance
-        t = _TEMPERATURE
-        soft = F.kl_div(
-            F.log_softmax(values / t, 1),
-            F.log_softmax(exact / t, 1),
-            reduction="batchmean",
-            log_target=True,
-        )
-        centred = values - values.mean(1, keepdim=True)
-        wanted = exact - exact.mean(1, keepdim=True)
-        return soft * t * t + _SQUARES * F.mse_loss(centred, wanted)
+    def distance(self, rows: Tensor, exact: Tensor) -> Tensor:
+        """Returns what distillation minimises, as a scalar.
 
-    def signs(self, values: Tensor, exit_values: Tensor | None) -> Tensor:
-        """Returns what a doubt is computed from, one row of signs a query.
-
-        Of logits these are margin, log-probability of the largest and entropy, and how
-        likely the exit finds the same class; of numbers the size of the answer and its
-        distance from the exit's.
+        Args:
+            rows: answers of the imitation and, in the last column, its own guess of
+                their loss: a logit of being wrong, or the log of the squared error.
+            exact: the model's answers.
         """
+        values, guess = rows[:, :-1], rows[:, -1]
         if self.kind == "numbers":
-            size = values.square().mean(1)
-            found = [(size / self.variance + 1e-9).log()]
-            if exit_values is not None:
-                gap = (values - exit_values).square().mean(1) / self.variance
-                found.append((gap + 1e-9).log())
-            return torch.stack(found, 1)
+            errors = (values - exact).square().mean(1) / self.variance
+            known = errors.detach() + _LEAST
+            guessed = (known * torch.exp(-guess) + guess).mean()
+            return errors.mean() + _GUESS * guessed
+        wrong = (values.argmax(1) != exact.argmax(1)).to(guess.dtype)
+        guessed = F.binary_cross_entropy_with_logits(guess, wrong)
+        return divergence(values, exact) + _GUESS * guessed
+
+    def signs(self, rows: Tensor) -> Tensor:
+        """Returns what a doubt is computed from, one row of signs an answer.
+
+        Of logits these are margin, log-probability of any other class, entropy, and the
+        guess of `distance`; of numbers the size of the answer and the guess.
+        """
+        values, guess = rows[:, :-1], rows[:, -1]
+        if self.kind == "numbers":
+            size = values.square().mean(1) / self.variance
+            return torch.stack([(size + _LEAST).log(), guess], 1)
         logs = values.log_softmax(1)
-        (first, second), best = logs.topk(2).values.unbind(1), values.argmax(1)
+        first, second = logs.topk(2).values.unbind(1)
         other = torch.log(-torch.expm1(first.clamp(max=-1e-7)))
-        entropy = -(logs.exp() * logs).sum(1)
-        found = [first - second, other, entropy]
-        if exit_values is not None:
-            alike = exit_values.log_softmax(1).gather(1, best[:, None])[:, 0]
-            found.append(alike)
-        return torch.stack(found, 1)
+        entropy = (logs.exp() * logs).sum(1)
+        return torch.stack([first - second, other, entropy, guess], 1)
+
+
+def divergence(values: Tensor, exact: Tensor) -> Tensor:
+    """Returns how far logits are from the model's, [..., classes]: a scalar.
+
+    It is the Kullback-Leibler divergence at a temperature, and a little of the squared
+    error of centred logits, which orders what the softmax cannot see.
+    """
+    t = _TEMPERATURE
+    soft = F.kl_div(
+        F.log_softmax(values.flatten(0, -2) / t, 1),
+        F.log_softmax(exact.flatten(0, -2) / t, 1),
+        reduction="batchmean",
+        log_target=True,
+    )
+    centred = values - values.mean(-1, keepdim=True)
+    wanted = exact - exact.mean(-1, keepdim=True)
+    return soft * t * t + _SQUARES * F.mse_loss(centred, wanted)
 
 
 def check(answers: Any) -> None:

@@ -103,10 +103,8 @@ class StandIn:
 
     def rows_and_signs(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         """Returns its answers as rows, and what their doubts are computed from."""
-        features = self.stages(inputs)
-        rows = self.trunk(features)
-        early = self.exits.get(self.shared)
-        return rows, self.outputs.signs(rows, early.net(features) if early else None)
+        rows = self.trunk(self.stages(inputs))
+        return rows[:, :-1], self.outputs.signs(rows)
 
     def exit(self, depth: int, features: Tensor) -> tuple[Tensor, Tensor]:
         """Answer from an unfinished pass of the model.
@@ -232,7 +230,7 @@ class StandIn:
         copied = frozen(stages_of(model, stages)[: state["shared"]])
         copied.load_state_dict(state["stages"])
         outputs = Outputs(**state["outputs"])
-        net = trunk(state["features"], state["width"], outputs.width, norm=False)
+        net = trunk(state["features"], state["width"], outputs.width + 1, norm=False)
         net.load_state_dict(state["trunk"])
         state["outputs"], state["stages"] = outputs, copied
         state["trunk"] = net.eval().requires_grad_(False)

@@ -72,7 +72,16 @@ def subject_of(
     answers, pooled = _answers(model, inputs, found, shapes)
     outputs = Outputs.of(answers, kind)
     rows = outputs.rows(answers)
-    return Subject(model, found, inputs, rows, outputs, shapes, pooled, answers.device)
+    return Subject(
+        model=model,
+        stages=found,
+        inputs=inputs,
+        answers=rows,
+        outputs=outputs,
+        shapes=shapes,
+        pooled=pooled,
+        device=answers.device,
+    )
 
 
 def _answers(

@@ -71,7 +71,7 @@ def train_heads(subject: Subject, training: Distillation) -> dict[int, nn.Sequen
     ):
         if not pooled.numel():
             continue
-        net = head(shape, subject.outputs.width).to(subject.device)
+        net = head(shape, subject.outputs.width + 1).to(subject.device)
         _train(net[-1], pooled.__getitem__, subject, training)
         heads[depth] = net.eval().requires_grad_(False)
     return heads

@@ -18,7 +18,6 @@ from codedgrad.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-WIDTHS = (4, 8, 12, 16, 24, 32, 40, 48, 64, 80, 96, 128, 192, 256, 384, 512)
 _SMALL = 4  # positions a side that the last layer sees
 _HEAD = 2  # positions a side that an exit sees
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -19,6 +19,15 @@ from codedgrad.inference.learned import Distillation, distil
 
 K = 4
 QUICK = Distillation(steps=60, width=4, lr=1e-2)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Small networks are slower on more threads, where other tests run beside."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def network() -> nn.Sequential:
@@ -97,12 +106,11 @@ def test_availability_says_what_decoding_gives(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "extra"),
-    [("replica", 1.0), ("two replicas", 0.5), ("batch replica", 1.0), ("Berrut", 0.5)],
+    [("replica", 1.0), ("two replicas", 0.5), ("batch replica", 1.0)],
 )
 def test_the_work_of_what_is_plain(name: str, extra: float) -> None:
     code = MAKERS[name]()
-    small = 0.1 if name == "Berrut" else 1e-9  # its decoder multiplies a little
-    assert code.cost(queries()) == pytest.approx(extra, abs=small)
+    assert code.cost(queries()) == pytest.approx(extra)
 
 
 def berrut_at(z: float, nodes: list[float], values: list[Tensor]) -> Tensor:
