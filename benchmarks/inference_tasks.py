@@ -86,7 +86,7 @@ def series(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     template = torch.tensor(TEMPLATES)
     template = template - template.mean(1, keepdim=True)
     template = template / template.std(1, keepdim=True, unbiased=False)
-    template = template - template[:, :1]
+    template = (template - template[:, :1]) / 6
     y = torch.randint(10, (count,), generator=generator)
     full = template.shape[1] + PADDING[1]
 
@@ -95,7 +95,7 @@ def series(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
 
     # Padded by p zeros, then dilated to the full length: position t of the result is
     # position t (12 + p - 1) / (full - 1) of the padded template.
-    padding = (PADDING[0] + draw() * (PADDING[1] - PADDING[0])).floor()
+    padding = (PADDING[0] + draw() * (PADDING[1] - PADDING[0] + 1)).floor()
     t = torch.arange(full) * (template.shape[1] + padding - 1) / (full - 1)
     padded = F.pad(template[y] + 1e-8, (0, full))
     low = t.floor().long()
@@ -128,7 +128,7 @@ def series_data(seed: int, toy: bool = False) -> Data:
 
 
 def digits_model() -> nn.Sequential:
-    """Build a network of four convolutions, in stages."""
+    """Build a network of five convolutions, in stages."""
 
     def stage(a: int, b: int, stride: int = 1) -> nn.Sequential:
         conv = nn.Conv2d(a, b, 3, stride=stride, padding=1, bias=False)
@@ -138,13 +138,14 @@ def digits_model() -> nn.Sequential:
         stage(1, 32),
         stage(32, 64),
         stage(64, 128, stride=2),
-        stage(128, 128),
-        nn.Sequential(nn.Flatten(), nn.Linear(2048, 10)),
+        stage(128, 192),
+        stage(192, 192),
+        nn.Sequential(nn.Flatten(), nn.Linear(3072, 10)),
     )
 
 
 def series_model() -> nn.Sequential:
-    """Build a network of four convolutions over series, in stages."""
+    """Build a network of five convolutions over series, in stages."""
 
     def stage(a: int, b: int, stride: int = 1) -> nn.Sequential:
         conv = nn.Conv1d(a, b, 5, stride=stride, padding=2, bias=False)
@@ -154,8 +155,9 @@ def series_model() -> nn.Sequential:
         stage(1, 32),
         stage(32, 128),
         stage(128, 128, stride=2),
-        stage(128, 128),
-        nn.Sequential(nn.Flatten(), nn.Linear(2560, 10)),
+        stage(128, 192),
+        stage(192, 192),
+        nn.Sequential(nn.Flatten(), nn.Linear(3840, 10)),
     )
 
 
@@ -178,7 +180,7 @@ TASKS = {
 }
 
 
-def trained(task: Task, data: Data, seed: int, steps: int = 1200) -> nn.Sequential:
+def trained(task: Task, data: Data, seed: int, steps: int = 700) -> nn.Sequential:
     """Train a task's model by AdamW, one cycle."""
     torch.manual_seed(seed)
     model = task.model()

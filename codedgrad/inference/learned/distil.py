@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 _GRID = 60  # thresholds that a gate chooses from
 _MARGIN = 0.9  # of the cost, for a machine that is less busy later
-_STAGE = 1 / 3  # of the cost, which a shared stage may take at most
+_NARROWER = 0.5  # a trunk may be, for the model's first stage before it
 _KEEP = 0.2  # of the samples are held out where none are given
 _FEWEST = 20  # samples
 
@@ -81,7 +81,7 @@ def distil(
     with undisturbed([model]):
         torch.manual_seed(training.seed)
         subject = subject_of(model, fitted, stages, outputs)
-        made = _sized(subject, cost, training)
+        made = sized(subject, cost, training)
         with torch.enable_grad():
             train_trunk(made.trunk, made.stages, subject, training)
             heads = train_heads(subject, training)
@@ -128,15 +128,16 @@ def _divided(
     return samples, held_out[order]
 
 
-def _sized(subject: Subject, cost: float, training: Distillation) -> StandIn:
+def sized(subject: Subject, cost: float, training: Distillation) -> StandIn:
     """Returns a stand-in, untrained, of the largest width that the cost allows."""
     some, least = subject.inputs[: training.timed], math.inf
-    allowed = _MARGIN * cost
-    for shared in [1, 0] if subject.shapes else [0]:
-        if training.width is not None:
-            return _untrained(subject, shared, training.width)
-        if shared and _share(subject, some) > _STAGE * allowed:
-            continue  # more of the trunk is worth more
+    if training.width is not None:
+        share = bool(subject.shapes) and training.share is not False
+        return _untrained(subject, int(share), training.width)
+    best: StandIn | None = None
+    for shared in [0, 1] if subject.shapes else [0]:
+        if training.share not in (None, bool(shared)):
+            continue
 
         def build(
             width: int, shared: int = shared
@@ -146,26 +147,19 @@ def _sized(subject: Subject, cost: float, training: Distillation) -> StandIn:
             quick.trunk = folded(made.trunk)
             return made, lambda: quick(some)
 
-        best, share = widest(
-            build, lambda: subject.model(some), allowed, subject.device
+        found, share_s = widest(
+            build, lambda: subject.model(some), _MARGIN * cost, subject.device
         )
-        if best is not None:
-            return best
-        least = min(least, share)
+        least = min(least, share_s)
+        if found and (best is None or found.width >= _NARROWER * best.width):
+            best = found
+    if best is not None:
+        return best
     raise ConfigError(
         f"no stand-in fits {cost:.3g} of the model's time: the narrowest takes "
         f"{least:.3g}, {training.timed} queries at once; allow a larger cost, or "
         f"more queries at once (training=Distillation(timed=...))"
     )
-
-
-def _share(subject: Subject, queries: Tensor) -> float:
-    """Returns the seconds of the first stage over the model's."""
-    first = subject.stages[0]
-    model_s, own_s = seconds_of(
-        [lambda: subject.model(queries), lambda: first(queries)], subject.device
-    )
-    return own_s / model_s
 
 
 def _untrained(subject: Subject, shared: int, width: int) -> StandIn:
@@ -243,5 +237,7 @@ def _notes(subject: Subject, made: StandIn) -> tuple[str, ...]:
             "no exits; give stages=[...] whose composition is the model"
         )
     elif not made.shared:
-        notes.append("the model's first stage takes too much of the cost to be shared")
+        notes.append(
+            "the model's first stage costs more than it is worth, so it is not shared"
+        )
     return tuple(notes)

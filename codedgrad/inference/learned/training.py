@@ -31,6 +31,8 @@ class Distillation:
         decay: weight decay.
         timed: queries of a call whose seconds are measured, as many as are served.
         width: of the trunk; None: the largest that the cost allows.
+        share: whether the model's first stage comes before the trunk; None: if that
+            leaves the trunk at least half of the width that it has without.
         seed: of the first weights and the order of the samples.
     """
 
@@ -40,6 +42,7 @@ class Distillation:
     decay: float = 1e-3
     timed: int = 32
     width: int | None = None
+    share: bool | None = None
     seed: int = 0
 
 
