@@ -47,8 +47,8 @@ Every exact answer is observed. *Falls back*: answers until nothing is trusted.
 
 One seed, 600 steps of 64 samples (or groups) for everything that is trained, widths by
 measured time in the same family of networks. *Agreement*: on a query whose owner is
-missing, all other answers being there. *Trusted*: the share that may be answered with at
-most 0.5 % disagreement, 95 % confidence; codes have no doubt, so it is all or none.
+missing, all other answers being there. *Trusted*: the share that may be answered with
+at most 0.5 % disagreement, 95 % confidence; codes have no doubt, so it is all or none.
 
 {codes}
 
