@@ -30,6 +30,7 @@ MODULES = (
     "codedgrad.hvd",
     "codedgrad.codes",
     "codedgrad.inference.learned",
+    "codedgrad.inference.search",
     "codedgrad.integrations.ddp",
     "codedgrad.monitor",
     "codedgrad.ops",

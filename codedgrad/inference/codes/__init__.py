@@ -6,7 +6,7 @@ exact split code, `parity` and `mixed` learned parities, which `fitting` trains.
 """
 
 from codedgrad.inference.codes.fitting import fit
-from codedgrad.inference.codes.interface import QueryCode
+from codedgrad.inference.codes.interface import Learned, QueryCode
 from codedgrad.inference.codes.interpolated import Berrut, Splines, SystematicBerrut
 from codedgrad.inference.codes.mixed import Mixed
 from codedgrad.inference.codes.parity import Collage, ParitySum
@@ -17,6 +17,7 @@ __all__ = [
     "BatchReplica",
     "Berrut",
     "Collage",
+    "Learned",
     "Mixed",
     "ParitySum",
     "QueryCode",

@@ -2,29 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from codedgrad.data.seeding import own_rng
 from codedgrad.inference.guard import undisturbed
 
 if TYPE_CHECKING:
+    from codedgrad.inference.codes.interface import Learned
     from codedgrad.inference.learned.training import Distillation
-
-
-class Learned(Protocol):
-    """A code that is trained."""
-
-    model: nn.Module
-    k: int
-
-    def parameters(self) -> list[nn.Parameter]:
-        """Return what is trained."""
-
-    def distance(self, queries: Tensor, exact: Tensor) -> Tensor:
-        """Return what training minimises."""
 
 
 def fit(code: Learned, samples: Tensor, training: Distillation) -> None:

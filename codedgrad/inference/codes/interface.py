@@ -194,6 +194,23 @@ class Systematic(QueryCode):
         """
 
 
+class Learned(Systematic):
+    """A code with networks that are trained."""
+
+    @abstractmethod
+    def parameters(self) -> list[nn.Parameter]:
+        """Return what is trained."""
+
+    @abstractmethod
+    def distance(self, queries: Tensor, exact: Tensor) -> Tensor:
+        """Return what training minimises.
+
+        Args:
+            queries: [groups, k, ...].
+            exact: the model's answers, [groups, k, width].
+        """
+
+
 def stacked(found: Mapping[int, Tensor], k: int, like: Tensor | None = None) -> Tensor:
     """Returns answers as [groups, k, width], NaN for a query without one."""
     some = next(iter(found.values())) if found else like

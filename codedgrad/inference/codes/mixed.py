@@ -19,14 +19,14 @@ import torch
 from torch import Tensor, nn
 
 from codedgrad.errors import ConfigError
-from codedgrad.inference.codes.interface import Systematic
+from codedgrad.inference.codes.interface import Learned
 from codedgrad.inference.learned.outputs import divergence
 from codedgrad.inference.learned.stages import frozen
 
 _HIDDEN = 64  # of the decoder
 
 
-class Mixed(Systematic):
+class Mixed(Learned):
     """One redundant worker that mixes features of k queries.
 
     Attributes:

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from codedgrad.errors import ConfigError
-from codedgrad.inference.codes.interface import Systematic
+from codedgrad.inference.codes.interface import Learned
 from codedgrad.inference.learned.outputs import divergence
 
 
-class ParitySum(Systematic):
+class ParitySum(Learned):
     """ParM: a parity model of the sum of k queries.
 
     Kosaian, Rashmi and Venkataraman, SOSP 2019 (arXiv 1905.00863): the encoder adds the
@@ -64,7 +64,7 @@ class ParitySum(Systematic):
         return F.mse_loss(found, exact.sum(1))
 
 
-class Collage(Systematic):
+class Collage(Learned):
     """One network answers for a collage of k queries at once.
 
     Narra, Lin, Kiamari, Avestimehr and Annavaram, arXiv 1904.12222 (and the

@@ -132,10 +132,10 @@ def sized(subject: Subject, cost: float, training: Distillation) -> StandIn:
     """Returns a stand-in, untrained, of the largest width that the cost allows."""
     some, least = subject.inputs[: training.timed], math.inf
     if training.width is not None:
-        share = bool(subject.shapes) and training.share is not False
-        return _untrained(subject, int(share), training.width)
+        share = training.share is not False
+        return _untrained(subject, _options(subject)[-int(share)], training.width)
     best: StandIn | None = None
-    for shared in [0, 1] if subject.shapes else [0]:
+    for shared in _options(subject):
         if training.share not in (None, bool(shared)):
             continue
 
@@ -160,6 +160,18 @@ def sized(subject: Subject, cost: float, training: Distillation) -> StandIn:
         f"{least:.3g}, {training.timed} queries at once; allow a larger cost, or "
         f"more queries at once (training=Distillation(timed=...))"
     )
+
+
+def _options(subject: Subject) -> list[int]:
+    """Returns how many stages a stand-in may begin with, rising."""
+    found = [0] if subject.inputs.is_floating_point() else []
+    found += [1] if subject.shapes else []
+    if not found:
+        raise ConfigError(
+            f"a trunk takes floats, the samples are {subject.inputs.dtype} and the "
+            f"model shows no stages; give stages=[...] whose first one embeds them"
+        )
+    return found
 
 
 def _untrained(subject: Subject, shared: int, width: int) -> StandIn:

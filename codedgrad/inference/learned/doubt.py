@@ -109,10 +109,11 @@ def _isotonic(score: np.ndarray, loss: np.ndarray) -> tuple[np.ndarray, np.ndarr
     Neighbours that fall are pooled (Ayer et al., 1955) until none does. The scores
     returned are the steps' mean scores.
     """
-    order = np.argsort(score, kind="stable")
+    alike, place, counts = np.unique(score, return_inverse=True, return_counts=True)
+    lost = np.bincount(place.ravel(), loss)
     blocks: list[list[float]] = []  # sum of losses, of scores, count
-    for s, y in zip(score[order], loss[order], strict=True):
-        blocks.append([float(y), float(s), 1.0])
+    for s, y, count in zip(alike.tolist(), lost.tolist(), counts.tolist(), strict=True):
+        blocks.append([y, s * count, count])
         while len(blocks) > 1 and (
             blocks[-2][0] * blocks[-1][2] >= blocks[-1][0] * blocks[-2][2]
         ):

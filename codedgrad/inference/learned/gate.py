@@ -134,10 +134,14 @@ class Gate:
 
     def _choose(self) -> None:
         self._waiting = 0
-        self.threshold = NOTHING
+        self.threshold = self._largest()
+
+    def _largest(self) -> float:
+        """Returns the last threshold of the sequence that the bound allows."""
         error, confidence = self.settings.error, self.settings.confidence
+        found = NOTHING
         if error <= 0:
-            return
+            return found
         # The first test allows for one wrong answer if there are enough of them.
         needed = fewest(error, confidence)
         if clopper_pearson(1, len(self._losses), confidence) <= error:
@@ -148,7 +152,8 @@ class Gate:
                 continue
             if upper(trusted, confidence) > error:
                 break
-            self.threshold = threshold
+            found = threshold
+        return found
 
     def state(self) -> dict[str, Any]:
         """Returns what `restored` takes: numbers and lists."""

@@ -43,6 +43,13 @@ def test_a_doubt_is_the_share_of_wrong_answers() -> None:
         assert abs(float(told) - float(seen)) < 0.04
 
 
+def test_equal_scores_share_a_step() -> None:
+    signs = torch.tensor([[0.0], [0.0], [1.0], [1.0]]).repeat(50, 1)
+    losses = torch.tensor([0.0, 1.0, 1.0, 1.0]).repeat(50).double()
+    found = Doubt.fit(signs, losses)(signs[:4])
+    assert torch.allclose(found, torch.tensor([0.5, 0.5, 1.0, 1.0]), atol=0.03)
+
+
 def test_a_sign_that_is_no_number_is_all_doubt() -> None:
     doubt = Doubt.fit(torch.randn(50, 2), torch.zeros(50))
     assert float(doubt(torch.tensor([[float("nan"), 0.0]]))) == 1.0

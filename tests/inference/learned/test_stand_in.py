@@ -231,6 +231,18 @@ def test_what_else_is_refused() -> None:
         quick(net, held_out=torch.zeros(30, 5))
 
 
+def test_tokens_need_a_stage_that_embeds_them() -> None:
+    net = nn.Sequential(
+        nn.Embedding(20, 4), nn.Sequential(nn.Flatten(), nn.Linear(24, 3))
+    )
+    x = torch.randint(20, (60, 6), generator=torch.Generator().manual_seed(0))
+    made = distil(net, x, 0.9, training=Distillation(steps=3, width=4))
+    assert made.shared == 1
+    assert made(x)[0].shape == (60, 3)
+    with pytest.raises(ConfigError, match="whose first one embeds them"):
+        distil(Whole(net), x, 0.9, training=Distillation(steps=3))
+
+
 @pytest.mark.parametrize("shape", [(2, 40), (3, 17, 30), (1, 8, 8)])
 def test_series_and_images(shape: tuple[int, ...]) -> None:
     conv = nn.Conv1d if len(shape) == 2 else nn.Conv2d
