@@ -22,6 +22,18 @@ if TYPE_CHECKING:
 
     from codedgrad.data.loader import Request
 
+# Types of tensors of which rows are copied by `index_select`.
+_COPIED = {
+    torch.float32,
+    torch.float64,
+    torch.float16,
+    torch.bfloat16,
+    torch.uint8,
+    torch.int32,
+    torch.int64,
+    torch.bool,
+}
+
 
 def _nothing() -> None:
     pass
@@ -75,7 +87,7 @@ class Reader:
         tensors = self.rows
         if tensors is not None:
             index = torch.from_numpy(samples % self._size)
-            return tuple(t[index] for t in tensors)
+            return tuple([_rows(t, index) for t in tensors])
         numbers = samples.tolist()
         indices = [n % self._size for n in numbers]
         with reading_rng():
@@ -128,6 +140,14 @@ class Reader:
         if isinstance(batch, list) and self.collate is default_collate:
             return tuple(batch)
         return batch if isinstance(batch, tuple) else (batch,)
+
+
+def _rows(t: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """Return some rows of a tensor, by the fastest of two ways to the same bits."""
+    plain = type(t) is torch.Tensor and t.layout is torch.strided and t.is_cpu
+    if plain and t.dtype in _COPIED and t.is_contiguous() and not t.requires_grad:
+        return t.index_select(0, index)  # a third of the time of t[index]
+    return t[index]
 
 
 def collated(collate: Callable[[list[Any]], Any], items: list[Any], what: str) -> Any:

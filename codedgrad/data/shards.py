@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, NoReturn
-
-import numpy as np
 
 from codedgrad.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    import numpy as np
     from numpy.typing import NDArray
 
     from codedgrad.data.loader import Ahead, Request
@@ -57,7 +57,7 @@ class StepShards:
         self.parts = len(sizes)
         self.total = len(samples)
         self.sizes = tuple(sizes)
-        self._starts = [0, *np.cumsum(self.sizes).tolist()]
+        self._starts = [0, *accumulate(self.sizes)]
 
     def __iter__(self) -> NoReturn:
         """Refuse a loop over what is to be given to `backward`.

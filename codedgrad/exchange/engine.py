@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from functools import partial
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from codedgrad.errors import ConfigError
@@ -59,6 +60,7 @@ _COUNTERS = (
     "learn_s",
     "slices_biased",
 )
+_counted = attrgetter(*_COUNTERS)
 
 
 class EngineExchange:
@@ -249,7 +251,8 @@ class EngineExchange:
 
     def done(self, step: int) -> bool:
         """See `base.Exchange`."""
-        return bool(self._core.done(step))
+        done: bool = self._core.done(step)
+        return done
 
     def past_half(self, step: int) -> bool:
         """See `base.Exchange`."""
@@ -334,8 +337,7 @@ class EngineExchange:
 
     def counters(self) -> dict[str, float]:
         """See `base.Exchange`."""
-        c: Any = self._core.counters()
-        return {name: getattr(c, name) for name in _COUNTERS}
+        return dict(zip(_COUNTERS, _counted(self._core.counters()), strict=True))
 
     def close(self, why: str = CLOSING) -> None:
         """See `base.Exchange`."""

@@ -53,6 +53,8 @@ class Losses:
             occasion: where this worker is, such as "to begin step 3".
         """
         lost: dict[int, float] = job.engine.lost()
+        if not lost:
+            return []
         new = sorted(lost.keys() - self._named)
         if new:
             self._named.update(new)

@@ -151,6 +151,9 @@ class Deadlock:
             among: The workers that are waited for; None stands for all.
         """
         places = self._job.places()
+        if not places:  # nobody waits, as in nearly every step
+            self._since = {}
+            return
         stuck = {
             worker: place
             for worker, place in places.items()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import fields
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
@@ -22,6 +23,7 @@ _NUMBERS = [
     (f.name, _TYPES[str(f.type)]) for f in fields(StepReport) if f.type in _TYPES
 ]
 _NAMES = [name for name, _ in _NUMBERS]
+_numbers_of = attrgetter(*_NAMES)
 _FIRST_ROWS = 64
 _ARRIVALS_BYTES = 64 << 20
 
@@ -43,7 +45,7 @@ class ReportRing(Sequence[StepReport]):
         if workers > self._arrivals.shape[1] or self._is_full():
             self._grow(max(workers, self._arrivals.shape[1]))
         place = self._count % len(self._numbers)
-        self._numbers[place] = tuple([getattr(report, name) for name in _NAMES])
+        self._numbers[place] = _numbers_of(report)
         row = self._arrivals[place]
         row[:] = np.nan
         for worker, seconds in report.arrivals_s.items():

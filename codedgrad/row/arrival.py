@@ -37,14 +37,14 @@ class ArrivalOrder:
         self,
         parameters: Sequence[Tensor],
         inside: Sequence[Sequence[int]],
-        complete: Callable[[int], None],
+        complete: Callable[[list[int]], None],
     ) -> None:
         """Prepare to learn; the hooks come with the first `begin`.
 
         Args:
             parameters: those of the model.
             inside: for every bucket, the indices of the parameters in it.
-            complete: called with a bucket whose gradients have all come.
+            complete: called with the buckets whose gradients have all come, in order.
         """
         self._parameters = list(parameters)
         self._inside = inside
@@ -148,8 +148,7 @@ class ArrivalOrder:
         self._came.append(index)
         if not self.learned or self._came.count(index) != self._usual[index]:
             return
-        for bucket in self._closes[index]:
-            self._complete(bucket)
+        self._complete(self._closes[index])
 
 
 def _last_hook(parameter: Tensor) -> int | None:

@@ -41,6 +41,8 @@ _CPU, _CUDA = 1, 2  # DLPack's numbers
 class DeviceEncoder:
     """Encodes gradients on a device with a kernel; see `codedgrad.row.encoder`."""
 
+    in_place = False
+
     def __init__(self, payload: Payload, kernel: Any) -> None:
         """Prepare to encode; `kernel` is the module `codedgrad.ops._ops_cuda`."""
         layout = self._layout = payload.layout
@@ -99,6 +101,14 @@ class DeviceEncoder:
         self._add_flag(out, weight)
         return True
 
+    def buckets(
+        self, some: range, out: Tensor, weight: float, sums: Sequence[Tensor]
+    ) -> bool:
+        """Write neighbouring buckets of a row, see `codedgrad.row.encoder.Encoder`."""
+        for bucket in some:
+            self.bucket(bucket, out, weight, sums)
+        return True
+
     def nothing(self, bucket: int, out: Tensor, sums: Sequence[Tensor]) -> None:
         """Write one bucket of a micro-batch that weighs nothing, see `Encoder`."""
         for run in self._runs.of(bucket, bucket + 1):
@@ -147,7 +157,6 @@ class DeviceEncoder:
     ) -> None:
         """Start the kernel in the stream in which torch computes."""
         skip = run.place * self._itemsize
-        wire = self._layout.wire_at(run.place)
         with devices.selected(self._layout.device) as stream:
             self._kernel.encode(
                 pieces=table,
@@ -156,7 +165,7 @@ class DeviceEncoder:
                 sums=[s.data_ptr() + skip for s in sums],
                 type=self._type,
                 out=out.data_ptr() + skip,
-                wire="" if wire is None else NAMES[wire],
+                wire=run.wire,
                 flag=0 if self._flag is None else self._flag.data_ptr(),
                 stream=stream,
             )

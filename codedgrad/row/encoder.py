@@ -50,9 +50,11 @@ class Encoder(Protocol):
         flag: of the row that was written last, on a device: a tensor of one number
             there, not 0 where a value is not finite; it may be read later. None on the
             CPU, where each call has said so.
+        in_place: whether `out` may be one of `sums`, which saves memory and its time.
     """
 
     flag: Tensor | None
+    in_place: bool
 
     def begin(self, *, soon: bool = True) -> None:
         """Begins a new row.
@@ -80,6 +82,11 @@ class Encoder(Protocol):
     def row(self, out: Tensor, weight: float, sums: Sequence[Tensor]) -> bool:
         """Writes all buckets of a row; returns and raises what `bucket` does."""
 
+    def buckets(
+        self, some: range, out: Tensor, weight: float, sums: Sequence[Tensor]
+    ) -> bool:
+        """Writes neighbouring buckets; returns and raises what `bucket` does."""
+
     def nothing(self, bucket: int, out: Tensor, sums: Sequence[Tensor]) -> None:
         """Writes one bucket of a micro-batch that weighs nothing, whose x is zero.
 
@@ -97,10 +104,12 @@ def encoder_of(payload: Payload) -> Encoder:
 class HostEncoder:
     """Encodes gradients in the memory of the CPU, with a kernel; see `Encoder`."""
 
+    in_place = True
+
     def __init__(self, payload: Payload) -> None:
         """Prepares to encode rows of this payload."""
         layout = self._layout = payload.layout
-        self._tail = payload.tail
+        self._tail_at = payload.tail.values.data_ptr()
         self.flag: Tensor | None = None  # every call says what is finite
         self._runs = Runs(payload)
         self._buckets = len(layout.bucket_starts) - 1
@@ -120,12 +129,20 @@ class HostEncoder:
         return self._write(bucket, bucket + 1, out, weight, sums)
 
     def row(self, out: Tensor, weight: float, sums: Sequence[Tensor]) -> bool:
-        """Writes all buckets of a row, those with one rounding in one call."""
+        """Writes all buckets of a row, see `Encoder`."""
+        return self.buckets(range(self._buckets), out, weight, sums)
+
+    def buckets(
+        self, some: range, out: Tensor, weight: float, sums: Sequence[Tensor]
+    ) -> bool:
+        """Writes neighbouring buckets, those with one rounding in one call."""
         narrow = self._layout.narrow_buckets
+        first, until = some.start, some.stop
         finite = True
-        for first, until in ((0, narrow), (narrow, self._buckets)):
-            if first < until:
-                finite &= self._write(first, until, out, weight, sums)
+        if first < narrow:
+            finite = self._write(first, min(until, narrow), out, weight, sums)
+        if until > narrow:
+            finite &= self._write(max(first, narrow), until, out, weight, sums)
         return finite
 
     def nothing(self, bucket: int, out: Tensor, sums: Sequence[Tensor]) -> None:
@@ -141,17 +158,17 @@ class HostEncoder:
         self, first: int, until: int, out: Tensor, weight: float, sums: Sequence[Tensor]
     ) -> bool:
         """Writes the buckets from `first` to before `until`, with one rounding."""
-        finite = True
+        ops, finite = kernels("_ops"), True
         for run in self._runs.of(first, until):
             factor = weight if run.weighed else 1.0
             answer = None
             if run.found is not None:
-                answer = kernels("_ops").encode_gradients(
+                answer = ops.encode_gradients(
                     run.found,
                     run.parameters,
-                    self._tail.values.data_ptr(),
+                    self._tail_at,
                     factor,
-                    **self._places(run, out, sums),
+                    *self._places(run, out, sums),
                 )
             if answer is None:
                 leaf, copies = self._runs.leaf(run)
@@ -170,23 +187,24 @@ class HostEncoder:
     ) -> bool:
         """Calls the kernel for what lies at these places."""
         places = self._places(run, out, sums)
-        return bool(kernels("_ops").encode(leaf, weight, **places))
+        return bool(kernels("_ops").encode(leaf, weight, *places))
 
-    def _places(self, run: Run, out: Tensor, sums: Sequence[Tensor]) -> dict[str, Any]:
-        """Returns where a run is written to, for the kernels."""
+    def _places(self, run: Run, out: Tensor, sums: Sequence[Tensor]) -> tuple[Any, ...]:
+        """Returns where a run is written to, for the kernels, in their order."""
         skip = run.place * self._itemsize
-        wire = self._layout.wire_at(run.place)
-        return {
-            "sums": [s.data_ptr() + skip for s in sums],
-            "type": self._type,
-            "out": out.data_ptr() + skip,
-            "wire": "" if wire is None else NAMES[wire],
-            "streamed": self._streamed,
-        }
+        return (
+            [s.data_ptr() + skip for s in sums],
+            self._type,
+            out.data_ptr() + skip,
+            run.wire,
+            self._streamed,
+        )
 
 
 class TorchEncoder:
     """Encodes with torch expressions, wherever the model is; see `Encoder`."""
+
+    in_place = False
 
     def __init__(self, payload: Payload) -> None:
         """Prepares to encode rows of this payload."""
@@ -216,8 +234,14 @@ class TorchEncoder:
 
     def row(self, out: Tensor, weight: float, sums: Sequence[Tensor]) -> bool:
         """Writes all buckets of a row, see `Encoder`."""
+        return self.buckets(range(len(self._spans)), out, weight, sums)
+
+    def buckets(
+        self, some: range, out: Tensor, weight: float, sums: Sequence[Tensor]
+    ) -> bool:
+        """Writes neighbouring buckets of a row, see `Encoder`."""
         finite = True
-        for bucket in range(len(self._spans)):
+        for bucket in some:
             finite &= self.bucket(bucket, out, weight, sums)
         return finite
 

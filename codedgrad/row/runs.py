@@ -30,13 +30,15 @@ class Run(NamedTuple):
     """Spans that are written by one call.
 
     `place` is their first element in a row, `weighed` whether they are multiplied by
-    the weight, `parameters` are those in them, and `found` is what finds their
-    gradients in one call, None if that cannot be done.
+    the weight, `wire` the type to which they are rounded, "" for none, `parameters` are
+    those in them, and `found` is what finds their gradients in one call, None if that
+    cannot be done.
     """
 
     spans: list[Span]
     place: int
     weighed: bool
+    wire: str
     parameters: list[Tensor]
     found: Any
 
@@ -73,7 +75,10 @@ class Runs:
             runs, place = [], self._bounds[first][0]
             for spans, weighed in zip(self._split(inside), (True, False), strict=True):
                 if spans:
-                    runs.append(Run(spans, place, weighed, *self._finder(spans)))
+                    wire = self._layout.wire_at(place)
+                    name = "" if wire is None else NAMES[wire]
+                    found = self._finder(spans)
+                    runs.append(Run(spans, place, weighed, name, *found))
                     place += runs[-1].elements
             self._known[first, until, measured] = runs
         return runs

@@ -79,7 +79,8 @@ class Leaf:
     Attributes:
         out: the row [count]. Nobody else may write to it before `finish` returns.
         weight: the weight of the micro-batch in the step.
-        sums: the partial sums [count] that are added, the innermost last.
+        sums: the partial sums [count] that are added, the innermost last. One of them
+            may be `out`, if `RowWriter.in_place`.
         listener: hears of the leaf's buckets.
         early: buckets are wanted as soon as they are ready. Otherwise the row is
             wanted as a whole, after `finish`.
@@ -129,6 +130,11 @@ class RowWriter:
         self._read: dict[int, tuple[Tensor, int]] = {}
         self._unready: list[int] = []  # a gradient was missing when the bucket closed
         self._finished = [False] * len(self._inside)  # by bucket
+
+    @property
+    def in_place(self) -> bool:
+        """Whether a leaf may be added to a partial sum where that lies."""
+        return self._encoder.in_place
 
     def close(self) -> None:
         """Takes the hooks off."""
@@ -185,7 +191,7 @@ class RowWriter:
         else:
             for bucket, finished in enumerate(self._finished):
                 if not finished:
-                    self._finish(leaf, bucket)
+                    self._finish(leaf, range(bucket, bucket + 1))
 
     def nothing(self, leaf: Leaf) -> None:
         """Writes the whole row of a micro-batch without samples, whose leaf is zero."""
@@ -220,25 +226,34 @@ class RowWriter:
             f"already; set overlap=False for a model that does so"
         )
 
-    def _complete(self, bucket: int) -> None:
-        """Hears that the gradient which usually comes last of a bucket's has come."""
+    def _complete(self, buckets: Sequence[int]) -> None:
+        """Hears that the gradient which usually comes last of these has come."""
         leaf = self._leaf
         if leaf is None or not self._hooked:
             return
         parameters = self._layout.parameters
-        if all(parameters[i].grad is not None for i in self._inside[bucket]):
-            self._finish(leaf, bucket)
-            self._give_back(bucket)
-        else:
-            self._unready.append(bucket)
+        came = []
+        for bucket in buckets:
+            if all(parameters[i].grad is not None for i in self._inside[bucket]):
+                came.append(bucket)
+            else:
+                self._unready.append(bucket)
+        for some in _neighbours(came):
+            if leaf.early:  # the others want each as soon as it can be sent
+                for bucket in some:
+                    self._finish(leaf, range(bucket, bucket + 1))
+            else:
+                self._finish(leaf, some)
+        self._give_back(came)
 
-    def _finish(self, leaf: Leaf, bucket: int) -> None:
-        """Encodes a bucket and tells the listener."""
-        finite = self._encoder.bucket(bucket, leaf.out, leaf.weight, leaf.sums)
+    def _finish(self, leaf: Leaf, some: range) -> None:
+        """Encodes neighbouring buckets and tells the listener."""
+        finite = self._encoder.buckets(some, leaf.out, leaf.weight, leaf.sums)
         self._checked(leaf, finite)
-        self._finished[bucket] = True
-        if leaf.early:
-            leaf.listener.bucket_ready(bucket)
+        for bucket in some:
+            self._finished[bucket] = True
+            if leaf.early:
+                leaf.listener.bucket_ready(bucket)
 
     def _checked(self, leaf: Leaf, finite: bool) -> None:
         """Tell the listener what is known of the values that were written last."""
@@ -246,14 +261,14 @@ class RowWriter:
         if self._encoder.flag is not None:
             leaf.listener.row_flagged(self._encoder.flag)
 
-    def _give_back(self, bucket: int) -> None:
-        """Drops gradients all of whose buckets are finished, which nobody needs.
+    def _give_back(self, buckets: Sequence[int]) -> None:
+        """Drops gradients of these buckets all of whose buckets are finished.
 
         The next gradient gets the memory, which is still in the cache. So a backward
         does not touch a whole model's worth of new pages. A gradient that is still
         needed is remembered with its version, so that a change of it is seen.
         """
-        for index in self._inside[bucket]:
+        for index in dict.fromkeys(i for b in buckets for i in self._inside[b]):
             parameter = self._layout.parameters[index]
             gradient = parameter.grad
             assert gradient is not None  # `_complete` has looked
@@ -265,6 +280,17 @@ class RowWriter:
                 parameter.grad = None
             else:
                 self._read[index] = (gradient, version)
+
+
+def _neighbours(buckets: Sequence[int]) -> list[range]:
+    """Returns rising numbers as ranges, as few as there can be."""
+    found: list[range] = []
+    for bucket in buckets:
+        if found and found[-1].stop == bucket:
+            found[-1] = range(found[-1].start, bucket + 1)
+        else:
+            found.append(range(bucket, bucket + 1))
+    return found
 
 
 def _parameters_by_bucket(layout: Layout) -> list[list[int]]:

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import time
 import weakref
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -30,6 +29,8 @@ from codedgrad.step.attach import before_forward
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from typing_extensions import Self
 
 MOST = 8  # boundaries of a pass
 _FEW, _APART_S = 4, 1e-3  # a short pass has fewer, since it is over soon
@@ -53,12 +54,21 @@ class Visitor(Protocol):
 class Boundaries:
     """The hooks on the modules of one model; they call nobody outside of `watch`."""
 
-    def __init__(self, modules: Sequence[nn.Module]) -> None:
-        """Attach the hooks; the first one of `modules` is the model."""
-        self._places = list(_places(modules))
-        self._visitor: Visitor | None = None
+    def __init__(self, modules: Sequence[nn.Module], *, slowed: bool = True) -> None:
+        """Attach the hooks.
+
+        Args:
+            modules: the first one is the model.
+            slowed: whether a pass may be made slow at its boundaries; see `spread_out`.
+        """
+        self._places, self._slowed = list(_places(modules)), slowed
+        # The visitor's method, inside of a pass; of the pass that is about to begin.
+        self._visit: Callable[[], None] | None = None
+        self._next: Callable[[], None] | None = None
         self._handles: list[Any] = []
-        self._visits: list[tuple[int, float]] = []  # place and time, of one pass
+        self._visits: list[tuple[int, float]] = []  # place and time, while it learns
+        self._count = 0  # visits of one pass
+        self._begin = 0.0  # when a pass that is learned from has begun
         self._chosen = False
         self._passes = 0  # complete ones since the hooks were attached
         self._usual = 0  # visits of the pass that was learned from, at chosen places
@@ -70,27 +80,33 @@ class Boundaries:
             handle.remove()
         self._handles = []
 
-    @contextmanager
-    def watch(self, visitor: Visitor) -> Iterator[None]:
-        """Inside, `visitor.visit` is called at every boundary."""
-        self._visits = []
-        self._visitor = visitor
-        begin = time.monotonic()
-        try:
-            yield
-            self._completed(begin)
-        finally:
-            self._visitor = None
+    def watch(self, visitor: Visitor) -> Self:
+        """Inside `with` it, `visitor.visit` is called at every boundary."""
+        self._next = visitor.visit
+        return self
 
-    def _completed(self, begin: float) -> None:
-        """Learn from a pass that was not left early."""
+    def __enter__(self) -> None:
+        """Begin a pass."""
+        self._count = 0
+        if not self._chosen:
+            self._visits, self._begin = [], time.monotonic()
+        self._visit = self._next
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        """End a pass, and learn from one that was not left early."""
+        self._visit = self._next = None
+        if kind is None:
+            self._completed()
+
+    def _completed(self) -> None:
         self._passes += 1
         if self._chosen:
-            if 2 * len(self._visits) < self._usual:
+            if 2 * self._count < self._usual:
                 self._choose_from(range(len(self._places)))
                 self._chosen, self._passes = False, 1
         elif self._passes >= 2:
-            places = spread_out(self._visits, begin, time.monotonic())
+            ended = time.monotonic()
+            places = spread_out(self._visits, self._begin, ended, slowed=self._slowed)
             self._usual = sum(place in places for place, _ in self._visits)
             self._choose_from(sorted(places))
             self._chosen = True
@@ -110,9 +126,12 @@ class Boundaries:
 
     def visit(self, place: int) -> None:
         """Hear of a boundary, inside `watch`."""
-        if self._visitor is not None:
+        if self._visit is None:
+            return
+        self._count += 1
+        if not self._chosen:
             self._visits.append((place, time.monotonic()))
-            self._visitor.visit()
+        self._visit()
 
 
 def _hook(owner: weakref.ref[Boundaries], place: int) -> Callable[..., None]:
@@ -142,22 +161,28 @@ def _places(modules: Sequence[nn.Module]) -> Iterator[nn.Module | torch.Tensor]:
             yield first
 
 
-def spread_out(visits: list[tuple[int, float]], begin: float, end: float) -> set[int]:
+def spread_out(
+    visits: list[tuple[int, float]], begin: float, end: float, *, slowed: bool = True
+) -> set[int]:
     """Returns the places that give at most `MOST` visits, at about equal times.
 
     Args:
         visits: place and time of every visit of a pass.
         begin: when the pass began.
         end: when it ended.
+        slowed: whether what lies before a visit is stretched there, so that a short
+            pass has some, and the first is at its begin. Else they lie in the middle of
+            equal parts, since each pass looks at its begin whether it is needed.
     """
     count: dict[int, int] = {}
     for place, _ in visits:
         count[place] = count.get(place, 0) + 1
     chosen: set[int] = set()
     used = 0
-    most = min(MOST, max(_FEW, int((end - begin) / _APART_S)))
+    least, shift = (_FEW, 0.0) if slowed else (1, 0.5)
+    most = min(MOST, max(least, int((end - begin) / _APART_S)))
     for i in range(most):
-        wanted = begin + (end - begin) * i / most
+        wanted = begin + (end - begin) * (i + shift) / most
         free = [v for v in visits if v[0] not in chosen and used + count[v[0]] <= most]
         if not free:
             break

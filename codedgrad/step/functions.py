@@ -27,6 +27,8 @@ def code_of(function: Any) -> Any:
             if inner is None:
                 return function.__code__
             function = inner
+        elif isinstance(function, nn.Module):  # which takes long to say what it lacks
+            return function if "__qualname__" in vars(function) else type(function)
         elif isinstance(function, type) or hasattr(function, "__qualname__"):
             return function  # a class, or a function of C
         else:

@@ -16,14 +16,18 @@ if TYPE_CHECKING:
 
 
 class PassHooks:
-    """Hears of module boundaries (`Visitor`) and of buckets (`LeafListener`)."""
+    """Hears of module boundaries (`Visitor`) and of buckets (`LeafListener`).
+
+    Attributes:
+        node: the tree node of the pass.
+    """
 
     def __init__(self, passes: Passes, item: RowItem, node: int) -> None:
         """Watch the pass of tree node `node`, which is `item` or a piece of it."""
         self._passes = passes
         self._item = item
         self._needless = item.needless
-        self._node = node
+        self.node = node
         self._injector, self._pace = passes.injector, passes.pace
         self._reported = False
 
@@ -54,7 +58,9 @@ class PassHooks:
         """
         if self._pace is not None:
             self._pace.visit()
-        self.check()
+        self._passes.visits += 1  # as `check`, which would be one call more
+        if self._needless():
+            raise Abandoned
         if self._injector is not None:
             self._injector.boundary(self.check)
 
@@ -81,7 +87,7 @@ class PassHooks:
         """
         if not self._passes.on_host:
             return loss.detach()
-        value = float(loss.detach())
+        value = float(loss.item())
         if not math.isfinite(value):
             self._report(f"loss ({value})")
         return value
@@ -107,7 +113,7 @@ class PassHooks:
         """
         nonfinite = self._passes.nonfinite
         if not (self._item.may_fail or nonfinite.waits):
-            nonfinite.note(flag, self._node)
+            nonfinite.note(flag, self.node)
         elif not self._reported and float(flag) != 0.0:
             self._report(LOSS_OR_GRADIENT)
 
@@ -120,4 +126,4 @@ class PassHooks:
         if self._item.failed(NonFiniteError(f"the {suspect} is not finite")):
             raise Abandoned
         step = self._item.context.step
-        self._passes.nonfinite.report(suspect, step, self._node)
+        self._passes.nonfinite.report(suspect, step, self.node)

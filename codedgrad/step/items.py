@@ -86,6 +86,7 @@ class Item(ABC):
     def __init__(self, work: WorkList, context: StepContext, index: int) -> None:
         """Take memory for the item's row."""
         self.context = context
+        self._exchange, self._step = context.exchange, context.step
         self.index = index
         self.node = work.nodes[index]
         # A required item is abandoned only once its step is decoded: only then may
@@ -156,10 +157,8 @@ class OwnItem(Item):
 
     def needless(self) -> bool:
         """Returns whether the step is decoded and the pass need not be finished."""
-        context = self.context
-        if not context.exchange.done(context.step):
-            return False
-        return self._late.needless(context.exchange, context.step)
+        exchange, step = self._exchange, self._step
+        return exchange.done(step) and self._late.needless(exchange, step)
 
     def node_ready(self, node: int, value: Tensor) -> None:
         """While others wait for this worker, give them what it has."""
@@ -186,7 +185,5 @@ class HelpItem(Item):
 
     def needless(self) -> bool:
         """Returns whether the step is decoded or the late worker's row has come."""
-        context = self.context
-        return context.exchange.done(context.step) or context.exchange.has(
-            context.step, self.node
-        )
+        exchange, step = self._exchange, self._step
+        return exchange.done(step) or exchange.has(step, self.node)

@@ -53,6 +53,7 @@ class Batches:
     def __init__(self) -> None:
         """Know no batch yet."""
         self._usual = ""
+        self._types: list[type] | None = None  # of its members, if those say it all
 
     def call(self, loss_fn: Callable[..., Any], batch: tuple[Any, ...]) -> Any:
         """Returns what the loss function returns.
@@ -60,7 +61,9 @@ class Batches:
         Raises:
             UnlikeBatchError: it failed, and the batch is not made like those before.
         """
-        made = f"({', '.join(map(_made, batch))})"
+        types = list(map(type, batch))
+        known = types == self._types
+        made = self._usual if known else f"({', '.join(map(_made, batch))})"
         try:
             returned = loss_fn(*batch)
         except (CodedGradError, MemoryError):
@@ -74,7 +77,14 @@ class Batches:
                 f"the dataset and collate_fn return the same for all batches"
             ) from error
         self._usual = made
+        if not known:
+            self._types = None if any(map(_contains, batch)) else types
         return returned
+
+
+def _contains(value: Any) -> bool:
+    """Returns whether `_made` looks into a value."""
+    return isinstance(value, (Mapping, tuple))
 
 
 def _made(value: Any) -> str:

@@ -34,6 +34,7 @@ from codedgrad.step.finite import NonFinite
 from codedgrad.step.hooks import PassHooks
 from codedgrad.step.loss import Batches, Loss, loss_of, refuse_twice
 from codedgrad.step.metrics import Metrics
+from codedgrad.step.nodes import Node, Nodes, place_of
 from codedgrad.step.pieces import LOSS, own_is_whole
 from codedgrad.step.rehearsal import Asked, Rehearsal
 
@@ -164,14 +165,17 @@ class Passes:
         `injector` makes this worker slow on purpose.
         """
         self._code = code
+        self._nodes = Nodes(code)
         self._payload = payload
         self._settings = settings
         self._injector = injector
         self._watch = watch
         self.metrics = Metrics(payload, finite=settings.finite)
-        self._boundaries = Boundaries(subject.modules)
+        slowed = injector is not None
+        self._boundaries = Boundaries(subject.modules, slowed=slowed)
         self._batches = Batches()
         self._writer = RowWriter(payload, overlap=settings.overlap)
+        self._in_place = self._writer.in_place
         self._rehearsal = Rehearsal(subject, payload, Asked.of(code, settings))
         self._first = False  # the pass to come is the step's first own one
         self._begun: int | None = None  # the first step of these passes
@@ -274,29 +278,27 @@ class Passes:
 
     def _node(self, item: RowItem, node: int, out: Tensor, *, depth: int) -> None:
         """Compute the row of `node`, which lies `depth` below the item's own node."""
-        tree = self._code.tree
+        at = self._nodes.at(node)
         sums: list[Tensor] = []  # to be added to the last micro-batch, outermost first
-        while not self._settings.whole and (left := int(tree.left[node])) >= 0:
+        while at.left >= 0 and not self._settings.whole:
             level = depth + len(sums)
-            other = self._spare.get(level)
+            # The outermost sum lies where the row will be, if it can be added to there.
+            other = out if self._in_place and not sums else self._spare.get(level)
             if other is None:
                 other = self._spare[level] = torch.empty_like(out)
-            self._node(item, left, other, depth=level + 1)
-            item.node_ready(left, other)
+            self._node(item, at.left, other, depth=level + 1)
+            item.node_ready(at.left, other)
             sums.append(other)
-            node = int(tree.right[node])
+            node = at.right
+            at = self._nodes.at(node)
         hooks = PassHooks(self, item, node)
         early = item.early and depth == 0
-        share = item.context.shards.weight(*self._span(node))
+        share = item.context.shards.weight(*at.span)
         leaf = Leaf(out, share, sums, hooks, early)
-        self._pass(item.context, node, leaf, hooks)
-
-    def _span(self, node: int) -> tuple[int, int]:
-        """Returns the micro-batches below a node: the first, and one past the last."""
-        return int(self._code.tree.start[node]), int(self._code.tree.stop[node])
+        self._pass(item.context, at, leaf, hooks)
 
     def _pass(
-        self, context: StepContext, node: int, leaf: Leaf, hooks: PassHooks
+        self, context: StepContext, at: Node, leaf: Leaf, hooks: PassHooks
     ) -> None:
         """Compute a node in one pass into its leaf: leaf.out = its payload + sums."""
         if leaf.weight == 0.0:  # fewer samples than micro-batches
@@ -306,6 +308,7 @@ class Passes:
         if self._injector is not None:
             self._injector.resume()
         hooks.check()
+        place = f"step {context.step}, {at.title}"
         self._payload.buffers.begin_pass()
         self._writer.begin(leaf)
         try:
@@ -316,8 +319,8 @@ class Passes:
                 hooks,
                 torch.enable_grad(),
             ):
-                seed_pass(self._settings.seed, context.step, node)
-                loss, weight, metrics = self._loss(context, node, hooks)
+                seed_pass(self._settings.seed, context.step, hooks.node)
+                loss, weight, metrics = self._loss(context, at, place, hooks)
                 if weight is not None:
                     samples = context.shards.total
                     leaf.weight = self._payload.weights.leaf(weight, samples)
@@ -333,8 +336,7 @@ class Passes:
                     self._writer.backward_begins()
                     loss.backward()
                     hooks.check()
-            counts = context.shards.samples(*self._span(node))
-            place = place_of(self._code, context.step, node)
+            counts = context.shards.samples(*at.span)
             self.metrics.note(
                 metrics, counts if weight is None else weight, context.step, place
             )
@@ -347,14 +349,14 @@ class Passes:
             self._writer.abort()
             objects.assign_all(self._payload.layout.parameters, "grad", None)
 
-    def _loss(self, context: StepContext, node: int, hooks: PassHooks) -> Loss:
-        place = place_of(self._code, context.step, node)
+    def _loss(
+        self, context: StepContext, at: Node, place: str, hooks: PassHooks
+    ) -> Loss:
         # Samples may take long: a helper must not read what nobody needs any more.
-        span = self._span(node)
-        batch = context.shards.fetch(*span, between=hooks.leave_if_needless)
+        batch = context.shards.fetch(*at.span, between=hooks.leave_if_needless)
         if self._first:
             self._first = False
-            self._rehearsal.look(context, span, batch, place)
+            self._rehearsal.look(context, at.span, batch, place)
             # What a backward of the loss function's own has left there is no gradient.
             objects.assign_all(self._payload.layout.parameters, "grad", None)
         returned = self._batches.call(context.loss_fn, batch)
@@ -373,14 +375,3 @@ class Passes:
                 f'policy="exact", or return the loss alone'
             )
         return loss
-
-
-def place_of(code: Code, step: int, node: int) -> str:
-    """Returns where in the training the pass of a node is, for messages."""
-    first, stop = int(code.tree.start[node]), int(code.tree.stop[node])
-    shard, last = first // code.micro, (stop - 1) // code.micro
-    if stop - first == 1:
-        return f"step {step}, shard {shard}, micro-batch {first % code.micro}"
-    if last > shard:
-        return f"step {step}, shards {shard} to {last}"
-    return f"step {step}, shard {shard}"

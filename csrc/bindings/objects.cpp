@@ -1,7 +1,12 @@
 #include "bindings/objects.h"
 
+#include <memory>
+#include <vector>
+
 namespace codedgrad {
 namespace {
+
+constexpr std::size_t kMostWays = 64;
 
 py::object owned(PyObject* value) {
   if (value == nullptr) throw py::error_already_set();
@@ -50,6 +55,15 @@ bool asks_usually(PyTypeObject* type) {
   return way_of(type).is(way_of(&PyBaseObject_Type));
 }
 
+// Python's number of all that a type and those above it are, which changes with them
+// and is never given twice; 0 where it has none at the moment.
+unsigned version_of(PyTypeObject* type) {
+#if PY_VERSION_HEX < 0x030D0000
+  if (!PyType_HasFeature(type, Py_TPFLAGS_VALID_VERSION_TAG)) return 0;
+#endif
+  return type->tp_version_tag;
+}
+
 py::list values_of(const py::list& dictionaries) {
   py::list found;
   each_value(dictionaries, [&](py::handle value) {
@@ -81,7 +95,7 @@ bool items_are(const py::list& dictionaries, const py::list& keys,
 }
 
 py::list read(const py::list& objects, const py::str& name, bool call) {
-  Attribute attribute(name, call);
+  Attribute& attribute = Attribute::named(name, call);
   py::list found(objects.size());
   for (std::size_t i = 0; i < objects.size(); ++i) {
     found[i] = attribute.get(item(objects, i));
@@ -92,7 +106,7 @@ py::list read(const py::list& objects, const py::str& name, bool call) {
 bool reads(const py::list& objects, const py::str& name, bool call,
            const py::list& values) {
   if (objects.size() != values.size()) return false;
-  Attribute attribute(name, call);
+  Attribute& attribute = Attribute::named(name, call);
   for (std::size_t i = 0; i < objects.size(); ++i) {
     if (!equal(attribute.get(item(objects, i)), item(values, i))) return false;
   }
@@ -100,7 +114,7 @@ bool reads(const py::list& objects, const py::str& name, bool call,
 }
 
 bool all_none(const py::list& objects, const py::str& name) {
-  Attribute attribute(name, false);
+  Attribute& attribute = Attribute::named(name, false);
   for (std::size_t i = 0; i < objects.size(); ++i) {
     if (!attribute.get(item(objects, i)).is_none()) return false;
   }
@@ -108,7 +122,7 @@ bool all_none(const py::list& objects, const py::str& name) {
 }
 
 py::list filled(const py::list& objects, const py::str& name) {
-  Attribute attribute(name, false);
+  Attribute& attribute = Attribute::named(name, false);
   py::list found(objects.size());
   for (std::size_t i = 0; i < objects.size(); ++i) {
     found[i] = py::bool_(!attribute.get(item(objects, i)).is_none());
@@ -119,14 +133,14 @@ py::list filled(const py::list& objects, const py::str& name) {
 void assign(const py::list& objects, const py::str& name, const py::list& values) {
   if (objects.size() != values.size())
     throw py::value_error("give as many values as objects");
-  Attribute attribute(name, false);
+  Attribute& attribute = Attribute::named(name, false);
   for (std::size_t i = 0; i < objects.size(); ++i) {
     attribute.set(item(objects, i), item(values, i));
   }
 }
 
 void assign_all(const py::list& objects, const py::str& name, const py::object& value) {
-  Attribute attribute(name, false);
+  Attribute& attribute = Attribute::named(name, false);
   for (std::size_t i = 0; i < objects.size(); ++i) {
     attribute.set(item(objects, i), value);
   }
@@ -134,13 +148,34 @@ void assign_all(const py::list& objects, const py::str& name, const py::object& 
 
 }  // namespace
 
-const Attribute::Way& Attribute::way_of(PyTypeObject* type) {
-  if (last_ < ways_.size() && ways_[last_].type == type) return ways_[last_];
-  for (last_ = 0; last_ < ways_.size(); ++last_) {
-    if (ways_[last_].type == type) return ways_[last_];
+Attribute& Attribute::named(const py::str& name, bool call) {
+  static auto* known = new std::vector<std::unique_ptr<Attribute>>;  // never ends
+  for (const auto& one : *known) {
+    if (one->call_ == call && one->name_.is(name)) return *one;
   }
-  ways_.push_back(found(type));
-  return ways_[last_];
+  for (const auto& one : *known) {
+    if (one->call_ == call && equal(one->name_, name)) return *one;
+  }
+  known->push_back(std::make_unique<Attribute>(name, call));
+  return *known->back();
+}
+
+Attribute::Way Attribute::way_of(PyTypeObject* type) {
+  const unsigned version = version_of(type);
+  const auto fits = [&](const Way& way) {
+    return way.type == type && way.version == version && version != 0;
+  };
+  if (last_ < ways_.size() && fits(ways_[last_])) return ways_[last_];
+  for (std::size_t i = 0; i < ways_.size(); ++i) {
+    if (fits(ways_[i])) return ways_[last_ = i];
+  }
+  Way way = found(type);
+  way.version = version_of(type);  // looking it up gives it a number
+  if (version != 0 && way.version != version) way.version = 0;  // it changed meanwhile
+  if (ways_.size() >= kMostWays) ways_.clear();                 // types come and go
+  ways_.push_back(way);
+  last_ = ways_.size() - 1;
+  return way;
 }
 
 Attribute::Way Attribute::found(PyTypeObject* type) const {
@@ -180,7 +215,7 @@ py::object Attribute::from_own_dictionary(py::handle object) const {
 }
 
 py::object Attribute::get(py::handle object) {
-  const Way& way = way_of(Py_TYPE(object.ptr()));
+  const Way way = way_of(Py_TYPE(object.ptr()));
   if (way.accessors != nullptr && way.accessors->get != nullptr) {
     return owned(way.accessors->get(object.ptr(), way.accessors->closure));
   }
@@ -194,7 +229,7 @@ py::object Attribute::get(py::handle object) {
 }
 
 void Attribute::set(py::handle object, py::handle value) {
-  const Way& way = way_of(Py_TYPE(object.ptr()));
+  const Way way = way_of(Py_TYPE(object.ptr()));
   const bool direct = way.accessors != nullptr && way.accessors->set != nullptr;
   const int failed =
       direct ? way.accessors->set(object.ptr(), value.ptr(), way.accessors->closure)

@@ -15,7 +15,8 @@ namespace codedgrad {
 
 namespace py = pybind11;
 
-// One attribute of objects of few types. The way to it is looked up once for each type:
+// One attribute of objects of few types. The way to it is looked up once for each type,
+// and again where Python says that the type, or one that it inherits from, has changed:
 // a getter in C is called directly, an instance's own dictionary is asked where no
 // class has the attribute, and Python's getattr is the way for all the rest.
 class Attribute {
@@ -23,18 +24,22 @@ class Attribute {
   // With `call` the attribute is a method, and its value is what it returns.
   Attribute(py::str name, bool call) : name_(std::move(name)), call_(call) {}
 
+  // The attribute of this name for all callers, which stays for as long as the process.
+  static Attribute& named(const py::str& name, bool call);
+
   // Throws error_already_set, as the functions below do.
   py::object get(py::handle object);
   void set(py::handle object, py::handle value);
 
  private:
   struct Way {
-    PyTypeObject* type;  // only compared; its objects are alive meanwhile
+    PyTypeObject* type;    // only compared; another one there has another number
+    unsigned version = 0;  // Python's number of what the type is; 0: it has none
     PyGetSetDef* accessors = nullptr;
     PyMethodDef* method = nullptr;
     bool own = false;  // no class has it, so it lies in the object's own dictionary
   };
-  const Way& way_of(PyTypeObject* type);
+  Way way_of(PyTypeObject* type);  // a copy: getters may come here, too
   Way found(PyTypeObject* type) const;
   py::object from_own_dictionary(py::handle object) const;
 

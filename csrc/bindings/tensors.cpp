@@ -23,6 +23,11 @@ bool use_exchange(const py::object& capsule) {
   return api != nullptr;
 }
 
+Attribute& version_attribute() {
+  static Attribute& version = Attribute::named(py::str("_version"), false);
+  return version;
+}
+
 bool same_type(const dlpack::Tensor& a, const dlpack::Tensor& b) {
   return a.type.code == b.type.code && a.type.bits == b.type.bits &&
          a.type.lanes == b.type.lanes;
@@ -106,7 +111,7 @@ bool TensorMarks::look(py::handle tensor, Attribute* version, Mark* out) const {
 }
 
 bool TensorMarks::note(const py::list& tensors) {
-  Attribute version(py::str("_version"), false);
+  Attribute& version = version_attribute();
   marks_.resize(tensors.size());
   for (std::size_t i = 0; i < marks_.size(); ++i) {
     if (look(PyList_GET_ITEM(tensors.ptr(), i), &version, &marks_[i])) continue;
@@ -117,13 +122,13 @@ bool TensorMarks::note(const py::list& tensors) {
 }
 
 bool TensorMarks::note_one(std::size_t index, py::handle tensor) {
-  Attribute version(py::str("_version"), false);
+  Attribute& version = version_attribute();
   return look(tensor, &version, &marks_.at(index));
 }
 
 bool TensorMarks::same(const py::list& tensors) const {
   if (tensors.size() != marks_.size()) return false;
-  Attribute version(py::str("_version"), false);
+  Attribute& version = version_attribute();
   for (std::size_t i = 0; i < marks_.size(); ++i) {
     PyObject* tensor = PyList_GET_ITEM(tensors.ptr(), i);
     const Mark& mark = marks_[i];
@@ -203,7 +208,7 @@ py::list Places::views(std::uintptr_t address, std::size_t itemsize,
 
 bool Gradients::pieces(const py::list& parameters, std::uintptr_t tail,
                        ops::Type tail_type, std::int32_t device, Pieces* out) const {
-  Attribute gradient(py::str("grad"), false);
+  static Attribute& gradient = Attribute::named(py::str("grad"), false);
   out->clear();
   out->reserve(spans_.size());
   std::uint64_t end = 0;

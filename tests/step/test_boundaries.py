@@ -91,3 +91,11 @@ def test_a_short_pass_has_fewer() -> None:
     visits = [(i, i * 4e-5) for i in range(100)]
     places = sorted(spread_out(visits, 0.0, 4e-3))
     assert places == [0, 25, 50, 75]
+
+
+def test_in_the_middle_of_equal_parts_where_nobody_is_slowed() -> None:
+    """The begin of a pass needs no boundary then, and a very short one has one."""
+    visits = [(i, i * 1e-3) for i in range(80)]
+    assert spread_out(visits, 0.0, 0.08, slowed=False) == set(range(5, 80, 10))
+    visits = [(i, i * 1e-6) for i in range(100)]
+    assert spread_out(visits, 0.0, 1e-4, slowed=False) == {50}

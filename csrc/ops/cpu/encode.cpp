@@ -165,17 +165,23 @@ bool encode(const std::vector<Piece>& leaf, T weight, const std::vector<const T*
             T* out, Wire wire, bool streamed) {
   bool good = true;
   std::size_t at = 0;  // elements written
+  // What is added to itself must not be written before it is read.
+  const bool inside = std::find(sums.begin(), sums.end(), out) != sums.end();
   T scratch[kBlock], wide[kBlock];
   for (const Piece& piece : leaf) {
     const std::size_t first = at;
     while (at < piece.end()) {
       const std::size_t n = std::min<std::size_t>(kBlock, piece.end() - at);
       const T* x = values(piece, at - first, n, wide);
-      T* to = streamed ? scratch : out + at;
+      T* to = streamed || inside ? scratch : out + at;
       good = (wire == Wire::kAsIs ? plain(x, weight, sums, at, to, n)
                                   : rounded(x, weight, sums, at, to, n, wire)) &&
              good;
-      if (streamed) copy_past_caches(out + at, scratch, n * sizeof(T));
+      if (streamed) {
+        copy_past_caches(out + at, scratch, n * sizeof(T));
+      } else if (inside) {
+        std::copy(scratch, scratch + n, out + at);
+      }
       at += n;
     }
   }

@@ -17,9 +17,10 @@ namespace codedgrad::ops {
 //
 // in that order and without fused multiply-add, so the bits are those of one
 // operation after the other. True when R(weight * x), and with rounding every R, is
-// finite everywhere: one that is not has been written all the same. `out` may not
-// overlap any input. Throws std::invalid_argument when doubles are to be rounded.
-// `streamed`: `out` is written past the caches; for what is read much later.
+// finite everywhere: one that is not has been written all the same. `out` may be one of
+// the sums, and overlaps no other input. Throws std::invalid_argument when doubles are
+// to be rounded. `streamed`: `out` is written past the caches; for what is read much
+// later.
 template <typename T>
 bool encode(const std::vector<Piece>& leaf, T weight, const std::vector<const T*>& sums,
             T* out, Wire wire, bool streamed);
