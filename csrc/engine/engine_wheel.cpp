@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <cfenv>
 #include <chrono>
+#include <optional>
 #include <stdexcept>
 
 #include "engine/clock.h"
@@ -43,6 +44,7 @@ class ShortNaps {
   const int before_;
 };
 
+// Around the turns of a thread that is not the engine's own, however many they are.
 // Sums have the same bits whoever adds them up, and each thread has its own rules for
 // rounding and for denormal numbers, which the user's thread may have changed.
 class UsualArithmetic {
@@ -68,6 +70,7 @@ bool Engine::wait(const std::shared_ptr<Session>& session, std::int64_t step,
   if (session->done(step)) return true;
   const double until = now_s() + timeout_s;
   if (timeout_s > 0.0 && borrow_wheel()) {
+    const UsualArithmetic usual_arithmetic;
     session->awaits(true);
     drive([&] { return session->ready(step, seen); }, until);
     if (session->done(step)) finish_sends(now_s() + kFinishS);
@@ -91,6 +94,7 @@ void Engine::post_and_wait(const std::shared_ptr<Session>& session, std::int64_t
 bool Engine::work_now() {
   if (!lends_.load()) return false;
   std::unique_lock<std::mutex> wheel(wheel_, std::try_to_lock);
+  const UsualArithmetic usual_arithmetic;
   double nap = 0.0;
   return wheel.owns_lock() && drive_once(&nap);
 }
@@ -120,7 +124,7 @@ void Engine::rouse() {
 }
 
 void Engine::drive(const std::function<bool()>& ready, double until_s) {
-  const ShortNaps short_naps;
+  std::optional<ShortNaps> short_naps;  // most waits end without a nap
   double nap = 0.0;
   for (bool first = true;; first = false) {
     {
@@ -133,6 +137,7 @@ void Engine::drive(const std::function<bool()>& ready, double until_s) {
     if (ready() || failure_->failed()) return;
     const double left = until_s - now_s();
     if (left <= 0.0) return;
+    if (nap > 0.0 && !short_naps) short_naps.emplace();
     sleep(std::min(nap, left));
   }
 }
@@ -158,7 +163,6 @@ void Engine::finish_sends(double until_s) {
 
 bool Engine::drive_once(double* nap) {
   if (broken_ || stopping_ || !lends_.load()) return false;
-  const UsualArithmetic usual_arithmetic;
   try {
     const bool busy = turn();
     if (busy) last_event_s_ = now_s();
