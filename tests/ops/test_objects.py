@@ -146,6 +146,49 @@ def test_attributes_of_modules_are_read() -> None:
             read(modules, "nothing_of_the_kind", False)
 
 
+def test_classes_that_change_between_two_looks() -> None:
+    """The way to an attribute is known, and looked up again when a class changes."""
+
+    class Base:
+        pass
+
+    class Sub(Base):
+        pass
+
+    one, other = Sub(), Sub()
+    one.training, other.training = 1, 2  # type: ignore[attr-defined]
+
+    def seen() -> list[Any]:
+        found = [read([one, other], "training", False) for read in both("read")]
+        assert found[0] == found[1]
+        assert all(r([one, other], "training", False, found[0]) for r in both("reads"))
+        return found[0]
+
+    assert seen() == seen() == [1, 2]
+    Base.training = property(lambda self: vars(self)["training"] + 10)  # type: ignore
+    assert seen() == seen() == [11, 12]
+    Sub.__getattribute__ = lambda self, name: (  # type: ignore[assignment]
+        7 if name == "training" else object.__getattribute__(self, name)
+    )
+    assert seen() == seen() == [7, 7]
+    del Sub.__getattribute__
+    assert seen() == [11, 12]
+    del Base.training  # type: ignore[attr-defined]
+    assert seen() == [1, 2]
+    one.__class__ = Base  # type: ignore[assignment]
+    Base.training = 5  # type: ignore[attr-defined]
+    del one.training  # type: ignore[attr-defined]
+    assert seen() == [5, 2]
+
+
+def test_many_classes_that_come_and_go() -> None:
+    for number in range(200):
+        kind = type("Kind", (), {"training": property(lambda _, n=number: n)})
+        assert both("read")[0]([kind()], "training", False) == [number]
+        del kind
+        gc.collect(0)
+
+
 def test_values_of_dictionaries() -> None:
     one, other = object(), object()
     scripted = torch.jit.script(nn.Sequential(nn.ReLU()))

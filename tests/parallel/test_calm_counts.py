@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
 PACKAGE = str(Path(codedgrad.__file__).parent)
-CALLBACKS = 60  # of a step
+CALLBACKS = 40  # of a step
 OPERATIONS = 6  # of a bucket
 # As many buckets as a wide ResNet-50 has, and one.
 BUCKETS = [(0.05, range(4, 13)), (64.0, range(1, 2))]
