@@ -94,10 +94,9 @@ def in_place(
     found = []
     for index in range(len(sums)):
         own = [s.clone() for s in sums]
-        half = len(payload.layout.bucket_starts) // 2
-        assert encoder.buckets(range(half), own[index], weight, own)
-        whole = range(half, len(payload.layout.bucket_starts) - 1)
-        assert encoder.buckets(whole, own[index], weight, own)
+        count = len(payload.layout.bucket_starts) - 1
+        for some in (range(count // 2), range(count // 2, count)):
+            assert not some or encoder.buckets(some, own[index], weight, own)
         found.append(own[index])
     return found
 
