@@ -114,7 +114,6 @@ def test_the_generators_are_as_before_reading() -> None:
         torch.arange(9).to(torch.uint16),
         torch.arange(9) > 4,
         torch.ones(9, 0),
-        torch.eye(9).to_sparse(),
     ],
 )
 def test_rows_are_those_of_indexing(t: torch.Tensor) -> None:
@@ -122,5 +121,5 @@ def test_rows_are_those_of_indexing(t: torch.Tensor) -> None:
     got, want = _rows(t, index), t[index]
     assert got.dtype == want.dtype
     assert got.requires_grad == want.requires_grad
-    assert torch.equal(got.to_dense(), want.to_dense())
-    assert t.layout != torch.strided or got.stride() == want.stride()
+    assert torch.equal(got, want)
+    assert got.stride() == want.stride()
