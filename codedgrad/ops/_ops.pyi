@@ -98,6 +98,14 @@ class TensorMarks:
     def same(self, tensors: list[Tensor]) -> bool: ...
     def noted(self) -> list[tuple[int, int, int]]: ...
 
+def unchanged(
+    contents: tuple[list[Any], list[Any]],
+    items: tuple[list[dict[Any, Any]], list[Any], list[Any]],
+    flags: list[tuple[list[Any], str, list[Any]]],
+    marks: list[tuple[TensorMarks, list[Tensor]]],
+) -> bool:
+    """`values_are`, `items_are`, several `reads` and `TensorMarks.same` in one call."""
+
 def use_exchange(capsule: object) -> bool:
     """Take torch's functions from `__dlpack_c_exchange_api__`, if they are known."""
 

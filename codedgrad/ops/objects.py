@@ -8,12 +8,15 @@ is the reference for the tests and is used where the compiled module is missing.
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor
 
 _Function = TypeVar("_Function")
@@ -192,6 +195,10 @@ class Marks:
             return False
         return not self._odd or [self._shown(t) for t in self._odd] == self._odd_noted
 
+    def described(self) -> tuple[Any, list[Tensor]] | None:
+        """Returns what `quick_look` takes; None where C cannot describe all tensors."""
+        return None if self._odd or not EXCHANGE else (self._core, self._plain)
+
     def renew(self) -> None:
         """Note the state anew."""
         if not self._core.note(self._plain):
@@ -235,6 +242,30 @@ class Marks:
             address if self._addresses else 0,
             rest,
         )
+
+
+def quick_look(
+    contents: tuple[list[Any], list[Any]],
+    items: tuple[list[Any], list[Any], list[Any]],
+    flags: list[tuple[list[Any], str, list[Any]]],
+    marks: list[Marks],
+) -> Callable[[], bool] | None:
+    """Returns a function that tells by one call whether all is as it was.
+
+    Args:
+        contents: dictionaries and their values, as for `values_are`.
+        items: dictionaries, keys and values, as for `items_are`.
+        flags: objects, the name of an attribute and its values, as for `reads`.
+        marks: noted before.
+
+    Returns:
+        The function, which holds until one of the lists is another one; None where
+        some tensor cannot be looked at so.
+    """
+    described = [found for m in marks if (found := m.described()) is not None]
+    if len(described) < len(marks):
+        return None
+    return partial(_ops.unchanged, contents, items, flags, described)
 
 
 def mark_of(t: Tensor) -> tuple[int, int]:

@@ -162,6 +162,15 @@ class Buffers:
         if self._left is not self._buffers:
             self._put_back()
 
+    @property
+    def slots(self) -> tuple[list[Any], list[str], list[Tensor]]:
+        """Where the step's own tensors are to be: dictionaries, keys, tensors."""
+        return self._holders, self._keys, self._own
+
+    def collect_in_place(self) -> None:
+        """Notes what `collect` would, where a pass has left all in its place."""
+        self._left = self._buffers
+
     def _in_place(self) -> bool:
         """Returns whether the step's own tensors are in their places."""
         return bool(objects.items_are(self._holders, self._keys, self._own))

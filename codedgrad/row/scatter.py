@@ -35,19 +35,19 @@ def scatter(
     Returns:
         The mean loss of the batch, a scalar on the CPU.
     """
-    with torch.no_grad():
-        shares, parameters = tail[layout.used_area], layout.parameters
-        own = layout.own_type
-        usual = own is not None and bool(shares.all())
-        flat = total if own is None else total[: layout.gradients].to(own)
-        views = layout.views(flat)
-        if usual and objects.all_none(parameters, "grad"):
-            objects.assign(parameters, "grad", views)
-        else:
+    shares, parameters = tail[layout.used_area], layout.parameters
+    own = layout.own_type
+    usual = own is not None and bool(shares.all())
+    same = own is None or own == total.dtype
+    views = layout.views(total if same else total[: layout.gradients].to(own))
+    if usual and objects.all_none(parameters, "grad"):
+        objects.assign(parameters, "grad", views)
+    else:
+        with torch.no_grad():
             for p, share, view in zip(parameters, shares.tolist(), views, strict=True):
                 if share != 0.0:
                     _add(p, view)
-        buffers.apply(total)
+    buffers.apply(total)
     return torch.tensor(tail[layout.loss_place], dtype=total.dtype)
 
 

@@ -220,11 +220,12 @@ def _values_of(
     reached = Reached(function, modules)
     strict: Held = {}
     own: Held = {}
+    stored = reached.stored
     for name, value in reached.plain():
         # A variable is there because the function computes with it. Objects also have
         # clocks, counters and whatever else.
         variable = not set(name) & set(".['")
-        if name in reached.stored:
+        if name in stored:
             continue
         if value is None and variable:
             own[name] = None
@@ -251,7 +252,7 @@ def _values_of(
         elif isinstance(value, int | np.integer):
             own[name] = value if isinstance(value, int) else int(value)
     for name, members in reached.long.items():
-        if name not in reached.stored and _are_typed(members):
+        if name not in stored and _are_typed(members):
             own[name] = [f"digest {zlib.crc32(repr(members).encode())}"]
     for place, module in enumerate(reached.modules if full else []):
         title = f"{type(module).__name__} {place} of the loss function"

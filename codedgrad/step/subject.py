@@ -132,6 +132,11 @@ class Subject:
             and self._marks.same()
         )
 
+    @property
+    def contents(self) -> tuple[list[Any], list[Any]]:
+        """All dictionaries of the modules, and what they held."""
+        return self._dicts, self._contents
+
     def same_tensors(self) -> bool:
         """Returns whether all modules still hold the same modules and tensors."""
         return bool(objects.values_are(self._dicts, self._contents))

@@ -33,6 +33,8 @@ from codedgrad.step.strangers import Strangers
 from codedgrad.step.witness import FOREIGN, STATIC, TRAINABLE, Entry, Witness
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor
 
     from codedgrad.row.payload import Payload
@@ -66,6 +68,7 @@ class Watch:
         self._witness = Witness(max(_COPIES, budget))
         self._values = False  # whether this step's passes are compared by values
         self._outside: list[Tensor] = []
+        self._quick: Callable[[], bool] | None = None
         self.found: set[str] = set()
 
     # ---- a step ----
@@ -92,6 +95,18 @@ class Watch:
         self._witness.begin(values=self._values)
         self._flags = _Flags(self._modules, self._parameters)
         self._note_gradients()
+        self._quick = self._quick_look()
+
+    def _quick_look(self) -> Callable[[], bool] | None:
+        """Returns what sees by one call that a pass has changed nothing.
+
+        None: it would not see all of it.
+        """
+        if self._values or self._others or self._outside or self._strangers.met:
+            return None
+        contents, slots = self._subject.contents, self._payload.buffers.slots
+        marks = self._witness.marks
+        return objects.quick_look(contents, slots, self._flags.noted, marks)
 
     def changing(self) -> set[str]:
         """Returns names of what passes change of what a loss function keeps."""
@@ -152,6 +167,10 @@ class Watch:
         Raises:
             ConfigError: something has changed that cannot travel.
         """
+        if kind is None and self._quick is not None and self._quick():
+            self._payload.buffers.collect_in_place()
+            return
+        self._quick = None  # what is found below may change what it knows
         self._strangers.stop()
         self._flags.put_back()
         if self._values:
@@ -231,6 +250,14 @@ class _Flags:
         self._modules, self._parameters = modules, parameters
         self._training = objects.read(modules, "training", False)
         self._requires = objects.read(parameters, "requires_grad", False)
+
+    @property
+    def noted(self) -> list[tuple[list[Any], str, list[Any]]]:
+        """Objects, the name of the flag, and its values."""
+        return [
+            (self._modules, "training", self._training),
+            (self._parameters, "requires_grad", self._requires),
+        ]
 
     def put_back(self) -> None:
         if not objects.reads(self._modules, "training", False, self._training):

@@ -206,6 +206,11 @@ class Witness:
                 found.append(Change(e, reshaped, e.copy is not None, not same))
         return found
 
+    @property
+    def marks(self) -> list[Marks]:
+        """What all tensors showed in the step's state."""
+        return [self._rest, self._trained]
+
     def put_back(self, entry: Entry) -> None:
         """Put a tensor with its values of the step's beginning into its place."""
         entry.place.holder[entry.place.key] = entry.tensor

@@ -73,27 +73,6 @@ py::list values_of(const py::list& dictionaries) {
   return found;
 }
 
-bool values_are(const py::list& dictionaries, const py::list& values) {
-  std::size_t count = 0;
-  const bool same = each_value(dictionaries, [&](py::handle value) {
-    return count < values.size() &&
-           PyList_GET_ITEM(values.ptr(), count++) == value.ptr();
-  });
-  return same && count == values.size();
-}
-
-bool items_are(const py::list& dictionaries, const py::list& keys,
-               const py::list& values) {
-  if (dictionaries.size() != keys.size() || keys.size() != values.size()) return false;
-  for (std::size_t i = 0; i < keys.size(); ++i) {
-    const py::object one = item(dictionaries, i), key = item(keys, i);
-    PyObject* found = PyDict_GetItemWithError(one.ptr(), key.ptr());  // borrowed
-    if (found == nullptr && PyErr_Occurred()) throw py::error_already_set();
-    if (i >= values.size() || found != PyList_GET_ITEM(values.ptr(), i)) return false;
-  }
-  return true;
-}
-
 py::list read(const py::list& objects, const py::str& name, bool call) {
   Attribute& attribute = Attribute::named(name, call);
   py::list found(objects.size());
@@ -101,16 +80,6 @@ py::list read(const py::list& objects, const py::str& name, bool call) {
     found[i] = attribute.get(item(objects, i));
   }
   return found;
-}
-
-bool reads(const py::list& objects, const py::str& name, bool call,
-           const py::list& values) {
-  if (objects.size() != values.size()) return false;
-  Attribute& attribute = Attribute::named(name, call);
-  for (std::size_t i = 0; i < objects.size(); ++i) {
-    if (!equal(attribute.get(item(objects, i)), item(values, i))) return false;
-  }
-  return true;
 }
 
 bool all_none(const py::list& objects, const py::str& name) {
@@ -147,6 +116,37 @@ void assign_all(const py::list& objects, const py::str& name, const py::object& 
 }
 
 }  // namespace
+
+bool values_are(const py::list& dictionaries, const py::list& values) {
+  std::size_t count = 0;
+  const bool same = each_value(dictionaries, [&](py::handle value) {
+    return count < values.size() &&
+           PyList_GET_ITEM(values.ptr(), count++) == value.ptr();
+  });
+  return same && count == values.size();
+}
+
+bool items_are(const py::list& dictionaries, const py::list& keys,
+               const py::list& values) {
+  if (dictionaries.size() != keys.size() || keys.size() != values.size()) return false;
+  for (std::size_t i = 0; i < keys.size(); ++i) {
+    const py::object one = item(dictionaries, i), key = item(keys, i);
+    PyObject* found = PyDict_GetItemWithError(one.ptr(), key.ptr());  // borrowed
+    if (found == nullptr && PyErr_Occurred()) throw py::error_already_set();
+    if (i >= values.size() || found != PyList_GET_ITEM(values.ptr(), i)) return false;
+  }
+  return true;
+}
+
+bool reads(const py::list& objects, const py::str& name, bool call,
+           const py::list& values) {
+  if (objects.size() != values.size()) return false;
+  Attribute& attribute = Attribute::named(name, call);
+  for (std::size_t i = 0; i < objects.size(); ++i) {
+    if (!equal(attribute.get(item(objects, i)), item(values, i))) return false;
+  }
+  return true;
+}
 
 Attribute& Attribute::named(const py::str& name, bool call) {
   static auto* known = new std::vector<std::unique_ptr<Attribute>>;  // never ends

@@ -49,6 +49,15 @@ class Attribute {
   std::size_t last_ = 0;
 };
 
+// Whether the dictionaries have these very values, one after the other.
+bool values_are(const py::list& dictionaries, const py::list& values);
+// Whether each dictionary has the very value at its key.
+bool items_are(const py::list& dictionaries, const py::list& keys,
+               const py::list& values);
+// Whether the attribute of each object, or what it returns with `call`, is equal.
+bool reads(const py::list& objects, const py::str& name, bool call,
+           const py::list& values);
+
 void define_objects(py::module_& m);
 
 }  // namespace codedgrad

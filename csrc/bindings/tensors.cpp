@@ -236,6 +236,30 @@ bool Gradients::pieces(const py::list& parameters, std::uintptr_t tail,
   return true;
 }
 
+namespace {
+
+using Contents = std::pair<py::list, py::list>;          // dictionaries, values
+using Items = std::tuple<py::list, py::list, py::list>;  // dictionaries, keys, values
+using Flags = std::tuple<py::list, py::str, py::list>;   // objects, name, values
+using Marked = std::pair<const TensorMarks*, py::list>;
+
+// All of these comparisons in one call; each is that of its own function.
+bool unchanged(const Contents& contents, const Items& items,
+               const std::vector<Flags>& flags, const std::vector<Marked>& marks) {
+  if (!values_are(contents.first, contents.second)) return false;
+  const auto& [holders, keys, held] = items;
+  if (!items_are(holders, keys, held)) return false;
+  for (const auto& [objects, name, values] : flags) {
+    if (!reads(objects, name, false, values)) return false;
+  }
+  for (const auto& [noted, tensors] : marks) {
+    if (!noted->same(tensors)) return false;
+  }
+  return true;
+}
+
+}  // namespace
+
 void define_tensors(py::module_& m) {
   using namespace pybind11::literals;
   m.def("use_exchange", &use_exchange, "capsule"_a);
@@ -245,6 +269,7 @@ void define_tensors(py::module_& m) {
       .def("note_one", &TensorMarks::note_one, "index"_a, "tensor"_a)
       .def("same", &TensorMarks::same, "tensors"_a)
       .def("noted", &TensorMarks::noted);
+  m.def("unchanged", &unchanged, "contents"_a, "items"_a, "flags"_a, "marks"_a);
   py::class_<Gradients>(m, "Gradients")
       .def(py::init<std::vector<Gradients::Span>, std::vector<Gradients::Kind>>(),
            "spans"_a, "kinds"_a);

@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import Dataset
 
 from codedgrad import ConfigError, DataError, ShardSampler
+from codedgrad.data.reading import _rows
 
 
 class Listed(Dataset):
@@ -98,3 +99,27 @@ def test_the_generators_are_as_before_reading() -> None:
         assert len({str(b) for b in batches}) <= 1
         found.append(draws())
     assert len(set(found)) == 1
+
+
+@pytest.mark.parametrize(
+    "t",
+    [
+        torch.randn(9, 3),
+        torch.randn(9, 2, 4, 4).to(memory_format=torch.channels_last),
+        torch.randn(2, 9).T,
+        torch.randn(1, 3).expand(9, 3),
+        torch.randn(9, 3, dtype=torch.complex64).conj(),
+        torch.randn(9, requires_grad=True),
+        torch.randn(9, 3).to(torch.bfloat16),
+        torch.arange(9).to(torch.uint16),
+        torch.arange(9) > 4,
+        torch.ones(9, 0),
+    ],
+)
+def test_rows_are_those_of_indexing(t: torch.Tensor) -> None:
+    index = torch.tensor([4, 0, 8, 4])
+    got, want = _rows(t, index), t[index]
+    assert got.dtype == want.dtype
+    assert got.requires_grad == want.requires_grad
+    assert torch.equal(got, want)
+    assert got.stride() == want.stride()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from codedgrad.ops import objects
-from codedgrad.ops.objects import Marks, Places
+from codedgrad.ops.objects import Marks, Places, quick_look
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -144,6 +144,85 @@ def test_attributes_of_modules_are_read() -> None:
     for read in both("read"):
         with pytest.raises(AttributeError, match="nothing_of_the_kind"):
             read(modules, "nothing_of_the_kind", False)
+
+
+def test_classes_that_change_between_two_looks() -> None:
+    """The way to an attribute is known, and looked up again when a class changes."""
+
+    class Base:
+        pass
+
+    class Sub(Base):
+        pass
+
+    one, other = Sub(), Sub()
+    one.training, other.training = 1, 2  # type: ignore[attr-defined]
+
+    def seen() -> list[Any]:
+        found = [read([one, other], "training", False) for read in both("read")]
+        assert found[0] == found[1]
+        assert all(r([one, other], "training", False, found[0]) for r in both("reads"))
+        return found[0]
+
+    assert seen() == seen() == [1, 2]
+    Base.training = property(lambda self: vars(self)["training"] + 10)  # type: ignore
+    assert seen() == seen() == [11, 12]
+    Sub.__getattribute__ = lambda self, name: (  # type: ignore[assignment]
+        7 if name == "training" else object.__getattribute__(self, name)
+    )
+    assert seen() == seen() == [7, 7]
+    del Sub.__getattribute__
+    assert seen() == [11, 12]
+    del Base.training  # type: ignore[attr-defined]
+    assert seen() == [1, 2]
+    one.__class__ = Base  # type: ignore[assignment]
+    Base.training = 5  # type: ignore[attr-defined]
+    del one.training  # type: ignore[attr-defined]
+    assert seen() == [5, 2]
+
+
+def test_a_quick_look_sees_what_single_ones_see() -> None:
+    def look(model: nn.Module) -> Callable[[], bool]:
+        modules, held = list(model.modules()), list(model.parameters())
+        dicts = [d for m in modules for d in (m._modules, m._parameters, m._buffers)]
+        holders = [m._parameters for m in modules if m._parameters]
+        items = holders, ["weight"] * len(holders), [h["weight"] for h in holders]
+        flags = [(modules, "training", [m.training for m in modules])]
+        flags += [(held, "requires_grad", [p.requires_grad for p in held])]
+        marks = [Marks(held, versions=True, addresses=True)]
+        found = quick_look((dicts, objects.values_of(dicts)), items, flags, marks)
+        assert found is not None
+        return found
+
+    def swapped(model: nn.Sequential) -> None:
+        model[0].weight = nn.Parameter(model[0].weight.detach().clone())
+
+    changes: list[Callable[[Any], Any]] = [
+        lambda m: m[1].eval(),
+        lambda m: m[0].weight.requires_grad_(False),
+        lambda m: setattr(m[0].weight, "data", torch.ones(2, 2)),
+        lambda m: m[0].bias.detach().add_(1),
+        lambda m: m[0].register_buffer("more", torch.ones(1)),
+        lambda m: m.append(nn.ReLU()),
+        swapped,
+    ]
+    for change in changes:
+        model = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+        same = look(model)
+        assert same()
+        change(model)
+        assert not same()
+        assert look(model)()
+    marks = [Marks([torch.eye(2).to_sparse()], versions=True, addresses=True)]
+    assert quick_look(([], []), ([], [], []), [], marks) is None
+
+
+def test_many_classes_that_come_and_go() -> None:
+    for number in range(200):
+        kind = type("Kind", (), {"training": property(lambda _, n=number: n)})
+        assert both("read")[0]([kind()], "training", False) == [number]
+        del kind
+        gc.collect(0)
 
 
 def test_values_of_dictionaries() -> None:

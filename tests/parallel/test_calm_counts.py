@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from types import FrameType
 
 PACKAGE = str(Path(codedgrad.__file__).parent)
-CALLBACKS = 60  # of a step
+CALLBACKS = 40  # of a step
 OPERATIONS = 6  # of a bucket
-# As many buckets as a wide ResNet-50 has, and one.
-BUCKETS = [(0.05, range(4, 13)), (64.0, range(1, 2))]
-BATCH = 2
+# As many buckets as a wide ResNet-50 has, and one; passes of a worker in a step.
+CASES = [(0.05, range(4, 13), 1), (64.0, range(1, 2), 1), (64.0, range(1, 2), 2)]
+BATCH = 2  # samples of a pass
 
 
 class Operations(TorchDispatchMode):
@@ -60,16 +60,18 @@ def criterion(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     return nn.functional.cross_entropy(model(x), y)
 
 
-@pytest.mark.parametrize(("bucket_mb", "expected"), BUCKETS)
-def test_a_calm_step(bucket_mb: float, expected: range) -> None:
+@pytest.mark.parametrize(("bucket_mb", "expected", "passes"), CASES)
+def test_a_calm_step(bucket_mb: float, expected: range, passes: int) -> None:
     torch.manual_seed(0)
     n = codedgrad.size()
-    x, y = torch.randn(8 * BATCH * n, 3, 8, 8), torch.randint(0, 10, (8 * BATCH * n,))
+    count = BATCH * passes * n
+    x, y = torch.randn(8 * count, 3, 8, 8), torch.randint(0, 10, (8 * count,))
     model = resnet()
     callbacks, operations, own = Callbacks(), Operations(), Operations()
-    code = codes.spread(n, micro=1)
-    with codedgrad.CodedGradient(model, code, bucket_mb=bucket_mb) as coded:
-        sampler = codedgrad.ShardSampler((x, y), BATCH * n)
+    code = codes.spread(n, micro=passes)
+    words: Any = {"bucket_mb": bucket_mb, "same_bits": passes > 1}
+    with codedgrad.CodedGradient(model, code, **words) as coded:
+        sampler = codedgrad.ShardSampler((x, y), count)
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
         buckets = len(coded._payload.layout.bucket_starts) - 1
 
@@ -95,7 +97,8 @@ def test_a_calm_step(bucket_mb: float, expected: range) -> None:
             optimizer.zero_grad()
     # Reading the own shard is an operation for each of its tensors.
     with own:
-        criterion(model, *(t[:BATCH].clone() for t in (x, y))).backward()
+        for _ in range(passes):
+            criterion(model, *(t[:BATCH].clone() for t in (x, y))).backward()
     assert buckets in expected
     assert callbacks.count <= 3 * CALLBACKS
     assert operations.count - own.count <= OPERATIONS * buckets

@@ -82,6 +82,22 @@ def rows(payload: Payload, weight: float, sums: list[Tensor]) -> list[Tensor]:
                 for bucket in range(len(payload.layout.bucket_starts) - 1):
                     assert encoder.bucket(bucket, out, weight, sums)
             found.append(out)
+            if encoder.in_place:
+                found += in_place(payload, encoder, weight, sums)
+    return found
+
+
+def in_place(
+    payload: Payload, encoder: Encoder, weight: float, sums: list[Tensor]
+) -> list[Tensor]:
+    """Rows that lie where one of the sums lay, and is lost."""
+    found = []
+    for index in range(len(sums)):
+        own = [s.clone() for s in sums]
+        count = len(payload.layout.bucket_starts) - 1
+        for some in (range(count // 2), range(count // 2, count)):
+            assert not some or encoder.buckets(some, own[index], weight, own)
+        found.append(own[index])
     return found
 
 
@@ -124,6 +140,11 @@ def row_of_nothing(payload: Payload, sums: list[Tensor]) -> Tensor:
         for bucket in range(len(payload.layout.bucket_starts) - 1):
             encoder.nothing(bucket, out, sums)
         made.append(out)
+        if encoder.in_place and sums:
+            own = [s.clone() for s in sums]
+            for bucket in range(len(payload.layout.bucket_starts) - 1):
+                encoder.nothing(bucket, own[0], own)
+            made.append(own[0])
     assert all(torch.equal(one, made[0]) for one in made)
     return made[0]
 

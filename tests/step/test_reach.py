@@ -11,6 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from codedgrad.step import reach
+from codedgrad.step.held import _values_of
 from codedgrad.step.plain import PlainState
 from codedgrad.step.reach import Reached
 
@@ -164,3 +166,14 @@ def test_a_model_that_is_used_without_a_call_is_found() -> None:
     assert [e.title for e in plain.changed_entries()] == ["'weight' of a Linear"]
     plain.begin(lambda: model(torch.ones(1, 2)), [model])
     assert plain.changed_entries() == []
+
+
+def test_a_look_at_values_takes_a_name_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps look at what a loss function holds, so the time must not be quadratic."""
+    held = {f"value{i}": float(i) for i in range(30)}
+    asked: list[str] = []
+    words = reach._words
+    monkeypatch.setattr(reach, "_words", lambda name: asked.append(name) or words(name))
+    strict, own = _values_of(lambda: held["value1"], [], set(), full=True)
+    assert len({**strict, **own}) == 30
+    assert len(asked) == len(set(asked))
