@@ -1,0 +1,348 @@
+"""How a new process in the place of a lost worker gets into a training that runs.
+
+    in every `window` steps   each worker votes whether somebody asks to come in, and
+                              collects the vote of `window` steps before: nobody waits
+    all say the same          they let it in before the present step:
+                              1. all connect, over lines of their own
+                              2. the donor sends the state, the new one loads it
+                              3. all tell each other, over their present engine,
+                                 whether that went well: all get the same answer
+                              4. if so they go on over the lines, with a new engine;
+                                 if not they go on as before
+
+Until 4 nothing of the training has changed, and whatever goes wrong ends the new process
+only. docs/faults.md has the races.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from codedgrad.errors import CodedGradError, ConfigError, WorkerError
+from codedgrad.job import rejoin
+from codedgrad.job.rejoin import Entry
+from codedgrad.step import carried
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from codedgrad.data import Source
+    from codedgrad.groups.arrangement import Arrangement
+    from codedgrad.job.runtime import Runtime
+    from codedgrad.job.sockets.lines import Lines
+    from codedgrad.job.sockets.world import World
+    from codedgrad.step.subject import Subject
+
+log = logging.getLogger("codedgrad")
+
+_LOAD_S = 120.0  # until the state is loaded
+_made = 0  # CodedGradients of this process
+
+Pairs = list[tuple[str, str]]
+
+
+class Training(Protocol):
+    """The part of a CodedGradient that is needed here."""
+
+    @property
+    def step(self) -> int:
+        """The number of the next step."""
+
+    @property
+    def arrangement(self) -> Arrangement:
+        """The present laying out."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint needs."""
+
+    def go_on(self, arrangement: Arrangement, step: int) -> None:
+        """Go on with this laying out, and with this step."""
+
+
+class _Loop(NamedTuple):
+    """The loop over epochs that runs."""
+
+    source: Source
+    described: Pairs  # what this process was at its start, and where it is
+
+
+class Comeback:
+    """Lets others come back into one training, or gets this process in."""
+
+    def __init__(self, job: Runtime, subject: Subject, described: Pairs) -> None:
+        """Begin to train.
+
+        Args:
+            job: all workers.
+            subject: the model.
+            described: what all workers have in common at the start.
+        """
+        global _made
+        _made += 1
+        self._job, self._subject = job, subject
+        self._at_start: Pairs = [*_script(), ("CodedGradient", f"number {_made}")]
+        self._described = described
+        self._tracked: dict[str, Any] = {}
+        self._loops = 0
+        self._loop: _Loop | None = None
+        self._looked = -1  # the last step before which this worker has looked
+
+    def track(self, things: dict[str, Any]) -> None:
+        """Carry these over, too."""
+        carried.check_tracked(things)
+        self._tracked.update(things)
+
+    def begin(self, training: Training, source: Source, epochs: int) -> None:
+        """Begin a loop over epochs; a process that comes back enters the job here."""
+        world = rejoin.world_of(self._job.channel)
+        if world is None:
+            return
+        self._loops += 1
+        kinds = {name: type(thing).__name__ for name, thing in self._tracked.items()}
+        described = [
+            *self._at_start,
+            ("loop over epochs", f"number {self._loops}, of {epochs} epochs"),
+            ("data", f"{type(source).__name__}, batch_size={source.batch_size}"),
+            ("tracked", ", ".join(f"{n} ({k})" for n, k in sorted(kinds.items()))),
+            *self._described,
+        ]
+        self._loop = _Loop(source, described)
+        if self._job.outside:
+            self._enter(training, world)
+
+    def end(self) -> None:
+        """End the loop over epochs."""
+        self._loop = None
+
+    def look(self, training: Training, source: Source) -> None:
+        """Look whether somebody asks, before a step. Collective, and waits for nobody.
+
+        Raises:
+            ConfigError: this process has not entered the job.
+        """
+        job, step = self._job, training.step
+        if job.outside:
+            raise ConfigError(f"it cannot make steps: {job.outside}")
+        if self._loop is None or self._loop.source is not source:
+            return
+        if step == self._looked or step % training.arrangement.window:
+            return
+        self._looked = step
+        world = rejoin.world_of(job.channel)
+        if world is None or job.size == 1:
+            return
+        found = job.votes.take(job)
+        if found is not None and (who := self._elected(world, found)) is not None:
+            there = [w for w, vote in enumerate(found) if vote is not None]
+            _Admission(self, world, who).admit(training, there)
+        job.votes.cast(job, json.dumps(self._vote(world, training)).encode())
+
+    # ---- the vote ----
+
+    def _vote(self, world: World, training: Training) -> dict[str, Any]:
+        assert world.desk is not None
+        asking = world.desk.asking()
+        if not asking:
+            return {"asks": None, "no": ""}
+        rank, process = asking[0]
+        theirs = json.loads(world.desk.asked(rank, process) or "[]")
+        return {"asks": [rank, process], "no": self._why_not(world, training, theirs)}
+
+    def _why_not(self, world: World, training: Training, theirs: list[Any]) -> str:
+        """Return why a process cannot come in, which has described itself so."""
+        assert self._loop is not None
+        job = self._job
+        others = job.progress.open - 1 - ("evaluations" in job.parts)
+        if others > 0:
+            return f"{others + 1} models are trained at a time, which is not built yet"
+        if world.generation > 1:
+            return "the script has called init() more than once"
+        return (
+            training.arrangement.why_not()
+            or carried.why_not(self._subject)
+            or _difference(self._loop.described, theirs)
+        )
+
+    def _elected(
+        self, world: World, found: list[bytes | None]
+    ) -> tuple[int, int] | None:
+        """Return who is to be let in: the answer is the same on all workers."""
+        assert world.desk is not None
+        votes = {w: json.loads(v) for w, v in enumerate(found) if v is not None}
+        first = next(iter(votes.values()))["asks"]
+        if first is None or any(vote["asks"] != first for vote in votes.values()):
+            return None
+        rank, process = first
+        if rank in votes:  # the process before had voted, too
+            return None
+        why = [f"worker {w}: {v['no']}" for w, v in votes.items() if v["no"]]
+        if why:
+            alike = len({vote["no"] for vote in votes.values()}) == 1
+            text = next(iter(votes.values()))["no"] if alike else "; ".join(why)
+            self.refuse(world, (rank, process), text)
+            return None
+        return rank, process
+
+    def refuse(self, world: World, who: tuple[int, int], why: str) -> None:
+        """Write down that a process is not let in."""
+        assert world.desk is not None
+        text = f"worker {who[0]} cannot come back: {why}. The job goes on without it"
+        world.desk.answer(who, rejoin.refuse(text), self._job.rank)
+        if self._job.rank == min(
+            set(range(self._job.size)) - {*self._job.losses.ranks}
+        ):
+            log.warning("%s", text)
+
+    # ---- a process that comes back ----
+
+    def _enter(self, training: Training, world: World) -> None:
+        assert self._loop is not None
+        job = self._job
+        entry = rejoin.wait_for_answer(job, json.dumps(self._loop.described))
+        lines = rejoin.connect(job, entry)
+        try:
+            begin = time.monotonic()
+            data = lines.hear(entry.donor, _LOAD_S)
+            problem = self._load(training, data)
+            lines.say(entry.donor, problem.encode())
+            there = lines.hear_yes(job.timeout_s)
+            _check_let_in(job, problem, there)
+        except BaseException:
+            lines.close()
+            raise
+        training.arrangement.close("to enter the job")
+        rejoin.move(job, entry, lines, there)
+        training.go_on(training.arrangement.anew(entry.step), entry.step)
+        self._looked = entry.step
+        assert world.desk is not None
+        world.desk.enter(job.rank, entry.process)
+        log.info(
+            "worker %d has entered in step %d, with %.1f MB from worker %d, in %.2f s",
+            *(job.rank, entry.step, len(data) / 1e6, entry.donor),
+            time.monotonic() - begin,
+        )
+        job.votes.cast(job, json.dumps(self._vote(world, training)).encode())
+
+    def _load(self, training: Training, data: bytearray) -> str:
+        """Take over the state; return what is wrong with it, or ""."""
+        assert self._loop is not None
+        try:
+            state = carried.decode(data)
+            carried.load(state, self._subject, self._tracked, self._loop.source)
+            self._subject.learned.update(state["coded"].get("travelling", ()))
+            theirs = [tuple(pair) for pair in state["described"]]
+            return _difference(theirs, training.arrangement.describe_again())
+        except Exception as error:  # noqa: BLE001 (whatever it is, the others go on)
+            return f"the state cannot be loaded: {type(error).__name__}: {error}"
+
+    def packed(self, training: Training) -> bytes:
+        """Return the state that a process gets that comes back."""
+        assert self._loop is not None
+        coded, source = training.state_dict(), self._loop.source
+        state = carried.pack(self._subject, self._tracked, source, coded)
+        described = training.arrangement.described
+        state["described"] = [[str(name), str(value)] for name, value in described]
+        return carried.encode(state)
+
+
+class _Admission:
+    """One process that is let in, on one of the workers that train."""
+
+    def __init__(self, comeback: Comeback, world: World, who: tuple[int, int]) -> None:
+        self._comeback, self._world, self._who = comeback, world, who
+        self._job = comeback._job
+
+    def admit(self, training: Training, there: Sequence[int]) -> None:
+        """Let it in, or go on as before. Collective over those that are `there`."""
+        job, (rank, process) = self._job, self._who
+        begin = time.monotonic()
+        entry = Entry(
+            rank=rank,
+            process=process,
+            step=training.step,
+            ranks=sorted({*there, rank}),
+            donor=there[0],
+            link=None if job.link is None else list(job.link),
+        )
+        assert self._world.desk is not None
+        self._world.desk.answer(self._who, entry.encode(), job.rank)
+        lines: Lines | None = None
+        problem = ""
+        try:
+            lines = rejoin.connect(job, entry)
+            if job.rank == entry.donor:
+                problem = self._give(training, lines)
+        except (CodedGradError, OSError) as error:
+            problem = str(error)
+        every = job.gather_from_all(problem.encode(), f"to let worker {rank} in")
+        wrong = [blob.decode() for blob in every if blob]
+        if every[entry.donor] is None:
+            wrong.append(f"worker {entry.donor}, which gave it the state, was lost")
+        if wrong or lines is None:
+            if lines is not None:
+                lines.close()
+            self._comeback.refuse(self._world, self._who, wrong[0])
+            return
+        self._go_on(training, entry, lines)
+        if job.rank == entry.donor:
+            log.warning(
+                "worker %d is back, from step %d on; %d of %d work (%.2f s)",
+                *(rank, entry.step, len(entry.ranks), job.size),
+                time.monotonic() - begin,
+            )
+
+    def _give(self, training: Training, lines: Lines) -> str:
+        """Give the state away; return what the new process says of it, or ""."""
+        rank, _ = self._who
+        try:
+            data = self._comeback.packed(training)
+        except Exception as error:  # noqa: BLE001 (an object of the user's)
+            return f"the state cannot be packed: {type(error).__name__}: {error}"
+        lines.say(rank, data)
+        return lines.hear(rank, _LOAD_S).decode()
+
+    def _go_on(self, training: Training, entry: Entry, lines: Lines) -> None:
+        before = training.arrangement
+        lines.agree()  # from here on there is no way back, for anybody
+        before.close(f"to begin step {entry.step} with worker {entry.rank}")
+        rejoin.move(self._job, entry, lines, entry.ranks)
+        training.go_on(before.anew(entry.step), entry.step)
+
+
+def _check_let_in(job: Runtime, problem: str, there: Sequence[int]) -> None:
+    """Refuse to go on without the others, of whom those `there` have said yes.
+
+    Raises:
+        WorkerError: nobody has.
+    """
+    if not there:
+        why = problem or "what went wrong is in the others' log"
+        raise WorkerError(f"worker {job.rank} was not let in: {why}")
+
+
+def _script() -> Pairs:
+    """Returns what tells one script from another."""
+    main = sys.modules.get("__main__")
+    path = getattr(main, "__file__", None)
+    text = ""
+    if path is not None and Path(path).is_file():
+        text = hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
+    return [("script", f"{path or 'none'} [{text}]"), ("arguments", str(sys.argv[1:]))]
+
+
+def _difference(ours: Sequence[Sequence[str]], theirs: Sequence[Sequence[str]]) -> str:
+    """Returns the first of the (name, value) pairs that differs, in words, or ""."""
+    for mine, other in zip(ours, theirs, strict=False):
+        if list(mine) != list(other):
+            if mine[0] != other[0]:
+                return f"it has {other[0]} ({other[1]}), the job {mine[0]} ({mine[1]})"
+            return f"it has {other[0]} = {other[1]}, the job has {mine[1]}"
+    if len(ours) != len(theirs):
+        return f"it has {len(theirs)} settings and tensors, the job {len(ours)}"
+    return ""
