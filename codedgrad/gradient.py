@@ -128,6 +128,7 @@ class CodedGradient:
             with closing(
                 sampler.steps(code.parts, code.shards, whole=whole, own=own)
             ) as steps:
+                self._comeback.begin_steps()
                 self._comeback.look(self, sampler)
                 for shards in steps:
                     yield shards
@@ -171,11 +172,14 @@ class CodedGradient:
         with start.failing_together(self._runtime, "could not begin its epochs"):
             mistakes.check_source(sampler)
             self._comeback.begin(self, sampler, count)
-        for epoch in range(sampler.epoch, count):
-            sampler.set_epoch(epoch)
-            yield epoch
-        sampler.set_epoch(count)
-        self._comeback.end()
+        try:
+            for epoch in range(sampler.epoch, count):
+                sampler.set_epoch(epoch)
+                self._comeback.begin_epoch()
+                yield epoch
+            sampler.set_epoch(count)
+        finally:
+            self._comeback.end()
 
     def backward(self, loss_fn: Callable[..., Any], shards: StepShards) -> Tensor:
         """Compute, exchange and decode one step; add the mean gradient to `p.grad`.

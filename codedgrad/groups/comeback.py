@@ -10,8 +10,8 @@
                               4. if so they go on over the lines, with a new engine;
                                  if not they go on as before
 
-Until 4 nothing of the training has changed, and whatever goes wrong ends the new process
-only. docs/faults.md has the races.
+Until 4 nothing of the training has changed, and whatever goes wrong ends the new
+process only. docs/faults.md has the races.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from codedgrad.data import ShardSampler
 from codedgrad.errors import CodedGradError, ConfigError, WorkerError
 from codedgrad.job import rejoin
 from codedgrad.job.rejoin import Entry
@@ -91,7 +92,10 @@ class Comeback:
         self._tracked: dict[str, Any] = {}
         self._loops = 0
         self._loop: _Loop | None = None
-        self._looked = -1  # the last step before which this worker has looked
+        self._passes = 0  # loops over steps in this epoch
+        self._looked: int | None = (
+            None  # the last step before which this worker has looked
+        )
 
     def track(self, things: dict[str, Any]) -> None:
         """Carry these over, too."""
@@ -116,6 +120,14 @@ class Comeback:
         if self._job.outside:
             self._enter(training, world)
 
+    def begin_epoch(self) -> None:
+        """Begin an epoch of the loop."""
+        self._passes = 0
+
+    def begin_steps(self) -> None:
+        """Begin a loop over steps."""
+        self._passes += 1
+
     def end(self) -> None:
         """End the loop over epochs."""
         self._loop = None
@@ -131,7 +143,8 @@ class Comeback:
             raise ConfigError(f"it cannot make steps: {job.outside}")
         if self._loop is None or self._loop.source is not source:
             return
-        if step == self._looked or step % training.arrangement.window:
+        before, window = self._looked, training.arrangement.window
+        if before is not None and step < before + window:
             return
         self._looked = step
         world = rejoin.world_of(job.channel)
@@ -150,17 +163,23 @@ class Comeback:
         asking = world.desk.asking()
         if not asking:
             return {"asks": None, "no": ""}
-        rank, process = asking[0]
-        theirs = json.loads(world.desk.asked(rank, process) or "[]")
-        return {"asks": [rank, process], "no": self._why_not(world, training, theirs)}
+        why = self.why_not(world, training, asking[0])
+        return {"asks": list(asking[0]), "no": why}
 
-    def _why_not(self, world: World, training: Training, theirs: list[Any]) -> str:
-        """Return why a process cannot come in, which has described itself so."""
+    def why_not(self, world: World, training: Training, who: tuple[int, int]) -> str:
+        """Return why a process that asks cannot come in; "": it can."""
         assert self._loop is not None
+        assert world.desk is not None
         job = self._job
+        theirs = json.loads(world.desk.asked(*who) or "[]")
         others = job.progress.open - 1 - ("evaluations" in job.parts)
         if others > 0:
             return f"{others + 1} models are trained at a time, which is not built yet"
+        source = self._loop.source
+        if not isinstance(source, ShardSampler):
+            return f"it is not built yet for a {type(source).__name__}"
+        if self._passes > 1:
+            return "an epoch has several loops over its steps"
         if world.generation > 1:
             return "the script has called init() more than once"
         return (
@@ -273,10 +292,11 @@ class _Admission:
         assert self._world.desk is not None
         self._world.desk.answer(self._who, entry.encode(), job.rank)
         lines: Lines | None = None
-        problem = ""
+        # The vote was some steps ago, perhaps in another loop.
+        problem = self._comeback.why_not(self._world, training, self._who)
         try:
-            lines = rejoin.connect(job, entry)
-            if job.rank == entry.donor:
+            lines = None if problem else rejoin.connect(job, entry)
+            if lines is not None and job.rank == entry.donor:
                 problem = self._give(training, lines)
         except (CodedGradError, OSError) as error:
             problem = str(error)
@@ -309,7 +329,7 @@ class _Admission:
 
     def _go_on(self, training: Training, entry: Entry, lines: Lines) -> None:
         before = training.arrangement
-        lines.agree()  # from here on there is no way back, for anybody
+        lines.say_yes(entry.rank)  # from here on there is no way back, for anybody
         before.close(f"to begin step {entry.step} with worker {entry.rank}")
         rejoin.move(self._job, entry, lines, entry.ranks)
         training.go_on(before.anew(entry.step), entry.step)

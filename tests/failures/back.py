@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -21,6 +22,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import codedgrad
+from codedgrad.step import carried
 
 EPOCHS, STEPS = 20, 10  # of an epoch
 SAMPLES = 8  # of a shard in a step
@@ -45,7 +47,27 @@ def data_of(n: int) -> TensorDataset:
 
 def awaited(rank: int) -> bool:
     """Returns whether a process in the place of a worker has no answer yet."""
-    return not (FOLDER / f"answer.{rank}.1").exists()
+    process = (FOLDER / f"process.{rank}").read_text()
+    return not (FOLDER / f"answer.{rank}.{process}").exists()
+
+
+def misbehave() -> None:
+    """Die in the middle of a process's way back into the job, if that is asked for."""
+    process, mine = _OWN.read_text(), codedgrad.rank()
+
+    def dies(*_: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    if "dies in between" in OPTIONS and (mine, process) == (1, "1"):
+        carried.load = dies  # type: ignore[assignment]
+    if "dies in between" in OPTIONS and (mine, process) == (0, "0"):
+        encode, packed = carried.encode, []
+
+        def second_time(state: dict[str, Any]) -> bytes:
+            packed.append(state)
+            return encode(state) if len(packed) == 1 else dies()
+
+        carried.encode = second_time
 
 
 class Counted:
@@ -94,7 +116,7 @@ def train(faults: str) -> dict[str, Any]:
         schedule.step()
         if epoch in (0, EPOCHS - 2):  # before somebody is lost, and once all are back
             found = codedgrad.evaluate(
-                model, data_of(n), lambda x, y: {"n": len(y)}, batch_size=8
+                model, data_of(n), lambda _, y: {"n": len(y)}, batch_size=8
             )
     digest = hashlib.sha256()
     for value in model.state_dict().values():
@@ -110,6 +132,7 @@ def main(folder: Path, faults: str) -> None:
     torch.set_num_threads(1)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     codedgrad.init(timeout_s=60)
+    misbehave()
     seen = [train(faults), train("")]
     total = codedgrad.allreduce(1 + codedgrad.rank(), op="sum")
     text = json.dumps({"seen": seen, "sum": total, "again": AGAIN})

@@ -67,6 +67,24 @@ def test_two_come_back_one_after_the_other(tmp_path: Path) -> None:
         assert words in said, (words, said)
 
 
+def test_whoever_dies_in_between(tmp_path: Path) -> None:
+    """The one that comes back as it loads the state, and the one that gives it."""
+    kills = "kill:worker=1,step=20,after=0.001"
+    status, said = run(3, str(tmp_path), kills, "dies in between", restarts=2)
+    assert status == LOST, said
+    found = ends_of(tmp_path, said, {0, 2})
+    assert found[0]["again"]
+    assert found[0]["seen"][1]["lost"] == [1]
+    for words in (
+        "worker 1 cannot come back: worker 1 is not to be heard any more",
+        "by signal 9 (SIGKILL), before it had come back",
+        "worker 1 cannot come back: worker 0, which gave it the state, was lost",
+        "worker 0 is back, from step",
+        "2 of 3 work",
+    ):
+        assert words in said, (words, said)
+
+
 @pytest.mark.parametrize(
     ("option", "words"),
     [

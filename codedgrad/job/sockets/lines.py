@@ -5,6 +5,7 @@ What is said on them is a length of 64 bits and so many bytes. Each wait ends.
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import struct
 from typing import TYPE_CHECKING
@@ -69,13 +70,10 @@ class Lines:
         except OSError as error:
             raise _gone(rank, error) from None
 
-    def agree(self) -> None:
-        """Say yes to all; who has gone meanwhile does not hear it."""
-        for line in self._lines.values():
-            try:
-                line.send(_YES)
-            except OSError:
-                continue
+    def say_yes(self, rank: int) -> None:
+        """Say yes to a worker; if it has gone meanwhile it does not hear it."""
+        with contextlib.suppress(OSError):
+            self._lines[rank].send(_YES)
 
     def hear_yes(self, wait_s: float) -> list[int]:
         """Wait for the others' yes, and return who has said it; the others have gone.
