@@ -8,7 +8,6 @@ A straggler leaves this path wherever it notices that the step is decoded.
 
 from __future__ import annotations
 
-from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -125,14 +124,12 @@ class CodedGradient:
             mistakes.check_source(sampler)
             whole, own = own_is_whole(self._settings.run), self._arrangement.own_spans
             code = self.code
-            with closing(
-                sampler.steps(code.parts, code.shards, whole=whole, own=own)
-            ) as steps:
-                self._comeback.begin_steps()
+            steps = sampler.steps(code.parts, code.shards, whole=whole, own=own)
+            self._comeback.begin_steps()
+            self._comeback.look(self, sampler)
+            for shards in steps:
+                yield shards
                 self._comeback.look(self, sampler)
-                for shards in steps:
-                    yield shards
-                    self._comeback.look(self, sampler)
 
     def track(self, **things: Any) -> None:
         """Name what a worker that comes back is given beside the model.

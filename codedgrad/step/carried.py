@@ -180,18 +180,11 @@ def _compare(what: str, here: list[Any], there: list[Any]) -> None:
 
 def _generators() -> dict[str, Any]:
     version, numbers, gauss = random.getstate()
-    name, keys, place, has_gauss, cached = np.random.get_state(  # noqa: NPY002
-        legacy=True
-    )
+    drawn: Any = np.random.get_state(legacy=True)  # noqa: NPY002
+    name, keys, *others = drawn
     return {
         "torch": torch.get_rng_state(),
-        "numpy": [
-            name,
-            torch.from_numpy(keys.astype(np.int64)),
-            place,
-            has_gauss,
-            cached,
-        ],
+        "numpy": [name, torch.from_numpy(keys.astype(np.int64)), *others],
         "python": [version, list(numbers), gauss],
     }
 

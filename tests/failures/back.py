@@ -1,8 +1,10 @@
-"""A training that loses workers, which come back: back.py FOLDER KILLS [OPTION ...].
+"""A training that loses workers, which come back: back.py FOLDER KILLS ["in between"].
 
 KILLS is a plan of faults ("" for none). All train with it, wait in their steps until
 everybody is back, and train in calm once more, from the same beginning. Each worker
-writes what it has seen to FOLDER/end.<worker>.
+writes what it has seen to FOLDER/end.<worker>. With "in between" the first process in
+the place of worker 1 has another model, the second one dies as it comes back, and so
+does worker 0 as it gives its state to the third one.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ OPTIONS = set(sys.argv[3:])
 FOLDER = Path(os.environ["CODEDGRAD_FOLDER"])
 _OWN = FOLDER / f"process.{os.environ['CODEDGRAD_RANK']}"
 AGAIN = _OWN.exists() and _OWN.read_text() != "0"  # a process in the place of another
+OTHER = "in between" in OPTIONS and (_OWN.name[-1], _OWN.read_text()) == ("1", "1")
 
 
 def model_of(width: int) -> nn.Module:
@@ -53,14 +56,16 @@ def awaited(rank: int) -> bool:
 
 def misbehave() -> None:
     """Die in the middle of a process's way back into the job, if that is asked for."""
+    if "in between" not in OPTIONS:
+        return
     process, mine = _OWN.read_text(), codedgrad.rank()
 
     def dies(*_: Any) -> Any:
         os.kill(os.getpid(), signal.SIGKILL)
 
-    if "dies in between" in OPTIONS and (mine, process) == (1, "1"):
+    if (mine, process) == (1, "2"):
         carried.load = dies  # type: ignore[assignment]
-    if "dies in between" in OPTIONS and (mine, process) == (0, "0"):
+    if (mine, process) == (0, "0"):
         encode, packed = carried.encode, []
 
         def second_time(state: dict[str, Any]) -> bytes:
@@ -85,7 +90,7 @@ class Counted:
 
 def train(faults: str) -> dict[str, Any]:
     n = codedgrad.size()
-    model = model_of(33 if AGAIN and "other model" in OPTIONS else 32)
+    model = model_of(33 if OTHER else 32)
     codedgrad.broadcast_parameters(model.state_dict())
     coded = codedgrad.CodedGradient(
         model, same_bits=True, faults=faults or None, bucket_mb=0.0002, window=4
@@ -94,8 +99,6 @@ def train(faults: str) -> dict[str, Any]:
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [3, 9], gamma=0.5)
     counted = Counted()
     coded.track(optimizer=optimizer, schedule=schedule, counted=counted)
-    if AGAIN and "tracks more" in OPTIONS:
-        coded.track(another=counted)
     sampler = codedgrad.ShardSampler(data_of(n), SAMPLES * n)
     begun = -1
 
