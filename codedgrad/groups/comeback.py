@@ -184,7 +184,7 @@ class Comeback:
             return "the script has called init() more than once"
         return (
             training.arrangement.why_not()
-            or carried.why_not(self._subject)
+            or carried.why_not(self._subject, self._tracked)
             or _difference(self._loop.described, theirs)
         )
 

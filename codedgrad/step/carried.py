@@ -17,11 +17,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
 
 from codedgrad.errors import ConfigError
+from codedgrad.step import live
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from torch.optim import Optimizer
 
     from codedgrad.data import Source
     from codedgrad.step.subject import Subject
@@ -43,8 +47,18 @@ def check_tracked(tracked: Mapping[str, Any]) -> None:
                 )
 
 
-def why_not(subject: Subject) -> str:
-    """Return why a model's state cannot be carried; "": it can."""
+def why_not(subject: Subject, tracked: Mapping[str, Any]) -> str:
+    """Return why the state of a training cannot be carried; "": it can."""
+    things = list(tracked.values())
+    for optimizer in live.optimizers_of(subject):
+        kind = type(optimizer).__name__
+        if not any(_keeps(thing, optimizer) for thing in things):
+            return f"its {kind} is not tracked: coded.track(optimizer=optimizer)"
+        scheduled = hasattr(optimizer.step, "_wrapped_by_lr_sched")
+        if scheduled and not any(_schedules(thing, optimizer) for thing in things):
+            return (
+                f"the schedule of its {kind} is not tracked: coded.track(schedule=...)"
+            )
     for module in subject.modules:
         if type(module).get_extra_state is not nn.Module.get_extra_state:
             return (
@@ -52,6 +66,15 @@ def why_not(subject: Subject) -> str:
                 f"(get_extra_state), which is not carried over yet"
             )
     return ""
+
+
+def _keeps(thing: Any, optimizer: Optimizer) -> bool:
+    wraps = not isinstance(thing, LRScheduler)
+    return thing is optimizer or (wraps and getattr(thing, "optimizer", 0) is optimizer)
+
+
+def _schedules(thing: Any, optimizer: Optimizer) -> bool:
+    return thing is not optimizer and getattr(thing, "optimizer", 0) is optimizer
 
 
 def pack(
