@@ -5,7 +5,8 @@
 
 The kernel (csrc/ops/cuda/encode.cu) has the table among its arguments, so nothing is
 copied to the device for it. A bucket of more tensors than fit there has its table in
-the device's memory, which is copied, without a wait, only where an address has changed.
+the device's memory, which is copied, without a wait, only where an address or torch's
+stream has changed.
 
 Nothing here waits for the device. What is not finite sets a flag there, which is added
 to the row's tail: whoever decodes the row sees it (`codedgrad.row.tail`).
@@ -51,8 +52,10 @@ class DeviceEncoder:
         self._type = NAMES[layout.dtype]
         self._itemsize = layout.dtype.itemsize
         self._place = layout.gradients + layout.nonfinite_place
-        # By place in the row, tables that a kernel reads on the device.
-        self._tables: dict[int, tuple[bytes, Tensor]] = {}
+        # By place in the row: a table that a kernel reads on the device, and the stream
+        # in which it was copied there. That stream alone reads it, so that neither its
+        # copy nor the end of its memory overtakes a kernel.
+        self._tables: dict[int, tuple[bytes, int, Tensor]] = {}
         self._flag: Tensor | None = None  # of the row that is being written
         self.flag: Tensor | None = None
 
@@ -148,7 +151,7 @@ class DeviceEncoder:
         with devices.selected(self._layout.device) as stream:
             self._kernel.encode(
                 pieces=table,
-                table=self._on_device(table, run),
+                table=self._on_device(table, run, stream),
                 weight=weight,
                 sums=[s.data_ptr() + skip for s in sums],
                 type=self._type,
@@ -158,14 +161,17 @@ class DeviceEncoder:
                 stream=stream,
             )
 
-    def _on_device(self, table: bytes, run: Run) -> int:
-        """Returns the address of the table on the device; 0 where it is small."""
+    def _on_device(self, table: bytes, run: Run, stream: int) -> int:
+        """Returns the table's address on the device, for a kernel of this stream.
+
+        It is 0 where the table is small. `stream` is the one in which torch computes.
+        """
         if len(run.spans) <= self._kernel.INLINE_PIECES:
             return 0
         known = self._tables.get(run.place)
-        if known is None or known[0] != table:
+        if known is None or known[:2] != (table, stream):
             host = torch.frombuffer(bytearray(table), dtype=torch.uint8)
             held = torch.empty_like(host, device=self._layout.device)
             devices.put(held, host)
-            known = self._tables[run.place] = table, held
-        return known[1].data_ptr()
+            known = self._tables[run.place] = table, stream, held
+        return known[2].data_ptr()

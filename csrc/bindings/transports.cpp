@@ -71,6 +71,7 @@ void define_transport(py::module_& m) {
       .def("probe", &probe)
       .def("receive", &receive, "into"_a, "id"_a)
       .def("poll", &poll)
+      .def("drop", &Transport::drop, "rank"_a)
       .def("pending", &Transport::pending);
 }
 

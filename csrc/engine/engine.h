@@ -269,6 +269,7 @@ class Engine final : private Outbox {
   void heard_from(int worker);
   void release(int worker, std::size_t most);
   void release_held();
+  void drop_held(int worker);
   bool stopping_ = false;
   std::size_t receives_ = 0;  // of those that are pending
   int unpolled_ = 0;          // turns since the transport was last polled

@@ -67,6 +67,13 @@ void Engine::release(int worker, std::size_t most) {
   }
 }
 
+void Engine::drop_held(int worker) {
+  Traffic& traffic = traffic_[worker];
+  held_.fetch_sub(traffic.held.size());
+  traffic.held.clear();
+  traffic.suspected = false;
+}
+
 void Engine::release_held() {
   const double now = now_s();
   for (int worker = 0; worker < size_; ++worker) {

@@ -71,10 +71,9 @@ void Engine::lose(int worker, const std::string& how) {
       if (place.session) sessions.push_back(place.session);
     }
   }
-  Traffic& traffic = traffic_[worker];
-  held_.fetch_sub(traffic.held.size());
-  traffic.held.clear();
+  drop_held(worker);
   controls_[worker].clear();
+  transport_->drop(worker);
   for (const auto& session : sessions) session->lose(worker);
   sessions.clear();
   for (int number = 0; number < kSessions; ++number) {
@@ -170,6 +169,7 @@ void Engine::hear_view(int source, const std::string& said) {
     if (lost_s_[w] > 0.0) continue;
     const std::string how =
         "worker " + std::to_string(source) + " has lost worker " + std::to_string(w);
+    drop_held(w);  // so that this is sent at once
     send_control_to(w, kError, how + ", and the others go on without it");
     losing_.push_back({w, how, false});
   }

@@ -46,6 +46,7 @@ class Mailbox {
   bool probe(Letter* letter);
   void receive(void* into, std::uint64_t id) { transport_->receive(into, id); }
   void poll(std::vector<std::uint64_t>* done);
+  void drop(int rank) { transport_->drop(rank); }
   std::size_t pending() const { return transport_->pending() + early_.size(); }
 
  private:

@@ -25,6 +25,10 @@ constexpr std::uint32_t kAddressMark = 0x31616763;  // "cga1": a message, by its
 constexpr std::uint32_t kTakenMark = 0x31746763;  // "cgt1": the oldest such one is read
 constexpr std::uint32_t kTrialMark = 0x31796763;  // "cgy1"
 constexpr std::uint32_t kReadableMark = 0x31726763;  // "cgr1"
+// A memory that could be read may be closed later. The receiver says so, gets the bytes
+// in the stream, between the messages that were sent meanwhile, and no more addresses.
+constexpr std::uint32_t kUnreadMark = 0x31756763;  // "cgu1": the oldest cannot be read
+constexpr std::uint32_t kBytesMark = 0x31626763;   // "cgb1": so these are its bytes
 
 // Throws before anybody takes memory for a frame that cannot be one.
 inline void check_frame(const FrameHead& head, int source) {
@@ -33,6 +37,7 @@ inline void check_frame(const FrameHead& head, int source) {
     case kEndMark:
     case kTakenMark:
     case kReadableMark:
+    case kUnreadMark:
       good = head.tag == 0 && head.bytes == 0;
       break;
     case kTrialMark:
@@ -40,6 +45,7 @@ inline void check_frame(const FrameHead& head, int source) {
       break;
     case kMessageMark:
     case kAddressMark:
+    case kBytesMark:
       good = head.tag >= 0 && head.bytes <= kMostFrameBytes;
       break;
   }

@@ -10,11 +10,9 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
-#include <random>
 #include <stdexcept>
 
 #include "transport/open_sockets.h"
-#include "transport/other_memory.h"
 
 namespace codedgrad {
 namespace {
@@ -23,17 +21,23 @@ constexpr std::size_t kBufferBytes = 64 << 10;
 constexpr int kKernelBytes = 4 << 20;  // the kernel gives what it allows
 constexpr int kPiecesPerCall = 64;
 constexpr int kEndMs = 1000;
-// TCP: a machine that is silent for so long is gone; a stopped process is not silent,
-// because its kernel answers.
+constexpr std::chrono::seconds kDropS{1};  // to hear the last words
 // From this size on reading at the address is faster than the stream.
 constexpr std::size_t kByAddressBytes = 256 << 10;
-constexpr std::size_t kCopyBytes = 16 << 20;  // at a time
+// TCP: a machine that is silent for so long is gone; a stopped process is not silent,
+// because its kernel answers.
 constexpr int kIdleS = 5, kBetweenS = 3, kProbes = 4;
 constexpr unsigned kSilentMs = 15000;
 
 void set(int fd, int level, int option, int value) {
   // Each is of use, none is needed; a UNIX socket refuses those of TCP.
   ::setsockopt(fd, level, option, &value, sizeof value);
+}
+
+// Whether the frame is one of the caller's messages, not of the connection's own.
+bool carries(const FrameHead& head) {
+  return head.mark == kMessageMark || head.mark == kAddressMark ||
+         head.mark == kBytesMark;
 }
 
 bool is_tcp(int fd) {
@@ -86,16 +90,6 @@ void SocketPeer::post(const FrameHead& head, Ids* done) {
   if (out_.size() == 1) flush(done);
 }
 
-// The number is random, so that no other process has it at the same address.
-void SocketPeer::try_memory() {
-  process_ = process_behind(fd_);
-  trial_ = std::make_unique<std::uint64_t>(std::random_device{}() >> 1);
-  Ids none;
-  post({kTrialMark, static_cast<std::int32_t>(*trial_),
-        reinterpret_cast<std::uint64_t>(trial_.get())},
-       &none);
-}
-
 void SocketPeer::flush(Ids* done) {
   while (!out_.empty()) {
     iovec pieces[kPiecesPerCall];
@@ -133,7 +127,7 @@ void SocketPeer::not_sent(Ids* done) {
       break;  // the reading finds out whether it has said that it ends
     default:
       problem_ = std::strerror(errno);
-      at_end_ = true;
+      return cut(done);
   }
   drop_queue(done);
 }
@@ -147,21 +141,42 @@ void SocketPeer::advance(std::size_t count, Ids* done) {
       return;
     }
     count -= rest;
-    if (frame.head.mark == kAddressMark) unread_.push_back(frame.id);
-    if (frame.head.mark == kMessageMark) done->push_back(frame.id);
+    if (frame.head.mark == kAddressMark) {
+      const auto* data = reinterpret_cast<const char*>(frame.address);
+      unread_.push_back({data, frame.head.bytes, frame.head.tag, frame.id});
+    } else if (carries(frame.head)) {
+      done->push_back(frame.id);
+    }
     out_.pop_front();
   }
 }
 
 void SocketPeer::drop_queue(Ids* done) {
   deaf_ = true;
-  done->insert(done->end(), unread_.begin(), unread_.end());
+  for (const Unread& message : unread_) done->push_back(message.id);
   unread_.clear();
   for (const Outgoing& frame : out_) {
-    const bool own = frame.head.mark != kMessageMark && frame.head.mark != kAddressMark;
-    if (!own) done->push_back(frame.id);
+    if (carries(frame.head)) done->push_back(frame.id);
   }
   out_.clear();
+}
+
+void SocketPeer::cut(Ids* done) {
+  readable_ = false;
+  at_end_ = true;
+  ::shutdown(fd_, SHUT_RDWR);
+  drop_queue(done);
+}
+
+void SocketPeer::drop() {
+  dropped_ = true;
+  cut_by_ = std::chrono::steady_clock::now() + kDropS;
+}
+
+void SocketPeer::cut_when_due(Ids* done) {
+  if (!dropped_ || at_end_) return;
+  const bool heard = out_.empty() && unread_.empty();
+  if (heard || std::chrono::steady_clock::now() >= cut_by_) cut(done);
 }
 
 // The kernel itself gives up an unanswered send only after a quarter of an hour, and
@@ -176,9 +191,7 @@ void SocketPeer::check_machine(Ids* done) {
   if (info.tcpi_last_ack_recv < kSilentMs) return;
   problem_ = "its machine has not answered for " +
              std::to_string(info.tcpi_last_ack_recv / 1000) + " s";
-  readable_ = false;
-  at_end_ = true;
-  drop_queue(done);
+  cut(done);
 }
 
 void SocketPeer::end() {
@@ -218,8 +231,9 @@ bool SocketPeer::announce(Envelope* envelope, Ids* done) {
   return true;
 }
 
-bool SocketPeer::forget_receive() {
-  const bool open = into_ != nullptr || copying_;
+std::size_t SocketPeer::forget_receives() {
+  const std::size_t open = owed_.size() + (into_ != nullptr || copying_ ? 1 : 0);
+  owed_.clear();
   into_ = nullptr;
   copying_ = false;
   return open;
@@ -234,6 +248,10 @@ void SocketPeer::receive(void* into, std::uint64_t id, Ids* done) {
     copying_ = true;
     return copy(done);
   }
+  follow(done);
+}
+
+void SocketPeer::follow(Ids* done) {
   const std::size_t here = std::min(left_, have_ - at_);
   if (here > 0) std::memcpy(into_, buffer_.data() + at_, here);
   at_ += here;
@@ -248,50 +266,12 @@ void SocketPeer::receive(void* into, std::uint64_t id, Ids* done) {
   parse(done);
 }
 
-void SocketPeer::copy(Ids* done) {
-  if (!copying_ || at_end_) return;
-  const long count =
-      left_ == 0 ? 0
-                 : read_memory(process_, address_, into_, std::min(left_, kCopyBytes));
-  // Once it has died there is no process; before that, no memory, where the kernel
-  // takes the memory of one that it kills for want of memory.
-  if (count < 0) {
-    if (errno != ESRCH) {
-      problem_ =
-          std::string("its memory cannot be read any more: ") + std::strerror(errno);
-    }
-    at_end_ = true;
-    drop_queue(done);
-    return;
-  }
-  address_ += static_cast<std::uint64_t>(count);
-  into_ += count;
-  left_ -= static_cast<std::size_t>(count);
-  if (left_ > 0) return;
-  if (hung_up()) {  // so these bytes may be anything
-    at_end_ = true;
-    drop_queue(done);
-    return;
-  }
-  copying_ = false;
-  into_ = nullptr;
-  address_ = 0;
-  done->push_back(id_);
-  post({kTakenMark, 0, 0}, done);
-  parse(done);
-}
-
-// Also where something has come before that and was not read yet.
-bool SocketPeer::hung_up() const {
-  pollfd look{fd_, POLLRDHUP, 0};
-  return ::poll(&look, 1, 0) > 0 && (look.revents & (POLLRDHUP | POLLHUP | POLLERR));
-}
-
 void SocketPeer::parse(Ids* done) {
-  while (!has_head_ && !ended_ && have_ - at_ >= sizeof head_) {
+  while (!has_head_ && into_ == nullptr && !ended_ && have_ - at_ >= sizeof head_) {
     std::memcpy(&head_, buffer_.data() + at_, sizeof head_);
     try {
       check_frame(head_, rank_);
+      if (head_.mark == kBytesMark) check_owed();
     } catch (const std::runtime_error&) {
       ended_ = true;  // nothing that follows can be understood
       drop_queue(done);
@@ -303,7 +283,7 @@ void SocketPeer::parse(Ids* done) {
       at_ += sizeof address_;
     }
     at_ += sizeof head_;
-    has_head_ = !heard(done);
+    if (!heard(done)) has_head_ = true;  // else hearing may have found another
   }
 }
 
@@ -315,20 +295,23 @@ bool SocketPeer::heard(Ids* done) {
       return true;
     case kTakenMark:
       if (unread_.empty()) return true;
-      done->push_back(unread_.front());
+      done->push_back(unread_.front().id);
       unread_.pop_front();
+      return true;
+    case kUnreadMark:
+      send_bytes(done);
+      return true;
+    case kBytesMark:
+      bytes_come(done);
       return true;
     case kReadableMark:
       reads_here_ = true;
       return true;
-    case kTrialMark: {
-      std::uint64_t number = 0;
-      const bool all = process_ > 0 && read_memory(process_, head_.bytes, &number,
-                                                   sizeof number) == sizeof number;
-      const bool same = all && number == static_cast<std::uint64_t>(head_.tag);
-      if (same) post({kReadableMark, 0, 0}, done);
+    case kTrialMark:
+      if (can_read(head_.bytes, static_cast<std::uint32_t>(head_.tag))) {
+        post({kReadableMark, 0, 0}, done);
+      }
       return true;
-    }
     default:
       return false;
   }
@@ -353,7 +336,7 @@ void SocketPeer::fill(Ids* done) {
   const std::size_t room = buffer_.size() - have_;
   const ssize_t count = ::recv(fd_, buffer_.data() + have_, room, 0);
   if (!took(count)) {
-    if (at_end_) drop_queue(done);
+    if (at_end_) cut(done);
     return;
   }
   have_ += static_cast<std::size_t>(count);
@@ -368,7 +351,7 @@ void SocketPeer::drain(Ids* done) {
     iovec places[2] = {{into_, left_}, {buffer_.data(), buffer_.size()}};
     const ssize_t count = ::readv(fd_, places, 2);
     if (!took(count)) {
-      if (at_end_) drop_queue(done);
+      if (at_end_) cut(done);
       return;
     }
     const std::size_t direct = std::min(static_cast<std::size_t>(count), left_);

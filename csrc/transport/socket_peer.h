@@ -3,6 +3,7 @@
 
 #include <sys/types.h>
 
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <deque>
@@ -52,12 +53,18 @@ class SocketPeer {
   // has been announced.
   bool gone() const { return at_end_ && !ended_ && !has_head_; }
   const std::string& problem() const { return problem_; }
-  // Leaves the memory of a message that is half received, of a peer that is gone;
-  // returns whether there was one.
-  bool forget_receive();
+  // Leaves the memory of messages that are half received, of a peer that is gone;
+  // returns how many there were.
+  std::size_t forget_receives();
 
   // Over TCP: looks whether its machine answers still; to be called now and then.
   void check_machine(Ids* done);
+
+  // Nobody wants anything of it any more: the connection is cut as soon as it has taken
+  // what was sent, or in a second. cut_when_due() is to be called until it is at_end().
+  void drop();
+  bool dropped() const { return dropped_; }
+  void cut_when_due(Ids* done);
 
   // Says that nothing more will be sent; waits, not for long, for the kernel's room.
   void end();
@@ -71,12 +78,35 @@ class SocketPeer {
     std::uint64_t id = 0;
     std::uint64_t address = 0;
   };
+  // A message that the peer reads in this process's memory, and one of the peer's that
+  // could not be read there, and whose bytes are to come.
+  struct Unread {
+    const char* data = nullptr;
+    std::size_t bytes = 0;
+    int tag = 0;
+    std::uint64_t id = 0;
+  };
+  struct Owed {
+    char* into = nullptr;
+    std::size_t bytes = 0;
+    int tag = 0;
+    std::uint64_t id = 0;
+  };
 
+  // Nothing more is read from the connection, and nothing is sent: the peer learns it.
+  void cut(Ids* done);
+  // ---- the peer's memory, and this one's (socket_memory.cpp) ----
   void try_memory();
+  bool can_read(std::uint64_t address, std::uint32_t number) const;
   bool hung_up() const;
+  void ask_for_bytes(Ids* done);
+  void send_bytes(Ids* done);  // of the oldest unread one
+  void check_owed() const;     // throws where the head is not of one that is owed
+  void bytes_come(Ids* done);  // of the oldest one that is owed
   void post(const FrameHead& head, Ids* done);  // a frame of the connection's own
-  void parse(Ids* done);  // the heads of the buffer, up to one of a message
-  bool heard(Ids* done);  // a head: false for one of a message
+  void parse(Ids* done);   // the heads of the buffer, up to one of a message
+  void follow(Ids* done);  // takes what is here of a message that follows its head
+  bool heard(Ids* done);   // a head: false for one of a message
   void fill(Ids* done);
   void drain(Ids* done);     // into the place of a message
   bool took(long count);     // of a read: false where nothing came
@@ -90,9 +120,7 @@ class SocketPeer {
 
   std::deque<Outgoing> out_;
   bool deaf_ = false;  // it takes nothing more
-  // Ids of messages that the peer reads in this process's memory, and of those that it
-  // has begun to be told of.
-  std::deque<std::uint64_t> unread_;
+  std::deque<Unread> unread_;
   bool reads_here_ = false;
   pid_t process_ = 0;  // the peer's; 0 where its memory cannot be read
   std::unique_ptr<std::uint64_t> trial_;
@@ -103,10 +131,13 @@ class SocketPeer {
   FrameHead head_;
   bool has_head_ = false;  // of a message that was not received yet
   bool copying_ = false;
+  std::deque<Owed> owed_;
   std::uint64_t address_ = 0;  // of the message in the peer's memory; 0 if it follows
   char* into_ = nullptr;       // where the rest of a message goes; null if none is open
   std::size_t left_ = 0;
   std::uint64_t id_ = 0;
+  bool dropped_ = false;
+  std::chrono::steady_clock::time_point cut_by_;
 };
 
 }  // namespace codedgrad

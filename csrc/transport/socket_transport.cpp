@@ -96,7 +96,7 @@ class SocketTransport final : public Transport {
     for (const auto& peer : peers_) {
       if (!peer || !peer->gone() || told_[peer->rank()]) continue;
       told_[peer->rank()] = true;
-      pending_ -= peer->forget_receive() ? 1 : 0;
+      pending_ -= peer->forget_receives();
       throw PeerGone(peer->rank(), "worker " + std::to_string(peer->rank()) +
                                        " is gone: its process died, or its machine "
                                        "did (" +
@@ -128,6 +128,10 @@ class SocketTransport final : public Transport {
   }
 
   std::size_t pending() const override { return pending_; }
+
+  void drop(int rank) override {
+    if (rank >= 0 && rank < size_ && peers_[rank]) peers_[rank]->drop();
+  }
 
  private:
   // Takes a message of whom it is the turn.
@@ -164,8 +168,9 @@ class SocketTransport final : public Transport {
     if (size_ == 1) return;
     check_machines();
     for (const auto& peer : peers_) {
-      if (!peer || !peer->copies()) continue;
+      if (!peer || !(peer->copies() || peer->dropped())) continue;
       peer->copy(&done_);
+      peer->cut_when_due(&done_);
       watch_writes(*peer);
     }
     epoll_event events[kEventsPerLook];

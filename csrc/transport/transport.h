@@ -62,6 +62,11 @@ class Transport {
   // each once, in any order.
   virtual void poll(std::vector<std::uint64_t>* done) = 0;
 
+  // Says that nobody wants anything of `rank` any more, which may live. What was sent
+  // to it still reaches it if it takes it at once; within seconds all of it is
+  // reported, and the rank is gone. Where no rank is ever gone, there is nothing to do.
+  virtual void drop(int rank) { static_cast<void>(rank); }
+
   // Returns the number of sends and receives that were started and are not reported.
   virtual std::size_t pending() const = 0;
 };

@@ -22,7 +22,6 @@ SOURCES = [
         for path in (ROOT / folder).glob("*.cpp")
     ),
     "csrc/transport/local_transport.cpp",
-    "tests/engine/stress.cpp",
 ]
 # Thread sanitizer slows everything 10 times, and more threads than cores more so.
 # With what part of the steps.
@@ -35,6 +34,7 @@ MODES: list[tuple[list[str], int]] = [
     (["headers"], 4),
     (["deputies"], 8),
 ]
+WHEEL_TIMES = 5
 BUILDS = [
     ("thread", ["-fsanitize=thread"], (3, 2000, 60)),
     ("address", ["-fsanitize=address,undefined"], (5, 6000, 60)),
@@ -46,8 +46,8 @@ FLAGS = ["-std=c++17", "-O1", "-g1", "-pthread", "-Icsrc", "-Itests/engine"]
 SIDE_BY_SIDE = os.cpu_count() or 1
 
 
-def build(flags: list[str], folder: Path) -> Path:
-    """Compiles the program into `folder`; returns its path."""
+def build(flags: list[str], folder: Path, programs: list[str]) -> list[Path]:
+    """Compiles programs of this folder into `folder`; returns their paths."""
     compiler = shutil.which("c++") or shutil.which("g++")
     assert compiler, "no C++ compiler, although the engine was built"
 
@@ -57,14 +57,28 @@ def build(flags: list[str], folder: Path) -> Path:
         subprocess.run(command, cwd=ROOT, check=True)
         return out
 
-    program = folder / "stress"
+    mains = [f"tests/engine/{name}.cpp" for name in programs]
     with ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
         # The longest first, so that none is left over at the end.
-        ordered = sorted(SOURCES, key=lambda s: "estimator" not in s)
-        objects = list(pool.map(compiled, ordered))
-    link = [compiler, "-pthread", *flags, *objects, "-o", str(program)]
-    subprocess.run(link, check=True)
-    return program
+        ordered = sorted([*SOURCES, *mains], key=lambda s: "estimator" not in s)
+        objects = dict(zip(ordered, pool.map(compiled, ordered), strict=True))
+    common = [objects[source] for source in SOURCES]
+    for name, main in zip(programs, mains, strict=True):
+        link = [compiler, "-pthread", *flags, *common, objects[main]]
+        subprocess.run([*link, "-o", str(folder / name)], check=True)
+    return [folder / name for name in programs]
+
+
+def run(program: Path, *arguments: str) -> None:
+    done = subprocess.run(
+        [str(program), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=250,
+        check=False,
+    )
+    assert done.returncode == 0, (program.name, arguments, done.stderr[-4000:])
+    assert done.stdout == "ok\n"
 
 
 @pytest.mark.timeout(600)
@@ -72,16 +86,11 @@ def build(flags: list[str], folder: Path) -> Path:
 def test_stress(
     name: str, flags: list[str], size: tuple[int, int, int], tmp_path: Path
 ) -> None:
-    program = build(flags, tmp_path)
+    programs = ["stress", "wheel"] if name == "thread" else ["stress"]
+    stress, *others = build(flags, tmp_path, programs)
+    for wheel in others:
+        run(wheel, str(WHEEL_TIMES))
     workers, steps, delay_us = size
     for mode, share in MODES:
         numbers = (workers, steps // share, delay_us, 7)
-        done = subprocess.run(
-            [str(program), *map(str, numbers), *mode],
-            capture_output=True,
-            text=True,
-            timeout=250,
-            check=False,
-        )
-        assert done.returncode == 0, (name, mode, done.stderr[-4000:])
-        assert done.stdout == "ok\n"
+        run(stress, *map(str, numbers), *mode)

@@ -26,6 +26,12 @@ CONTROL = 3  # the address of control messages
 LIMIT_S = 20.0
 
 
+def say(end: socket.socket, text: bytes) -> None:
+    """Send a control message from a bare socket."""
+    head = np.array([0x316D6763, CONTROL], np.uint32).tobytes()
+    end.sendall(head + np.array([len(text)], np.uint64).tobytes() + text)
+
+
 class Trio:
     """Two engines, and the sockets of a third worker, by rank."""
 
@@ -39,9 +45,7 @@ class Trio:
 
     def say(self, rank: int, text: bytes) -> None:
         """Let the third worker send a control message to a rank."""
-        head = np.array([0x316D6763, CONTROL], np.uint32).tobytes()
-        size = np.array([len(text)], np.uint64).tobytes()
-        self.third[rank].sendall(head + size + text)
+        say(self.third[rank], text)
 
     def die(self) -> None:
         for end in self.third:
@@ -126,6 +130,28 @@ def test_an_accused_that_lives_ends_with_an_error(trio: Trio) -> None:
         trio.engines[1].gather(LIMIT_S)
     assert list(trio.engines[0].lost()) == [1]
     assert not trio.engines[0].failed
+
+
+def test_the_end_does_not_wait_for_one_that_another_has_lost() -> None:
+    """It stands still, and what was sent to it before is not taken."""
+    pairs = [socket.socketpair() for _ in range(2)]
+    fds = [-1, *(ours.detach() for ours, _ in pairs)]
+    still, other = (theirs for _, theirs in pairs)
+    engine = _engine.Engine.over_sockets(0, fds)
+    engine.survive(1)
+    engine.publish(bytes(32 << 20))
+    for text in (b"V1 \n", b"G"):
+        say(other, text)
+    other.sendall(b"cge1" + bytes(12))
+    begin = time.monotonic()
+    assert engine.stop(LIMIT_S)
+    assert time.monotonic() - begin < 0.5 * LIMIT_S
+    assert list(engine.lost()) == [1]
+    still.settimeout(LIMIT_S)
+    while still.recv(1 << 20):  # it learns that nobody listens any more
+        pass
+    for end in (still, other):
+        end.close()
 
 
 def test_too_few_are_left(trio: Trio) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import shutil
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -20,6 +21,9 @@ from codedgrad.row.device_encoder import DeviceEncoder
 from codedgrad.row.encoder import HostEncoder, TorchEncoder, encoder_of
 from codedgrad.row.payload import Payload
 from codedgrad.row.spans import dense
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 pytestmark = pytest.mark.skipif(not shutil.which("c++"), reason="no c++ on PATH")
 
@@ -115,6 +119,37 @@ def test_a_table_is_copied_only_where_an_address_changed(
     model[7].weight.grad = model[7].weight.grad.clone()
     assert torch.equal(written(encoder, payload, whole=True)[0], first)
     assert len(puts) == 2
+
+
+def test_a_table_is_read_in_the_stream_in_which_it_was_copied(
+    elsewhere: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another stream's kernel may run before that copy, or when its memory is freed."""
+    model = nn.Sequential(*(nn.Linear(3, 3) for _ in range(200)))
+    payload = payload_of(model, 1.0)
+    current = [1]
+    copied: list[tuple[int, int]] = []  # address and stream
+    put = devices.put
+
+    @contextlib.contextmanager
+    def selected(_: torch.device) -> Iterator[int]:
+        yield current[0]
+
+    def put_and_note(out: torch.Tensor, values: torch.Tensor) -> None:
+        put(out, values)
+        copied.append((out.data_ptr(), current[0]))
+
+    monkeypatch.setattr(devices, "selected", selected)
+    monkeypatch.setattr(devices, "put", put_and_note)
+    kernel = Counted()
+    encoder = DeviceEncoder(payload, kernel)
+    for step, stream in enumerate((1, 1, 2, 2, 1)):
+        current[0] = stream
+        if step == 3:
+            model[7].weight.grad = model[7].weight.grad.clone()
+        written(encoder, payload, whole=True)
+        assert (kernel.tables[-1], stream) == copied[-1]
+    assert [stream for _, stream in copied] == [1, 2, 2, 1]
 
 
 @pytest.mark.parametrize("whole", [True, False])

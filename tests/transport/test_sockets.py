@@ -5,6 +5,7 @@ The peer here is a bare socket. The contract has what all transports do.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import struct
@@ -18,10 +19,13 @@ from transport.transports import tcp_pair
 from codedgrad.job import _engine
 
 HEAD = struct.Struct("<IiQ")
-MESSAGE, END, ADDRESS, TAKEN, TRIAL, READABLE = (
+MESSAGE, END, ADDRESS, TAKEN, TRIAL, READABLE, UNREAD, BYTES = (
     int.from_bytes(name, "little")
-    for name in (b"cgm1", b"cge1", b"cga1", b"cgt1", b"cgy1", b"cgr1")
+    for name in (
+        *(b"cgm1", b"cge1", b"cga1", b"cgt1", b"cgy1", b"cgr1", b"cgu1", b"cgb1"),
+    )
 )
+UNREADABLE = 8  # no memory of a process has this address
 LIMIT_S = 20.0
 LARGE = 1 << 20
 
@@ -202,3 +206,97 @@ def test_memory_of_a_peer_that_has_hung_up_is_no_message() -> None:
     with pytest.raises(RuntimeError, match="worker 1 is gone"):
         ends.probe()
     assert ends.transport.pending() == 0
+
+
+def test_memory_that_cannot_be_read_any_more_is_sent() -> None:
+    """The peer lives: it is asked for the bytes, and what it sent since is heard."""
+    ends = Ends(socket.socketpair)
+    ends.hear(TRIAL)
+    for tag, size in ((9, LARGE), (10, 300_000)):
+        ends.say(ADDRESS, tag, size, struct.pack("<Q", UNREADABLE))
+    ends.say(MESSAGE, 11, 4, b"next")
+    rng = np.random.default_rng(0)
+    sent = [rng.integers(0, 256, n, np.uint8) for n in (LARGE, 300_000)]
+    into = [np.zeros(len(data), np.uint8) for data in sent]
+    for number in range(2):
+        assert ends.probe() == (1, 9 + number, len(into[number]))
+        ends.transport.receive(into[number], number)
+        ends.hear(UNREAD)
+    assert ends.probe() == (1, 11, 4)
+    ends.transport.receive(np.zeros(4, np.uint8), 2)
+    ends.done(2)
+    assert ends.transport.pending() == 2
+    ends.bare.setblocking(False)
+    frames = b"".join(
+        HEAD.pack(BYTES, 9 + n, len(data)) + data.tobytes()
+        for n, data in enumerate(sent)
+    )
+    frames += HEAD.pack(MESSAGE, 12, 0)
+    found: list[int] = []
+    limit = time.monotonic() + LIMIT_S
+    while frames or len(found) < 2:
+        assert time.monotonic() < limit
+        with contextlib.suppress(BlockingIOError):
+            frames = frames[ends.bare.send(frames) :]
+        found += ends.transport.poll()
+    assert found == [0, 1]
+    assert all((a == b).all() for a, b in zip(sent, into, strict=True))
+    assert ends.probe() == (1, 12, 0)
+    ends.transport.receive(np.zeros(0, np.uint8), 3)
+    ends.done(3)
+    ends.bare.close()
+
+
+def test_a_peer_that_cannot_read_gets_the_bytes() -> None:
+    ends = Ends(socket.socketpair)
+    ends.hear(TRIAL)
+    ends.say(READABLE)
+    for _ in range(20):
+        ends.transport.poll()
+    data = np.frombuffer(os.urandom(LARGE), np.uint8)
+    ends.transport.send(1, 5, data, 3)
+    assert ends.hear(ADDRESS) == (5, LARGE)
+    ends.read(8)
+    ends.say(UNREAD)
+    assert ends.hear(BYTES) == (5, LARGE)
+    assert ends.read(LARGE) == data.tobytes()
+    ends.done(3) if ends.transport.pending() else None
+    ends.transport.send(1, 6, data, 4)  # and no address any more
+    assert ends.hear(MESSAGE) == (6, LARGE)
+    ends.bare.close()
+
+
+def test_bytes_that_nobody_has_asked_for(ends: Ends) -> None:
+    ends.say(BYTES, 3, 4, b"four")
+    with pytest.raises(RuntimeError, match="worker 1 sent the 4 bytes of a message"):
+        ends.probe()
+
+
+def test_a_peer_that_is_gone_learns_it(ends: Ends) -> None:
+    """It lives, and has ended its side alone: it hears that nobody listens."""
+    ends.bare.shutdown(socket.SHUT_WR)
+    with pytest.raises(RuntimeError, match="worker 1 is gone"):
+        ends.probe()
+    while ends.bare.recv(HEAD.size):  # the trial
+        pass
+
+
+@pytest.mark.parametrize("reads", [True, False])
+def test_a_peer_that_is_dropped(ends: Ends, reads: bool) -> None:
+    """It still gets what it takes; the rest is reported as done, and it is gone."""
+    if ends.bare.family == socket.AF_UNIX:
+        ends.hear(TRIAL)
+    data = np.frombuffer(os.urandom(64 * LARGE), np.uint8)
+    ends.transport.send(1, 5, data, 1)
+    ends.transport.drop(1)
+    if reads:
+        assert ends.hear(MESSAGE) == (5, len(data))
+        assert ends.read(len(data)) == data.tobytes()
+    begin = time.monotonic()
+    ends.done(1) if ends.transport.pending() else None
+    with pytest.raises(RuntimeError, match="worker 1 is gone"):
+        ends.probe()
+    assert ends.transport.pending() == 0
+    assert time.monotonic() - begin < 5.0
+    while ends.bare.recv(LARGE):
+        pass
