@@ -48,10 +48,14 @@ def data_of(n: int) -> TensorDataset:
     return TensorDataset(torch.randn(count, 4), torch.randint(0, 3, (count,)))
 
 
-def awaited(rank: int) -> bool:
-    """Returns whether a process in the place of a worker has no answer yet."""
-    process = (FOLDER / f"process.{rank}").read_text()
-    return not (FOLDER / f"answer.{rank}.{process}").exists()
+def wait_until_it_asks(rank: int) -> None:
+    """Wait until a new process in the place of a worker asks to be let in."""
+    limit = time.monotonic() + 60.0
+    while time.monotonic() < limit:
+        process = (FOLDER / f"process.{rank}").read_text()
+        if (FOLDER / f"asks.{rank}.{process}").exists():
+            return
+        time.sleep(0.02)
 
 
 def misbehave() -> None:
@@ -114,8 +118,8 @@ def train(faults: str) -> dict[str, Any]:
             optimizer.step()
             optimizer.zero_grad()
             counted.steps += 1
-            if faults and any(map(awaited, codedgrad.lost_workers())):
-                time.sleep(0.2)
+            for lost in codedgrad.lost_workers() if faults else ():
+                wait_until_it_asks(lost)
         schedule.step()
         if epoch in (0, EPOCHS - 2):  # before somebody is lost, and once all are back
             found = codedgrad.evaluate(
