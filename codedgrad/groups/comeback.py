@@ -25,9 +25,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from codedgrad.data import ShardSampler
-from codedgrad.errors import CodedGradError, ConfigError, WorkerError
+from codedgrad.errors import CodedGradError, ConfigError
+from codedgrad.groups.admission import LOAD_S, Admission
 from codedgrad.job import rejoin
 from codedgrad.job.rejoin import Entry
+from codedgrad.job.sockets.desk import Asker
 from codedgrad.step import carried
 
 if TYPE_CHECKING:
@@ -42,7 +44,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("codedgrad")
 
-_LOAD_S = 120.0  # until the state is loaded
+_MOST_ATTEMPTS = 5
+_NOT_IN = "worker {} was not let in"
 _made = 0  # CodedGradients of this process
 
 Pairs = list[tuple[str, str]]
@@ -152,8 +155,7 @@ class Comeback:
             return
         found = job.votes.take(job)
         if found is not None and (who := self._elected(world, found)) is not None:
-            there = [w for w, vote in enumerate(found) if vote is not None]
-            _Admission(self, world, who).admit(training, there)
+            Admission(self, self._job, world).admit(training, who)
         job.votes.cast(job, json.dumps(self._vote(world, training)).encode())
 
     # ---- the vote ----
@@ -166,12 +168,12 @@ class Comeback:
         why = self.why_not(world, training, asking[0])
         return {"asks": list(asking[0]), "no": why}
 
-    def why_not(self, world: World, training: Training, who: tuple[int, int]) -> str:
+    def why_not(self, world: World, training: Training, who: Asker) -> str:
         """Return why a process that asks cannot come in; "": it can."""
         assert self._loop is not None
         assert world.desk is not None
         job = self._job
-        theirs = json.loads(world.desk.asked(*who) or "[]")
+        theirs = json.loads(world.desk.asked(who) or "[]")
         others = job.progress.open - 1 - ("evaluations" in job.parts)
         if others > 0:
             return f"{others + 1} models are trained at a time, which is not built yet"
@@ -188,31 +190,31 @@ class Comeback:
             or _difference(self._loop.described, theirs)
         )
 
-    def _elected(
-        self, world: World, found: list[bytes | None]
-    ) -> tuple[int, int] | None:
+    def _elected(self, world: World, found: list[bytes | None]) -> Asker | None:
         """Return who is to be let in: the answer is the same on all workers."""
         assert world.desk is not None
         votes = {w: json.loads(v) for w, v in enumerate(found) if v is not None}
         first = next(iter(votes.values()))["asks"]
         if first is None or any(vote["asks"] != first for vote in votes.values()):
             return None
-        rank, process = first
-        if rank in votes:  # the process before had voted, too
+        who = Asker(*first)
+        if who.rank in votes:  # the process before had voted, too
             return None
         why = [f"worker {w}: {v['no']}" for w, v in votes.items() if v["no"]]
         if why:
             alike = len({vote["no"] for vote in votes.values()}) == 1
             text = next(iter(votes.values()))["no"] if alike else "; ".join(why)
-            self.refuse(world, (rank, process), text)
+            self.refuse(world, who, text)
             return None
-        return rank, process
+        return who
 
-    def refuse(self, world: World, who: tuple[int, int], why: str) -> None:
-        """Write down that a process is not let in."""
+    def refuse(
+        self, world: World, who: Asker, why: str, *, again: bool = False
+    ) -> None:
+        """Write down that a process is not let in, and whether it may ask again."""
         assert world.desk is not None
-        text = f"worker {who[0]} cannot come back: {why}. The job goes on without it"
-        world.desk.answer(who, rejoin.refuse(text), self._job.rank)
+        text = f"worker {who.rank} cannot come back: {why}. The job goes on without it"
+        world.desk.answer(who, rejoin.refuse(text, again=again), self._job.rank)
         if self._job.rank == min(
             set(range(self._job.size)) - {*self._job.losses.ranks}
         ):
@@ -222,19 +224,19 @@ class Comeback:
 
     def _enter(self, training: Training, world: World) -> None:
         assert self._loop is not None
-        job = self._job
-        entry = rejoin.wait_for_answer(job, json.dumps(self._loop.described))
-        lines = rejoin.connect(job, entry)
-        try:
-            begin = time.monotonic()
-            data = lines.hear(entry.donor, _LOAD_S)
-            problem = self._load(training, data)
-            lines.say(entry.donor, problem.encode())
-            there = lines.hear_yes(job.timeout_s)
-            _check_let_in(job, problem, there)
-        except BaseException:
-            lines.close()
-            raise
+        job, attempt, begin = self._job, 1, 0.0
+        while True:
+            try:
+                what = json.dumps(self._loop.described)
+                entry = rejoin.wait_for_answer(job, what, attempt)
+                begin = time.monotonic()
+                lines, there, size = self._connect(training, entry)
+                break
+            except rejoin.NotNow as error:
+                attempt += 1
+                if attempt > _MOST_ATTEMPTS:
+                    raise
+                log.warning("%s; it asks again", error)
         training.arrangement.close("to enter the job")
         rejoin.move(job, entry, lines, there)
         training.go_on(training.arrangement.anew(entry.step), entry.step)
@@ -243,10 +245,41 @@ class Comeback:
         world.desk.enter(job.rank, entry.process)
         log.info(
             "worker %d has entered in step %d, with %.1f MB from worker %d, in %.2f s",
-            *(job.rank, entry.step, len(data) / 1e6, entry.donor),
+            *(job.rank, entry.step, size / 1e6, entry.donor),
             time.monotonic() - begin,
         )
         job.votes.cast(job, json.dumps(self._vote(world, training)).encode())
+
+    def _connect(
+        self, training: Training, entry: Entry
+    ) -> tuple[Lines, list[int], int]:
+        """Take over the state; return the lines, who is there, and the state's bytes.
+
+        Raises:
+            ConfigError: the state does not fit.
+            NotNow: the others have not let it in.
+        """
+        lines: Lines | None = None
+        try:
+            lines = rejoin.connect(self._job, entry)
+            data = lines.hear(entry.donor, LOAD_S)
+            problem = self._load(training, data)
+            lines.say(entry.donor, problem.encode())
+            there = lines.hear_yes(self._job.timeout_s)
+        except BaseException as error:
+            if lines is not None:
+                lines.close()
+            if isinstance(error, CodedGradError):
+                raise rejoin.NotNow(f"{_NOT_IN.format(entry.rank)}: {error}") from None
+            raise
+        if not there:
+            lines.close()
+            if problem:
+                raise ConfigError(f"{_NOT_IN.format(entry.rank)}: {problem}")
+            raise rejoin.NotNow(
+                f"{_NOT_IN.format(entry.rank)}; the others' log says why"
+            )
+        return lines, there, len(data)
 
     def _load(self, training: Training, data: bytearray) -> str:
         """Take over the state; return what is wrong with it, or ""."""
@@ -268,82 +301,6 @@ class Comeback:
         described = training.arrangement.described
         state["described"] = [[str(name), str(value)] for name, value in described]
         return carried.encode(state)
-
-
-class _Admission:
-    """One process that is let in, on one of the workers that train."""
-
-    def __init__(self, comeback: Comeback, world: World, who: tuple[int, int]) -> None:
-        self._comeback, self._world, self._who = comeback, world, who
-        self._job = comeback._job
-
-    def admit(self, training: Training, there: Sequence[int]) -> None:
-        """Let it in, or go on as before. Collective over those that are `there`."""
-        job, (rank, process) = self._job, self._who
-        begin = time.monotonic()
-        entry = Entry(
-            rank=rank,
-            process=process,
-            step=training.step,
-            ranks=sorted({*there, rank}),
-            donor=there[0],
-            link=None if job.link is None else list(job.link),
-        )
-        assert self._world.desk is not None
-        self._world.desk.answer(self._who, entry.encode(), job.rank)
-        lines: Lines | None = None
-        # The vote was some steps ago, perhaps in another loop.
-        problem = self._comeback.why_not(self._world, training, self._who)
-        try:
-            lines = None if problem else rejoin.connect(job, entry)
-            if lines is not None and job.rank == entry.donor:
-                problem = self._give(training, lines)
-        except (CodedGradError, OSError) as error:
-            problem = str(error)
-        every = job.gather_from_all(problem.encode(), f"to let worker {rank} in")
-        wrong = [blob.decode() for blob in every if blob]
-        if every[entry.donor] is None:
-            wrong.append(f"worker {entry.donor}, which gave it the state, was lost")
-        if wrong or lines is None:
-            if lines is not None:
-                lines.close()
-            self._comeback.refuse(self._world, self._who, wrong[0])
-            return
-        self._go_on(training, entry, lines)
-        if job.rank == entry.donor:
-            log.warning(
-                "worker %d is back, from step %d on; %d of %d work (%.2f s)",
-                *(rank, entry.step, len(entry.ranks), job.size),
-                time.monotonic() - begin,
-            )
-
-    def _give(self, training: Training, lines: Lines) -> str:
-        """Give the state away; return what the new process says of it, or ""."""
-        rank, _ = self._who
-        try:
-            data = self._comeback.packed(training)
-        except Exception as error:  # noqa: BLE001 (an object of the user's)
-            return f"the state cannot be packed: {type(error).__name__}: {error}"
-        lines.say(rank, data)
-        return lines.hear(rank, _LOAD_S).decode()
-
-    def _go_on(self, training: Training, entry: Entry, lines: Lines) -> None:
-        before = training.arrangement
-        lines.say_yes(entry.rank)  # from here on there is no way back, for anybody
-        before.close(f"to begin step {entry.step} with worker {entry.rank}")
-        rejoin.move(self._job, entry, lines, entry.ranks)
-        training.go_on(before.anew(entry.step), entry.step)
-
-
-def _check_let_in(job: Runtime, problem: str, there: Sequence[int]) -> None:
-    """Refuse to go on without the others, of whom those `there` have said yes.
-
-    Raises:
-        WorkerError: nobody has.
-    """
-    if not there:
-        why = problem or "what went wrong is in the others' log"
-        raise WorkerError(f"worker {job.rank} was not let in: {why}")
 
 
 def _script() -> Pairs:

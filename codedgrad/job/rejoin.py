@@ -22,6 +22,7 @@ from codedgrad.job.losses import Losses
 from codedgrad.job.place import Place
 from codedgrad.job.runtime import Link, Runtime
 from codedgrad.job.sockets.channel import SocketChannel
+from codedgrad.job.sockets.desk import Asker
 from codedgrad.job.sockets.lines import Lines, to_nobody
 from codedgrad.job.votes import Votes
 
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("codedgrad")
 
-CONNECT_S = 10.0  # until all workers have connected; they are all there
+CONNECT_S = 5.0  # until all workers have connected; they are all there
 _STOP_S = 30.0  # until the engine before has sent all that it still has to send
 _NAP_S = 0.02
 _SAY_S = 10.0
@@ -97,6 +98,7 @@ class Entry(NamedTuple):
     Attributes:
         rank: its worker.
         process: which process of that worker it is.
+        attempt: which try of it this is.
         step: the first step with it.
         ranks: all workers from then on.
         donor: the worker that gives it the state.
@@ -105,6 +107,7 @@ class Entry(NamedTuple):
 
     rank: int
     process: int
+    attempt: int
     step: int
     ranks: list[int]
     donor: int
@@ -113,7 +116,7 @@ class Entry(NamedTuple):
     @property
     def mesh(self) -> str:
         """The name of the connections, which is used once."""
-        return f"entry of worker {self.rank}, process {self.process}"
+        return f"entry {self.rank}.{self.process}.{self.attempt}"
 
     def encode(self) -> str:
         """Return the text that is written down."""
@@ -166,24 +169,26 @@ def move(job: Runtime, entry: Entry, lines: Lines, there: Sequence[int]) -> None
     job.parts.clear()
 
 
-def wait_for_answer(job: Runtime, what: str) -> Entry:
+def wait_for_answer(job: Runtime, what: str, attempt: int) -> Entry:
     """Ask to be let in, and return how. Outside only.
 
     Args:
         job: this process.
         what: what it is, for the others to compare.
+        attempt: how often it has asked, this time included.
 
     Raises:
         ConfigError: the others do not take it; it says why.
+        NotNow: something went wrong meanwhile, and it may ask again.
         WorkerError: nobody has answered for `timeout_s`.
     """
     world = world_of(job.channel)
     assert world is not None
     assert world.desk is not None
-    desk, process = world.desk, world.process or 0
-    desk.ask(job.rank, process, what)
+    desk, who = world.desk, Asker(job.rank, world.process or 0, attempt)
+    desk.ask(who, what)
     begin = said = time.monotonic()
-    while (answer := desk.answered(job.rank, process)) is None:
+    while (answer := desk.answered(who)) is None:
         now = time.monotonic()
         if now - begin > job.timeout_s:
             raise WorkerError(
@@ -205,13 +210,23 @@ def read(answer: str) -> Entry:
 
     Raises:
         ConfigError: it is not let in; with the reason.
+        NotNow: it may ask again.
     """
     found: dict[str, Any] = json.loads(answer)
     if "refused" in found:
-        raise ConfigError(str(found["refused"]))
+        raise (NotNow if found["again"] else ConfigError)(str(found["refused"]))
     return Entry(**found)
 
 
-def refuse(why: str) -> str:
-    """Return the text that is written down for a process that is not let in."""
-    return json.dumps({"refused": why})
+def refuse(why: str, *, again: bool) -> str:
+    """Return the text that is written down for a process that is not let in.
+
+    Args:
+        why: the reason.
+        again: whether it may ask again.
+    """
+    return json.dumps({"refused": why, "again": again})
+
+
+class NotNow(WorkerError):
+    """A process was not let in for a reason that another try may not meet."""

@@ -53,7 +53,8 @@ def wait_until_it_asks(rank: int) -> None:
     limit = time.monotonic() + 60.0
     while time.monotonic() < limit:
         process = (FOLDER / f"process.{rank}").read_text()
-        if (FOLDER / f"asks.{rank}.{process}").exists():
+        asks = {path.suffix for path in FOLDER.glob(f"asks.{rank}.{process}.*")}
+        if asks - {path.suffix for path in FOLDER.glob(f"answer.{rank}.{process}.*")}:
             return
         time.sleep(0.02)
 

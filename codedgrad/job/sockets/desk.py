@@ -3,8 +3,8 @@
 These are files in the supervisor's folder, which only this user can enter.
 
     process.1     which process of worker 1 runs: 0 for the first (the supervisor)
-    asks.1.1      process 1 of worker 1 wants to enter, and says what it is
-    answer.1.1    what the others have decided (each of them writes the same)
+    asks.1.1.2    process 1 of worker 1 wants to enter, and says what it is; try 2
+    answer.1.1.2  what the others have decided (each of them writes the same)
     entered.1.1   it is one of the workers now
 
 Nothing in them is secret, and nothing in them need be true: who enters has to prove
@@ -13,10 +13,21 @@ that he has the job's token, as everybody.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+
+class Asker(NamedTuple):
+    """A process that wants to enter: of which worker, which one, and its try."""
+
+    rank: int
+    process: int
+    attempt: int
+
+    def __str__(self) -> str:
+        return ".".join(map(str, self))
 
 
 class Desk:
@@ -38,31 +49,32 @@ class Desk:
         text = self._read(f"process.{rank}")
         return None if text is None else int(text)
 
-    def ask(self, rank: int, process: int, text: str) -> None:
+    def ask(self, who: Asker, text: str) -> None:
         """Want to enter; `text` is for the others to read."""
-        self._write(f"asks.{rank}.{process}", text, rank)
+        self._write(f"asks.{who}", text, who.rank)
 
-    def asking(self) -> list[tuple[int, int]]:
-        """Return who asks and has no answer: worker and process, in order."""
-        found = []
-        for path in self._folder.glob("asks.*"):
-            _, rank, process = path.name.split(".")
-            if self.answered(int(rank), int(process)) is None:
-                found.append((int(rank), int(process)))
+    def asking(self) -> list[Asker]:
+        """Return who asks and has no answer, in order."""
+        names = (path.name.split(".")[1:] for path in self._folder.glob("asks.*"))
+        found = [Asker(*map(int, name)) for name in names]
         # Of a worker whose second process has died, too, only the last one counts.
-        return sorted((r, p) for r, p in found if self.process(r) == p)
+        return sorted(
+            who
+            for who in found
+            if self.answered(who) is None and self.process(who.rank) == who.process
+        )
 
-    def asked(self, rank: int, process: int) -> str | None:
+    def asked(self, who: Asker) -> str | None:
         """Return what a process that asks has said."""
-        return self._read(f"asks.{rank}.{process}")
+        return self._read(f"asks.{who}")
 
-    def answer(self, who: tuple[int, int], text: str, by: int) -> None:
+    def answer(self, who: Asker, text: str, by: int) -> None:
         """Answer a process, in the name of worker `by`."""
-        self._write("answer.{}.{}".format(*who), text, by)
+        self._write(f"answer.{who}", text, by)
 
-    def answered(self, rank: int, process: int) -> str | None:
+    def answered(self, who: Asker) -> str | None:
         """Return the answer to a process; None: there is none yet."""
-        return self._read(f"answer.{rank}.{process}")
+        return self._read(f"answer.{who}")
 
     def enter(self, rank: int, process: int) -> None:
         """Say that this process is one of the workers now."""
