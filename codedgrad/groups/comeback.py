@@ -16,6 +16,7 @@ process only. docs/faults.md has the races.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -90,15 +91,15 @@ class Comeback:
         global _made
         _made += 1
         self._job, self._subject = job, subject
-        self._at_start: Pairs = [*_script(), ("CodedGradient", f"number {_made}")]
-        self._described = described
+        self._described: Pairs = []
+        if rejoin.world_of(job.channel) is not None:
+            number = ("CodedGradient", f"number {_made}")
+            self._described = [*_script(), number, *described]
         self._tracked: dict[str, Any] = {}
         self._loops = 0
         self._loop: _Loop | None = None
         self._passes = 0  # loops over steps in this epoch
-        self._looked: int | None = (
-            None  # the last step before which this worker has looked
-        )
+        self._looked: int | None = None  # before which step, the last time
 
     def track(self, things: dict[str, Any]) -> None:
         """Carry these over, too."""
@@ -113,7 +114,6 @@ class Comeback:
         self._loops += 1
         kinds = {name: type(thing).__name__ for name, thing in self._tracked.items()}
         described = [
-            *self._at_start,
             ("loop over epochs", f"number {self._loops}, of {epochs} epochs"),
             ("data", f"{type(source).__name__}, batch_size={source.batch_size}"),
             ("tracked", ", ".join(f"{n} ({k})" for n, k in sorted(kinds.items()))),
@@ -308,8 +308,8 @@ def _script() -> Pairs:
     main = sys.modules.get("__main__")
     path = getattr(main, "__file__", None)
     text = ""
-    if path is not None and Path(path).is_file():
-        text = hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
+    with contextlib.suppress(OSError):  # it is no file: a notebook, say
+        text = hashlib.sha256(Path(path or "").read_bytes()).hexdigest()[:16]
     return [("script", f"{path or 'none'} [{text}]"), ("arguments", str(sys.argv[1:]))]
 
 
