@@ -43,7 +43,15 @@ def test_who_asks_is_answered_once(tmp_path: Path) -> None:
 
 
 def test_an_answer_says_how_to_enter_or_why_not() -> None:
-    entry = rejoin.Entry(1, 2, 3, 40, [0, 1], 0, [1e-4, 1e-3])
+    entry = rejoin.Entry(
+        rank=1,
+        process=2,
+        attempt=3,
+        step=40,
+        ranks=[0, 1],
+        donor=0,
+        link=[1e-4, 1e-3],
+    )
     assert rejoin.read(entry.encode()) == entry
     with pytest.raises(ConfigError, match="another script"):
         rejoin.read(rejoin.refuse("another script", again=False))
