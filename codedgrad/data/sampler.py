@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
+from codedgrad.data.cost import ReadingCost
 from codedgrad.data.drawn import Order
 from codedgrad.data.loader import LoaderSettings
 from codedgrad.data.order import (
@@ -118,10 +119,8 @@ class ShardSampler(Source):
             raise ConfigError(
                 'sampler= gives any shard any sample; leave partition="fixed" out'
             )
-        super().__init__(
-            Reader(dataset, collate_fn, seed, size),
-            LoaderSettings.of(ShardSampler, loading),
-        )
+        reader = Reader(dataset, collate_fn, seed, size)
+        super().__init__(reader, LoaderSettings.of(ShardSampler, loading))
         self.partition = partition
         self._by = label_numbers(by, size, partition)
         self._dataset = dataset
@@ -129,6 +128,8 @@ class ShardSampler(Source):
         self.seed = seed
         self._drop_last = drop_last
         self._order = Order(size, seed, shuffle=shuffle, sampler=sampler)
+        if self._loader is None and reader.rows is None:
+            self.cost = ReadingCost()
 
     @property
     def dataset(self) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
@@ -125,8 +126,9 @@ class StepShards:
         self, part: int, stop: int, between: Callable[[], None] | None = None
     ) -> tuple[Any, ...]:
         """Return what `fetch` does, read here; what is read ahead stays there."""
-        reader = self.sampler.reader
-        read = reader.batch(self.request(part, stop), between or _nothing)
+        reader, cost = self.sampler.reader, self.sampler.cost
+        with nullcontext() if cost is None else cost.reading():
+            read = reader.batch(self.request(part, stop), between or _nothing)
         return reader.arguments(self.sampler.place(read))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from codedgrad.data.cost import ReadingCost
 from codedgrad.data.loader import Ahead, Loader, LoaderSettings
 from codedgrad.data.placing import Placer
 from codedgrad.data.position import Position
@@ -42,12 +43,14 @@ class Source(ABC):
         rows: samples that each number of a step stands for.
         place: copies a batch to the device where it is wanted.
         loading: how batches are read ahead.
+        cost: measures what reading in the passes costs; None: it does not.
     """
 
     batch_size: int
     seed: int
     helpable: bool = True
     rows: int = 1
+    cost: ReadingCost | None = None
 
     @property
     @abstractmethod
@@ -156,7 +159,14 @@ class Source(ABC):
         epoch = self._begin(start, parts, shards, whole)
         self._at = start
         if self._loader is None or not own:
-            yield from map(epoch.cut, epoch.steps)
+            if own and own[0][0] > 0:
+                self.cost = None  # the worker of the first part speaks for all
+            for index in epoch.steps:
+                if (cost := self.cost) is not None:
+                    cost.step_begins()
+                    if cost.done:
+                        self.cost = None
+                yield epoch.cut(index)
             return
         ahead = Ahead(self._loader, epoch.cut, epoch.steps, own)
         try:

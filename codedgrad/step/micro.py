@@ -1,10 +1,12 @@
-"""With `same_bits=True` an own pass is a micro-batch: is that what the user means?
+"""An own pass is one of a shard, or of a micro-batch: is that what the user means?
 
-Every worker then computes the mean of the losses of micro-batches, which is the loss of
-a shard only where that is a mean over samples, or over what the loss function gives as
-weight. A contrastive loss of micro-batches is another function, and so is a model with
-batch norm, which takes its statistics from a micro-batch. All workers compute the same,
-so that is no error; it is told once, by worker 0, with the remedy.
+A step computes the mean of the losses of shards, which is the loss of the batch only
+where that is a mean over samples, or over what the loss function gives as weight. A
+mean over the tokens of a shard, which weighs each shard alike, is another one, as it is
+with DDP. With `same_bits=True` the same is true of the micro-batches of a shard: a
+contrastive loss of micro-batches is another function, and so is a model with batch
+norm, which takes its statistics from a micro-batch. All workers compute the same, so
+that is no error; it is told once, by worker 0, with the remedy.
 """
 
 from __future__ import annotations
@@ -40,6 +42,14 @@ _LOSS = (
     "over something else than samples, such as tokens, should be returned as (loss, "
     "weight), see the README (this is said once)"
 )
+_SHARDS = (
+    "the loss function is another function of a batch than of its parts: %s. Each "
+    "worker computes it of its own shard, and the gradient is that of the mean over "
+    "the shards, as with DDP, not that of the loss of the whole batch. A mean over "
+    "something else than samples, such as tokens, should be returned as (loss, "
+    "weight), see the README, and a sum divided by the number of samples; "
+    "pieces=False says that the loss of a shard is meant (this is said once)"
+)
 _NORM = (
     "same_bits=True computes a shard as its %d micro-batches, and the batch norm %r "
     "takes mean and deviation from each of them, not from the shard. %s (this is said "
@@ -62,9 +72,11 @@ def wider(
 ) -> tuple[Sequence[Any], tuple[int, int]]:
     """Returns a batch that has parts, and its span, for one of a single sample.
 
-    It is the micro-batch with a neighbour of its shard, where this can be read here.
+    It is the micro-batch with a neighbour of its shard, or the shard with a neighbour,
+    where this can be read here.
     """
-    begin = min(span[0], span[0] // micro * micro + micro - 2)
+    end = span[0] // micro * micro + micro if micro > 1 else len(shards.sizes)
+    begin = max(0, min(span[0], end - 2))
     both = begin, begin + 2
     sampler = shards.sampler
     here = sampler.helpable and getattr(sampler, "readable_here", False)
@@ -96,9 +108,13 @@ def compare(
 
 
 def tell_of_loss(passes: int, text: str) -> None:
-    """Warn that a loss function is another one of micro-batches, as `compare` says.
+    """Warn that a loss function is another one of parts, as `compare` says.
 
-    Worker 0 does, for all; `passes` is the number of a shard's micro-batches.
+    Worker 0 does, for all; `passes` is the number of a shard's passes.
     """
-    if runtime.current().rank == 0:
+    if runtime.current().rank != 0:
+        return
+    if passes > 1:
         log.warning(_LOSS, passes, text, _REMEDY)
+    else:
+        log.warning(_SHARDS, text)

@@ -104,6 +104,7 @@ class PassSettings(NamedTuple):
         whole: whether an item is one pass, and not one pass for each micro-batch.
         exact: whether every step is; estimates know no weights of loss functions.
         choose: whether helpers take whole shards where a loss function wants that.
+        tell: whether it is told where the loss of a batch is no mean over its parts.
     """
 
     seed: int = 0
@@ -113,6 +114,7 @@ class PassSettings(NamedTuple):
     whole: bool = False
     exact: bool = True
     choose: bool = False
+    tell: bool = False
 
     @classmethod
     def of(cls, settings: Settings, policy: Approximate | None) -> PassSettings:
@@ -134,6 +136,7 @@ class PassSettings(NamedTuple):
             whole=own_is_whole(settings.run),
             exact=policy is None,
             choose=settings.run.pieces == "auto" and not settings.run.same_bits,
+            tell=settings.run.pieces == "auto",
         )
 
 
@@ -169,10 +172,7 @@ class Passes:
         self._boundaries = Boundaries(subject.modules)
         self._batches = Batches()
         self._writer = RowWriter(payload, overlap=settings.overlap)
-        asked = Asked.of(
-            code, settings.seed, choose=settings.choose, whole=settings.whole
-        )
-        self._rehearsal = Rehearsal(subject, payload, asked)
+        self._rehearsal = Rehearsal(subject, payload, Asked.of(code, settings))
         self._first = False  # the pass to come is the step's first own one
         self._begun: int | None = None  # the first step of these passes
         device = devices.runtime_of(payload.layout.device)

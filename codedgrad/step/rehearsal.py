@@ -19,8 +19,8 @@ then on (see `codedgrad.step.pieces`). There is a ConfigError
   which a row knows nothing: the gradient would depend on how many passes a worker has
   made, and so on who was late.
 
-With `same_bits=True` a worker's own passes are pieces, too: that is no error, but told
-(see `codedgrad.step.micro`).
+A worker's own shard is a part of the batch, too, and with `same_bits=True` its passes
+are parts of a shard. That is no error, but told (see `codedgrad.step.micro`).
 
 A rehearsal leaves nothing behind: random numbers, buffers, flags and what the loss
 function keeps in plain values (`codedgrad.step.keep`) are put back.
@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from codedgrad.data import StepShards
     from codedgrad.row.payload import Payload
     from codedgrad.step.context import StepContext
+    from codedgrad.step.passes import PassSettings
     from codedgrad.step.subject import Subject
 
     Key = tuple[int, ...]
@@ -94,25 +95,30 @@ class Asked(NamedTuple):
         pieces: whether helpers cut shards into pieces, and need not.
         helped: whether anybody helps at all.
         seed: of the random numbers.
-        micro: passes of a worker's own shard; with 1 there is nothing to tell of them.
+        micro: passes of a worker's own shard.
+        parts: whether an own pass is one of a part of what the user may mean, the batch
+            or a shard, and it is told where that makes a difference.
     """
 
     pieces: bool
     helped: bool
     seed: int
     micro: int = 1
+    parts: bool = False
 
     @classmethod
-    def of(cls, code: Code, seed: int, *, choose: bool, whole: bool = True) -> Asked:
-        """Returns what is to be found out where this code says who computes what.
-
-        `choose` says whether helpers take whole shards where that is better, `whole`
-        whether own passes are whole shards.
-        """
+    def of(cls, code: Code, settings: PassSettings) -> Asked:
+        """Returns what is to be found out where this code says who computes what."""
         listed = zip(code.work, code.required, strict=True)
         helped = any(len(nodes) > required for nodes, required in listed)
-        own = 1 if whole else code.micro
-        return cls(choose and helps_in_pieces(code), helped, seed, own)
+        micro = 1 if settings.whole else code.micro
+        return cls(
+            pieces=settings.choose and helps_in_pieces(code),
+            helped=helped,
+            seed=settings.seed,
+            micro=micro,
+            parts=micro > 1 or (settings.tell and code.shards > 1),
+        )
 
 
 @dataclass
@@ -123,7 +129,7 @@ class _Open:
         codes: what it is told from others by; kept alive here.
         passes: own passes so far.
         pieces: whether its pieces are to be compared.
-        own: whether they are, because own passes are micro-batches.
+        own: whether they are, because own passes are of parts (`Asked.parts`).
         state: whether it keeps state that it may read later.
         weight: whether its weight may depend on the model.
         doubted: whether the weight does, and may be right all the same.
@@ -186,7 +192,7 @@ class Rehearsal:
         key = tuple(map(id, codes))
         if key not in self._open:
             self._kept.append(codes)
-            self._open[key] = _Open(codes, self.asked.pieces, self.asked.micro > 1)
+            self._open[key] = _Open(codes, self.asked.pieces, self.asked.parts)
         asked = self._open[key]
         if asked is None:
             return
@@ -227,6 +233,8 @@ class Rehearsal:
             return
         if asked.pieces:
             asked.pieces = not self._compare(trial, whole, pieces)
+            if pieces.many:  # and known, it was told
+                asked.own = asked.own and asked.pieces
         if asked.own:
             parts, sizes = pieces.several()
             known, text = micro.compare(trial, parts, sizes)
