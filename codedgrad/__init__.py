@@ -22,13 +22,14 @@ from codedgrad.errors import (
     EnvironmentSetupError,
     MismatchError,
     NonFiniteError,
+    OverloadError,
     WorkerError,
 )
 from codedgrad.gradient import CodedGradient
 from codedgrad.hvd import optimizer
 from codedgrad.hvd.optimizer import DistributedOptimizer, join
 from codedgrad.hvd.words import Average, Compression, Sum
-from codedgrad.inference import Each, evaluate
+from codedgrad.inference import CodedPredictor, Each, deadline, evaluate, exact
 from codedgrad.integrations import ddp
 from codedgrad.job import faults, settings
 from codedgrad.job.broadcast import broadcast_optimizer_state, broadcast_parameters
@@ -72,6 +73,7 @@ __all__ = [
     "Average",
     "CodedGradError",
     "CodedGradient",
+    "CodedPredictor",
     "Compression",
     "ConfigError",
     "DataError",
@@ -83,6 +85,7 @@ __all__ = [
     "HelpSettings",
     "MismatchError",
     "NonFiniteError",
+    "OverloadError",
     "RunSettings",
     "Settings",
     "ShardBatchSampler",
@@ -103,7 +106,9 @@ __all__ = [
     "cross_rank",
     "cross_size",
     "ddp",
+    "deadline",
     "evaluate",
+    "exact",
     "init",
     "is_initialized",
     "join",

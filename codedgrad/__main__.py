@@ -7,6 +7,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from codedgrad.errors import CodedGradError
+from codedgrad.inference.front import command as serve
 from codedgrad.job import doctor, launch
 from codedgrad.lab.commands import decoder, plan, simulate, trace
 from codedgrad.monitor import command as report
@@ -42,6 +43,7 @@ def _add_trace(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 _COMMANDS: tuple[Adder, ...] = (
     launch.add,
+    serve.add,
     _add_doctor,
     _add_trace,
     simulate.add,

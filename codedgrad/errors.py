@@ -40,6 +40,10 @@ class DataError(CodedGradError):
     """A sample of a dataset could not be read; the message has its index."""
 
 
+class OverloadError(CodedGradError):
+    """A predictor has as many queries under way as it takes; ask again later."""
+
+
 class NonFiniteError(CodedGradError):
     """A loss or gradient is NaN or infinite."""
 

@@ -29,6 +29,7 @@ MODULES = (
     "codedgrad.settings",
     "codedgrad.hvd",
     "codedgrad.codes",
+    "codedgrad.inference.learned",
     "codedgrad.integrations.ddp",
     "codedgrad.monitor",
     "codedgrad.ops",

@@ -226,6 +226,9 @@ bench_alone() { # OUT: of one process
   check "bench_anytime" "$CG_PYTHON" benchmarks/bench_anytime.py --toy --out "$out"
   check "bench_time_to_loss" "$CG_PYTHON" benchmarks/bench_time_to_loss.py --toy \
     --out "$out"
+  check "bench_inference" env OMP_NUM_THREADS=1 "$CG_PYTHON" \
+    benchmarks/bench_inference.py --toy --tasks digits --work "$out/inference" \
+    --out "$out/inference.json" --page "$out/inference.md"
   check "bench_kernels" mpi 1 "$CG_PYTHON" benchmarks/bench_kernels.py --toy \
     --out "$out/kernels.json"
 }
@@ -297,7 +300,7 @@ bench() {
     "$out/scaling-2.json" "$out/pass.json" "$out/scaling_model.json" \
     "$out/cluster/step-digits-2.json" \
     "$out/simulator.json" "$out/kernels.json" "$out/decoder.json" \
-    "$out/results/anytime.json" "$out/results/time_to_loss.json"
+    "$out/results/anytime.json" "$out/results/time_to_loss.json" "$out/inference.json"
 }
 
 case ${1:-all} in

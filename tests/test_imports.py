@@ -27,7 +27,7 @@ LAYERS: dict[str, set[str]] = {
     "faces": LOW
     | {"row", "exchange", "inputs", "monitor", "step", "groups", "inference"},
     "lab": {"errors", "codes", "monitor"},
-    "__main__": {"errors", "job", "monitor", "lab"},
+    "__main__": {"errors", "job", "inference", "monitor", "lab"},
 }
 # Files at the top; a room's part is its folder's name.
 TOP = dict.fromkeys(("__init__", "gradient", "hvd", "integrations"), "faces")

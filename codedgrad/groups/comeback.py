@@ -177,6 +177,8 @@ class Comeback:
         others = job.progress.open - 1 - ("evaluations" in job.parts)
         if others > 0:
             return f"{others + 1} models are trained at a time, which is not built yet"
+        if parts := sorted(set(job.parts) - {"evaluations"}):
+            return f"the job has set up {parts}, which is not carried over"
         source = self._loop.source
         if not isinstance(source, ShardSampler):
             return f"it is not built yet for a {type(source).__name__}"

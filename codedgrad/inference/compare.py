@@ -42,7 +42,7 @@ class Own:
         self, models: Sequence[nn.Module], data: Sequence[tuple[str, str]]
     ) -> None:
         """Read the weights: parameters and those buffers that are saved."""
-        self._pairs = {_WEIGHTS: _weights(models), **dict(data)}
+        self._pairs = {_WEIGHTS: weights_of(models), **dict(data)}
         others = [pair for pair in self._pairs.items() if pair[0] != _WEIGHTS]
         self.marks = Marks(digest40(self._pairs[_WEIGHTS]), digest40(repr(others)))
 
@@ -98,7 +98,8 @@ def _difference(job: Runtime, every: Sequence[dict[str, str | None]]) -> str:
     return "they have changed while they were compared"
 
 
-def _weights(models: Sequence[nn.Module]) -> str:
+def weights_of(models: Sequence[nn.Module]) -> str:
+    """Return a digest of the parameters and of the buffers that are saved."""
     found = hashlib.blake2b(digest_size=8)
     for model in models:
         for path, module in model.named_modules():

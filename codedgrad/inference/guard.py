@@ -62,6 +62,20 @@ class Guard:
     def _now(self) -> list[int]:
         return [t._version for t in self._tensors]
 
+    def changed(self) -> list[str]:
+        """Return the names of the tensors that have changed; buffers are put back."""
+        now = self._now()
+        if now == self._versions:
+            return []
+        with torch.no_grad():
+            for buffer, before in self._kept:
+                buffer.copy_(before)
+        return [
+            name
+            for name, a, b in zip(self._names, self._versions, now, strict=True)
+            if a != b
+        ]
+
     def check(self, first: int, stop: int) -> None:
         """Refuses a function that has changed the model; its buffers are put back.
 
@@ -72,17 +86,9 @@ class Guard:
         Raises:
             ConfigError: it has.
         """
-        now = self._now()
-        if now == self._versions:
+        changed = self.changed()
+        if not changed:
             return
-        changed = [
-            name
-            for name, a, b in zip(self._names, self._versions, now, strict=True)
-            if a != b
-        ]
-        with torch.no_grad():
-            for buffer, before in self._kept:
-                buffer.copy_(before)
         raise ConfigError(
             f"the function has changed {', '.join(map(repr, changed[:4]))} of the "
             f"model in batch {first} to {stop - 1}. Which batches a worker computes "

@@ -5,11 +5,12 @@ else: to find out who runs where, to hand out the first parameters, and to take 
 decisions inside a local group. A `Channel` offers just these calls:
 
     at the start    duplicate, split_by_machine, of_ranks, allgather    they block
+                    start_engine, start_transport
     in the job      start_broadcast, start_allgather, start_barrier     `Request`s
     at the end      abort
 
-The calls of the second line return at once, because a process that blocks cannot hear
-that another worker has failed. Their callers poll `Request.test` and look at the engine
+The calls in the job return at once, because a process that blocks cannot hear that
+another worker has failed. Their callers poll `Request.test` and look at the engine
 in between.
 
 `MpiChannel` does it by MPI, `codedgrad.job.sockets.channel` by sockets. Importing this
@@ -113,6 +114,13 @@ class Channel(Protocol):
 
         Args:
             max_tag: no message has a larger tag.
+        """
+
+    def start_transport(self) -> Any:
+        """Return a `_engine.Transport` among these processes.
+
+        It takes the channel over. One thread at a time may call it, and nothing else
+        may use the channel.
         """
 
     def allgather(self, number: int) -> list[int]:
@@ -227,6 +235,12 @@ class MpiChannel:
 
         made = _part().transport(self.fortran_handle, max_tag)
         return _engine.Engine.over_foreign(made)
+
+    def start_transport(self) -> Any:
+        """Return a transport over this communicator."""
+        from codedgrad.job import _engine
+
+        return _engine.foreign_transport(_part().transport(self.fortran_handle))
 
     # ---- in the job; these calls return at once ----
 

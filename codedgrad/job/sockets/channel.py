@@ -69,6 +69,13 @@ class SocketChannel:
         fds = self.world.connect(f"{self._name}, engine", self._ranks)
         return _engine.Engine.over_sockets(self.rank, fds, max_tag)
 
+    def start_transport(self) -> Any:
+        """Return a transport over connections of its own."""
+        from codedgrad.job import _engine
+
+        fds = self.world.connect(f"{self._name}, messages", self._ranks)
+        return _engine.sockets_transport(self.rank, fds)
+
     def allgather(self, number: int) -> list[int]:
         """Return the number that each process gives, in order of their ranks."""
         every = np.zeros(self.size, np.int64)

@@ -1,0 +1,130 @@
+"""The stand-in as a predictor asks it: its answers are looked at before they count."""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from codedgrad.errors import ConfigError
+from codedgrad.inference.serving.query import Guess
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+log = logging.getLogger("codedgrad")
+
+
+class Second:
+    """Asks a stand-in; what it cannot say in good order counts as not said.
+
+    Args:
+        stand_in: called with the model's inputs, it returns values and doubts; its
+            attribute `threshold` says up to which doubt it is trusted.
+
+    Attributes:
+        errors: how often it raised, or answered something else.
+    """
+
+    def __init__(self, stand_in: Callable[..., Any]) -> None:
+        if not callable(stand_in):
+            raise ConfigError(
+                f"stand_in is called with the model's inputs and returns (values, "
+                f"doubts), got a {type(stand_in).__qualname__}"
+            )
+        self._stand_in = stand_in
+        self.threshold()
+        if isinstance(stand_in, nn.Module):
+            stand_in.eval()
+        self.errors = 0
+        self._said: set[str] = set()
+
+    def threshold(self) -> float:
+        """Return up to which doubt the stand-in is trusted now.
+
+        Raises:
+            ConfigError: it does not say so.
+        """
+        found = getattr(self._stand_in, "threshold", None)
+        try:
+            value = float(found)  # type: ignore[arg-type]
+        except (TypeError, ValueError, RuntimeError):
+            value = math.nan
+        if math.isnan(value):
+            raise ConfigError(
+                f"a stand-in has an attribute `threshold`, the largest doubt with "
+                f"which it may answer, got {found!r}"
+            )
+        return value
+
+    def guess(self, inputs: tuple[Any, ...], rows: int) -> Guess | None:
+        """Return what it says of a batch; None: nothing that can be used."""
+        try:
+            with torch.no_grad():
+                values, doubts = self._stand_in(*inputs)
+            doubts = _doubts(doubts, rows)
+            trusted = (doubts <= self.threshold()) & _finite(values, rows)
+        except Exception as error:  # the model itself answers
+            self.errors += 1
+            text = f"{type(error).__name__}: {error}"
+            if text not in self._said and len(self._said) < 100:
+                self._said.add(text)
+                log.exception("the stand-in gave no answer; the model answers")
+            return None
+        return Guess(values, doubts, trusted)
+
+
+def _doubts(doubts: Any, rows: int) -> Tensor:
+    found = torch.as_tensor(doubts).detach().to("cpu", torch.float64).reshape(-1)
+    if len(found) != rows:
+        raise ConfigError(
+            f"a stand-in returns one doubt for each of {rows} queries, got {len(found)}"
+        )
+    # A doubt that is NaN is no trust.
+    found = torch.where(found.isnan(), 1.0, found)
+    if bool(((found < 0.0) | (found > 1.0)).any()):
+        raise ConfigError(
+            f"a doubt is a probability, 0 to 1, got {float(found.min()):g} to "
+            f"{float(found.max()):g}"
+        )
+    return found
+
+
+def _finite(values: Any, rows: int) -> Tensor:
+    """Return for each query whether all its values are finite."""
+    fine = torch.ones(rows, dtype=torch.bool)
+    for tensor in tensors_of(values):
+        if tensor.dim() == 0 or len(tensor) != rows:
+            raise ConfigError(
+                f"a stand-in returns values of {rows} queries, got a tensor of shape "
+                f"{tuple(tensor.shape)}"
+            )
+        if tensor.is_floating_point() or tensor.is_complex():
+            flat = tensor.detach().reshape(rows, -1).isfinite().all(dim=1)
+            fine &= flat.cpu()
+    return fine
+
+
+def tensors_of(value: Any) -> list[Tensor]:
+    """Return the tensors of a nested value, in order."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, (list, tuple)):
+        return [tensor for one in value for tensor in tensors_of(one)]
+    return []
+
+
+def rows_of(value: Any, rows: Tensor) -> Any:
+    """Return some rows of all tensors of a nested value."""
+    if isinstance(value, Tensor):
+        return value[rows.to(value.device)]
+    if isinstance(value, dict):
+        return type(value)((k, rows_of(v, rows)) for k, v in value.items())
+    if type(value) in (list, tuple):
+        return type(value)(rows_of(v, rows) for v in value)
+    return value
