@@ -201,6 +201,10 @@ class EngineExchange:
 
     def begin(self, step: int) -> float:
         """See `base.Exchange`."""
+        if self._runtime.outside:
+            raise ConfigError(
+                f"it cannot begin {self.noun} {step}: {self._runtime.outside}"
+            )
         if step == self._begun and self._runtime.size == 1:
             self._begin_again(step)
         self._begun = step

@@ -117,6 +117,7 @@ class Arrangement:
         exchange: brings rows to others, and decoded sums back.
         own: the stage of the own items.
         help: the stage of the items for others.
+        described: what all workers have in common, as (name, value) pairs.
         own_spans: what each own pass of a step computes, in the order of the passes:
             the first micro-batch, and one past the last.
     """
@@ -135,8 +136,8 @@ class Arrangement:
         subject.check()
         refuse_wrapped(subject.model)
         self.payload = self._lay_out()
-        others = start.others(settings.run, plan.policy)
-        start.agree(self.payload, code, settings.exchange, others, subject.describe())
+        self.described = self._describe(self.payload)
+        start.agree(self.payload, self.described)
         start.cut(seat.job, self.payload)
         estimates = plan.policy is not None
         self.watch = Watch(subject, self.payload, first_step)
@@ -179,6 +180,12 @@ class Arrangement:
         payload.buffers.look_up_in(travelling)
         self._key, self._generation = subject.key(), subject.generation
         return payload
+
+    def _describe(self, payload: Payload) -> list[tuple[str, str]]:
+        plan = self._plan
+        run, exchange = plan.settings.run, plan.settings.exchange
+        others, modules = start.others(run, plan.policy), self._subject.describe()
+        return start.described(payload, self.code, exchange, others, modules)
 
     def open(self, first_step: int) -> Exchange:
         """Returns a new exchange. Collective; the one before is closed by then."""
@@ -234,6 +241,40 @@ class Arrangement:
             settle.restore(fresh.exchange, fresh.code, layout, saved)
         job.gather(b"", f"to begin step {step} again")  # all have opened theirs
         return fresh
+
+    # ---- workers that come back ----
+
+    def describe_again(self) -> list[tuple[str, str]]:
+        """Returns what `described` of the next laying out would be; this one ends."""
+        plan, subject = self._plan, self._subject
+        self.code = code_of_state(plan.code, subject.learned, plan.settings.run)
+        return self._describe(self._lay_out())
+
+    def anew(self, step: int) -> Arrangement:
+        """Returns the arrangement over the job's new engine, as at a start. Collective.
+
+        What workers learn together, they all learn again; this one has been closed.
+        """
+        fresh = Arrangement(self._plan, self._subject, step)
+        fresh.passes.go_on_from(self.passes)
+        start.when_all_have_opened(self._plan.seat.job, fresh.exchange)
+        return fresh
+
+    @property
+    def window(self) -> int:
+        """How many steps workers may be apart."""
+        return self._plan.settings.exchange.window
+
+    def why_not(self) -> str:
+        """Returns why no worker could come back into this training; "": it could."""
+        if self._plan.seat.group is not None:
+            return "the workers are local groups"
+        if not self.exchange.outlives:
+            return (
+                "the training does not outlive a worker; it does with same_bits=True, "
+                "back-ups and gradients of 32 bits on CPUs"
+            )
+        return ""
 
     def metrics_of(self, tail: NDArray[Any], step: int) -> dict[str, float]:
         """Returns the metrics of a step, see `Metrics.read`."""

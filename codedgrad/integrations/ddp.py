@@ -156,7 +156,8 @@ class DdpExchange:
         code = codes.uncoded(job.size)
         payload = Payload(self._named, (), workers=job.size, settings=settings.exchange)
         others = [("exchange", "ddp"), ("policy", str(policy or "exact"))]
-        start.agree(payload, code, settings.exchange, others, [])
+        mine = start.described(payload, code, settings.exchange, others, [])
+        start.agree(payload, mine)
         start.cut(job, payload)
         self._job, self._payload, layout = job, payload, payload.layout
         self._values = ValueCheck(

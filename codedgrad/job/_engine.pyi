@@ -97,6 +97,11 @@ class Engine:
     @staticmethod
     def over_sockets(rank: int, fds: list[int], max_tag: int = ...) -> Engine: ...
     @staticmethod
+    def over_sockets_of_some(
+        rank: int, fds: list[int], max_tag: int, least: int
+    ) -> Engine:
+        """As `over_sockets`, and `survive` has been called before it begins."""
+    @staticmethod
     def over_local(hub: LocalHub, rank: int) -> Engine: ...
     def announced(self) -> dict[int, bytes]:
         """What workers have published for the next `gather`."""

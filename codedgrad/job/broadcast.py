@@ -79,6 +79,8 @@ def broadcast_optimizer_state(
     """
     runtime = current()
     _check_root(root_rank, runtime.size)
+    if runtime.outside:  # it gets the state when it enters, if it is tracked
+        return
     data = b""
     if runtime.rank == root_rank:
         for settings in (*optimizer.param_groups, *optimizer.state.values()):
@@ -141,6 +143,8 @@ def broadcast_bytes(runtime: Runtime, flat: Tensor, root_rank: int, name: str) -
         raise WorkerError(
             f"worker {root_rank} is lost, and {name} was to be broadcast from it"
         )
+    if runtime.outside:  # it gets the values when it enters
+        return
     channel, ranks = runtime.present()
     waiting = Waiting(runtime, f"to broadcast {name}", quiet_s=5.0)
     array = flat.numpy()

@@ -47,6 +47,8 @@ def save(path: str | os.PathLike[str], state: Any, *, on_rank: int | None = 0) -
             raise ConfigError(
                 f"on_rank must be 0 to {joined.size - 1}, or None, got {on_rank}"
             )
+        if joined.outside:  # one of those who train writes
+            return False
         lost = joined.engine.lost()
         left = [w for w in range(joined.size) if w not in lost]
         if joined.rank != (on_rank if on_rank in left else left[0]):

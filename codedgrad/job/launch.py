@@ -170,9 +170,12 @@ def main(args: argparse.Namespace) -> int:
     if args.transport == "mpi" and args.rendezvous:
         raise ConfigError("--rendezvous is for sockets; leave out --transport mpi")
     asked = "socket" if args.rendezvous or args.machine else args.transport
+    if args.restarts:
+        check_restarts(args, alone=not hosts and not args.rendezvous)
+        asked = "socket"
     if transport_of(asked, hosts=bool(hosts)) == "socket":
         machines = machines_of(args.rendezvous, args.machine)
-        return _over_sockets(job, machines, dry_run=args.dry_run)
+        return _over_sockets(job, machines, args.restarts, dry_run=args.dry_run)
     program = mpirun()
     shown = subprocess.run(
         [program, "--version"], capture_output=True, text=True, timeout=_VERSION_S
@@ -184,6 +187,30 @@ def main(args: argparse.Namespace) -> int:
         _become(command, environment.with_defaults(wanted))
     print(*command)
     return 0
+
+
+def check_restarts(args: argparse.Namespace, *, alone: bool) -> None:
+    """Refuse what `--restarts` does not go together with.
+
+    Args:
+        args: of the command line.
+        alone: whether all workers run on this machine.
+
+    Raises:
+        ConfigError: it is negative, or the workers talk by MPI or between machines.
+    """
+    if args.restarts < 0:
+        raise ConfigError(f"--restarts must be 0 or more, got {args.restarts}")
+    if args.transport == "mpi":
+        raise ConfigError(
+            "--restarts is for sockets, since MPI ends all workers when one dies; "
+            "leave out --transport mpi"
+        )
+    if not alone:
+        raise ConfigError(
+            "--restarts is for the workers of one machine, and not built yet for "
+            "several: leave it out, or --rendezvous, --host and --hostfile"
+        )
 
 
 def machines_of(rendezvous: str | None, machine: str | None) -> Machines | None:
@@ -205,7 +232,9 @@ def machines_of(rendezvous: str | None, machine: str | None) -> Machines | None:
     return Machines(host, port, int(number), int(count))
 
 
-def _over_sockets(job: Job, machines: Machines | None, *, dry_run: bool) -> int:
+def _over_sockets(
+    job: Job, machines: Machines | None, restarts: int, *, dry_run: bool
+) -> int:
     if job.hosts:
         raise ConfigError(
             "--host and --hostfile start workers by mpirun; over sockets, run this "
@@ -217,7 +246,7 @@ def _over_sockets(job: Job, machines: Machines | None, *, dry_run: bool) -> int:
         return 0
     defaults = {"OMP_NUM_THREADS": "1"}
     if machines is None:
-        return supervisor.run(command, job.workers, defaults)
+        return supervisor.run(command, job.workers, defaults, restarts)
     return supervisor.run_on_machines(command, job.workers, defaults, machines)
 
 
@@ -252,6 +281,14 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         help="where the workers of several machines meet, over sockets",
     )
     command.add_argument("--machine", metavar="I/M", help="which of them this one is")
+    command.add_argument(
+        "--restarts",
+        type=int,
+        default=0,
+        metavar="N",
+        help="how often a worker that dies is started again, to enter the job that "
+        "runs (docs/faults.md); over sockets, on one machine",
+    )
     command.add_argument("--host", help="machines, as mpirun takes them")
     command.add_argument("--hostfile", help="a file of machines")
     command.add_argument("--dry-run", action="store_true", help="print the command")

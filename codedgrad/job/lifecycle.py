@@ -29,7 +29,7 @@ from codedgrad.errors import (
     MismatchError,
     WorkerError,
 )
-from codedgrad.job import environment, exported, runtime, startup
+from codedgrad.job import environment, exported, rejoin, runtime, startup
 from codedgrad.job.exit_status import ScriptEnd
 from codedgrad.job.place import find_place
 from codedgrad.job.progress import AT_THE_END, decode_steps, uneven
@@ -38,6 +38,8 @@ from codedgrad.job.runtime import Runtime
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
+
+    from codedgrad.job.channel import Channel
 
 log = logging.getLogger("codedgrad")
 
@@ -77,7 +79,6 @@ def init(
             the engine was built for another one, or the launcher belongs to another
             one; over sockets, the workers cannot reach one another.
     """
-    global _script
     if is_initialized():
         return
     if environment.parent_has_joined():
@@ -86,14 +87,18 @@ def init(
             "multiprocessing_context='spawn', say) and runs the script once more. Put "
             "all but definitions under `if __name__ == '__main__':`"
         )
-    channel = startup.open_world(comm).duplicate()
+    world = startup.open_world(comm)
+    if rejoin.process_of(world):
+        _join(_outside(world, timeout_s, min_workers, export_env=export_env))
+        return
+    channel = world.duplicate()
     place = find_place(channel)
     if not 1 <= min_workers <= place.size:
         raise ConfigError(
             f"min_workers must be 1 to {place.size}, the number of workers, got "
             f"{min_workers}"
         )
-    runtime.set_current(
+    _join(
         Runtime(
             place=place,
             channel=channel,
@@ -102,10 +107,27 @@ def init(
             min_workers=min_workers,
         )
     )
-    environment.keep_others_alone()
-    environment.export({})
     if export_env:
         exported.export(runtime.current())
+
+
+def _outside(
+    world: Channel, timeout_s: float, min_workers: int, *, export_env: bool
+) -> Runtime:
+    """Return the runtime of a process in the place of one that has died."""
+    if export_env:
+        raise ConfigError(
+            "a worker that comes back cannot set the others' variables; leave out "
+            "export_env=True, or `--restarts` of `codedgrad run`"
+        )
+    return rejoin.outside(world, timeout_s, min_workers)
+
+
+def _join(joined: Runtime) -> None:
+    global _script
+    runtime.set_current(joined)
+    environment.keep_others_alone()
+    environment.export({})
     if _script is None:  # the first `init` of this process
         _script = ScriptEnd()
         _tell_others_of_exceptions()
@@ -144,6 +166,10 @@ def _leave() -> None:
         return
     runtime.set_current(None)
     environment.withdraw()
+    if leaver.outside:
+        log.warning("worker %d ends without having entered the job", leaver.rank)
+        leaver.engine.stop(0.0)
+        return
     clean = well = False
     problem = None
     try:

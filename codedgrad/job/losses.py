@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 log = logging.getLogger("codedgrad")
 
@@ -36,9 +39,9 @@ class Job(Protocol):
 class Losses:
     """The workers that the log has named."""
 
-    def __init__(self) -> None:
-        """Begin with none."""
-        self._named: set[int] = set()
+    def __init__(self, named: Iterable[int] = ()) -> None:
+        """Begin with those that were named before."""
+        self._named: set[int] = set(named)
 
     @property
     def ranks(self) -> list[int]:

@@ -58,6 +58,16 @@ class Progress:
         self._counts.append(count)
         return count
 
+    @property
+    def open(self) -> int:
+        """How many exchanges are open."""
+        return len(self._counts)
+
+    def restart(self) -> None:
+        """Forget all exchanges, since all workers open new ones."""
+        self._counts.clear()
+        self._opened.clear()
+
     def forget(self, count: StepCount) -> None:
         """Drop the count of an exchange that is closed."""
         if count in self._counts:

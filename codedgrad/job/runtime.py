@@ -18,7 +18,7 @@ from codedgrad.errors import (
     MismatchError,
     WorkerError,
 )
-from codedgrad.job import environment
+from codedgrad.job import environment, votes
 from codedgrad.job.losses import Losses
 from codedgrad.job.place import Place
 from codedgrad.job.progress import Announcement, Progress, StepCount
@@ -72,6 +72,9 @@ class Runtime:
         min_workers: how many must be left for the job to go on.
         losses: which workers this one knows to be lost.
         absent: those that gave nothing to the last `gather`; all agree about them.
+        outside: why nothing collective can be done: this process takes the place of a
+            worker that was lost, and has not entered the job yet. Else "".
+        votes: the question that all workers answer now and then.
     """
 
     place: Place
@@ -88,6 +91,8 @@ class Runtime:
     min_workers: int = 1
     losses: Losses = field(default_factory=Losses)
     absent: list[int] = field(default_factory=list)
+    outside: str = ""
+    votes: votes.Votes = field(default_factory=votes.Votes)
     _left: tuple[list[int], Channel] | None = None
 
     @property
@@ -124,8 +129,11 @@ class Runtime:
 
     def places(self) -> dict[int, Announcement]:
         """Return who waits in a collective that this worker has not come to."""
+        self.votes.look(self)
         blobs = self.engine.announced()
-        places = {w: Announcement.decode(blob) for w, blob in blobs.items()}
+        told = {w: Announcement.decode(blob) for w, blob in blobs.items()}
+        # Who has voted trains on.
+        places = {w: one for w, one in told.items() if one.occasion != votes.OCCASION}
         if self.outer is not None:
             job, ranks = self.outer
             theirs = job.places()
@@ -143,8 +151,12 @@ class Runtime:
         """Collect a small byte string from each worker. Collective.
 
         For what is compared: a worker that is lost gives what the first one gives that
-        is left; else see `gather_from_all`.
+        is left; else see `gather_from_all`. A process that has not entered the job
+        compares with itself, and with the others when it enters.
         """
+        if self.outside:
+            self.check()
+            return [data] * self.size
         blobs = self.gather_from_all(data, occasion)
         first = next(blob for blob in blobs if blob is not None)
         return [first if blob is None else blob for blob in blobs]
@@ -169,6 +181,8 @@ class Runtime:
             ConfigError: it was called in a pass.
         """
         self.check()
+        if self.outside:
+            raise ConfigError(f"it cannot wait {occasion}: {self.outside}")
         if self.in_pass:
             raise ConfigError(
                 f"the loss function, or a module that it calls, wants to wait for all "
@@ -176,13 +190,9 @@ class Runtime:
                 f"is late, so that wait has no end: reduce and compare between the "
                 f"steps, return metrics beside the loss, and use plain batch norm"
             )
+        self.votes.settle(self)
         self.engine.publish(Announcement.encode(occasion, self.progress, data))
-        waiting = Waiting(self, occasion, quiet_s=5.0)
-        while True:
-            blobs, missing = self._poll_gather()
-            if blobs is not None:
-                break
-            waiting.tick(missing)
+        blobs = self.collected(occasion)
         self.absent = [w for w, blob in enumerate(blobs) if blob is None]
         if self.absent:
             self.losses.look(self, occasion)
@@ -196,6 +206,15 @@ class Runtime:
             )
         return [None if one is None else one.data for one in told]
 
+    def collected(self, occasion: str) -> list[bytes | None]:
+        """Wait for a round that this process has published; see `gather_from_all`."""
+        waiting = Waiting(self, occasion, quiet_s=5.0)
+        while True:
+            blobs, missing = self.poll_gather(_POLL_S)
+            if blobs is not None:
+                return blobs
+            waiting.tick(missing)
+
     def present(self) -> tuple[Channel, list[int]]:
         """Return a channel of those who are not absent, and their ranks. Collective."""
         ranks = [w for w in range(self.size) if w not in self.absent]
@@ -204,6 +223,10 @@ class Runtime:
         if self._left is None or self._left[0] != ranks:
             self._left = ranks, self.channel.of_ranks(ranks)
         return self._left[1], ranks
+
+    def forget_present(self) -> None:
+        """Forget the channel of `present`, since workers have come back."""
+        self._left = None
 
     @contextmanager
     def computing(self) -> Iterator[None]:
@@ -242,12 +265,12 @@ class Runtime:
             )
             raise error
 
-    def _poll_gather(self) -> tuple[list[bytes | None] | None, list[int]]:
+    def poll_gather(self, wait_s: float) -> tuple[list[bytes | None] | None, list[int]]:
         """Wait a moment; return what has come, or None and who is missing."""
         from codedgrad.job import _engine
 
         try:
-            blobs, missing = self.engine.gather(_POLL_S)
+            blobs, missing = self.engine.gather(wait_s)
         except _engine.EngineFailure as error:
             raise failure(str(error)) from None
         return blobs, missing
@@ -340,6 +363,8 @@ def leads() -> bool:
 
     Save checkpoints there, in place of worker 0, where workers may be lost.
     """
+    if current().outside:  # the others have a first one
+        return False
     lost = lost_workers()
     return rank() == next(w for w in range(size()) if w not in lost)
 

@@ -52,8 +52,13 @@ class Recorder:
     with one warning, and the training goes on without it.
     """
 
-    def __init__(self, folder: str | Path, worker: int) -> None:
+    def __init__(
+        self, folder: str | Path, worker: int, *, goes_on: bool = False
+    ) -> None:
         """Create the folder and this worker's file in it.
+
+        With `goes_on` it may be there: another process of this worker, which has died,
+        has written it, perhaps without the end of its last line.
 
         Raises:
             ConfigError: The folder cannot be written, or it holds another run.
@@ -61,7 +66,10 @@ class Recorder:
         path = Path(folder) / f"worker-{worker}.csv"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("x", encoding="utf-8", newline="")
+            goes_on = goes_on and path.exists()
+            begun = goes_on and _end_of_lines(path) > 0
+            mode = "a" if goes_on else "x"
+            self._file = path.open(mode, encoding="utf-8", newline="")
         except FileExistsError:
             raise ConfigError(
                 f"{path} exists: this folder holds the log of another run; name a new "
@@ -73,7 +81,7 @@ class Recorder:
         self._worker = str(worker)
         self._texts = [_text_of(column, worker) for column in LOGGED]
         self._writer = csv.writer(self._file, lineterminator="\n")
-        self._lines: list[tuple[str, ...]] = [HEADER]
+        self._lines: list[tuple[str, ...]] = [] if begun else [HEADER]
         self._flushed = 0.0
         self.flush()
 
@@ -126,6 +134,14 @@ class Recorder:
         # What is written to a file that was removed is lost without an error.
         if not os.path.samestat(self._path.stat(), os.fstat(self._file.fileno())):
             raise FileNotFoundError(f"another file has taken the place of {self._path}")
+
+
+def _end_of_lines(path: Path) -> int:
+    """Cut off the rest of a line that was not written to its end; return the size."""
+    with path.open("r+b") as file:
+        whole = file.read().rfind(b"\n") + 1
+        file.truncate(whole)
+    return whole
 
 
 def _text_of(column: Column, worker: int) -> Callable[[Any], str]:

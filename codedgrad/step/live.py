@@ -29,6 +29,7 @@ _exchanged: weakref.WeakKeyDictionary[torch.optim.Optimizer, set[int]] = (
     weakref.WeakKeyDictionary()
 )  # of each optimizer that is distributed, the ids of its parameters
 _seen: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()  # others
+_stepped: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()  # all that have
 _looked: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()  # for wrappers
 _told: set[tuple[str, int]] = set()  # of which others
 _guarding: list[Any] = []  # the hook on all optimizers, once there is one
@@ -128,6 +129,7 @@ def _before_step(optimizer: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> 
         ConfigError: beside parameters of a payload the optimizer holds one with a
             gradient that is in no payload, so that each worker has its own.
     """
+    _stepped.add(optimizer)
     if optimizer in _exchanged and optimizer not in _looked:
         _looked.add(optimizer)  # the model may have been wrapped since the start
         refuse_wrapped_parameters(
@@ -164,6 +166,18 @@ def _before_step(optimizer: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> 
                 f"not exchanged, so it would differ between workers; "
                 f"{REMEDY}"
             )
+
+
+def optimizers_of(subject: Subject) -> list[torch.optim.Optimizer]:
+    """Returns the optimizers that have made steps with parameters of this model."""
+    own = {id(place.tensor()) for place in subject.parameters}
+    return [
+        optimizer
+        for optimizer in _stepped
+        if not own.isdisjoint(
+            id(p) for group in optimizer.param_groups for p in group["params"]
+        )
+    ]
 
 
 def refuse_horovods(optimizer: torch.optim.Optimizer) -> None:

@@ -75,7 +75,8 @@ class GradientMean:
             ("policy", str(self._policy or "exact")),
         ]
         modules = [] if self._subject is None else self._subject.describe()
-        start.agree(self.payload, code, settings, others, modules)
+        mine = start.described(self.payload, code, settings, others, modules)
+        start.agree(self.payload, mine)
         start.cut(job, self.payload)
         self._named = trained.named
         self._values = ValueCheck(

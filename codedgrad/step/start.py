@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from codedgrad.errors import MismatchError, WorkerError
 from codedgrad.exchange import link
-from codedgrad.job import agreement, environment, lifecycle, likeness, runtime
+from codedgrad.job import agreement, environment, lifecycle, likeness, rejoin, runtime
 from codedgrad.job.faults import Faults
 from codedgrad.job.runtime import failure
 from codedgrad.monitor.recorder import Recorder
@@ -25,16 +25,14 @@ if TYPE_CHECKING:
     from codedgrad.row.payload import Payload
 
 
-def agree(
+def described(
     payload: Payload,
     code: Code,
     settings: ExchangeSettings,
     others: list[tuple[str, str]],
     modules: list[tuple[str, str]],
-) -> None:
-    """Compare code, model, settings and hardware over all workers. Collective.
-
-    Unlike hardware is worth a warning; anything else that differs is an error.
+) -> list[tuple[str, str]]:
+    """Returns code, model and settings, which all workers must have in common.
 
     Args:
         payload: of this worker's model.
@@ -42,24 +40,33 @@ def agree(
         settings: of the exchange.
         others: (name, value) pairs of whatever else must agree.
         modules: such pairs of the model's modules.
+    """
+    return [
+        *(pair for pair in others if pair[0] == "same_bits"),  # the code follows
+        ("code", f"{code.describe()} [{code.fingerprint()[:12]}]"),
+        *others,
+        *likeness.settings(),
+        ("window", str(settings.window)),
+        ("bucket_mb", str(settings.bucket_mb)),
+        ("wire", payload.layout.wire),
+        *payload.layout.describe(),
+        *modules,
+    ]
+
+
+def agree(payload: Payload, mine: list[tuple[str, str]]) -> None:
+    """Compare code, model, settings and hardware over all workers. Collective.
+
+    Unlike hardware is worth a warning; anything else that differs is an error.
+
+    Args:
+        payload: of this worker's model.
+        mine: what `described` has returned.
 
     Raises:
         MismatchError: on every worker, naming the workers and the first difference.
     """
-    agreement.check_agreement(
-        "code, model or settings",
-        [
-            *(pair for pair in others if pair[0] == "same_bits"),  # the code follows
-            ("code", f"{code.describe()} [{code.fingerprint()[:12]}]"),
-            *others,
-            *likeness.settings(),
-            ("window", str(settings.window)),
-            ("bucket_mb", str(settings.bucket_mb)),
-            ("wire", payload.layout.wire),
-            *payload.layout.describe(),
-            *modules,
-        ],
-    )
+    agreement.check_agreement("code, model or settings", mine)
     likeness.compare_hardware(runtime.current(), payload.layout.device)
 
 
@@ -99,7 +106,8 @@ def reporter_into(log: str | Path | None, worker: int) -> Reporter:
     """
     if log is None:
         return Reporter(None)
-    recorder = Recorder(log, worker)
+    back = rejoin.process_of(runtime.current().channel) > 0
+    recorder = Recorder(log, worker, goes_on=back)
     lifecycle.before_leaving(recorder.close)
     return Reporter(recorder)
 

@@ -85,6 +85,15 @@ void define_transports(py::module_& m, EngineClass& engine) {
   constexpr int kAny = std::numeric_limits<int>::max();
   add(m, engine, "sockets", &make_socket_transport, "rank"_a, "fds"_a,
       "max_tag"_a = kAny);
+  // For a job that others have entered, or left, before: no moment in which the end of
+  // a worker would be the end of all.
+  engine.def_static(
+      "over_sockets_of_some",
+      [](int rank, std::vector<int> fds, int max_tag, int least) {
+        return std::make_shared<Engine>(
+            make_socket_transport(rank, std::move(fds), max_tag), least);
+      },
+      "rank"_a, "fds"_a, "max_tag"_a, "least"_a);
 
   py::class_<LocalHub, std::shared_ptr<LocalHub>>(m, "LocalHub")
       .def(py::init<int, int, std::uint64_t, int>(), "size"_a, "max_delay_us"_a = 0,

@@ -11,13 +11,14 @@
 
 namespace codedgrad {
 
-Engine::Engine(std::unique_ptr<Transport> transport)
+Engine::Engine(std::unique_ptr<Transport> transport, int least)
     : transport_(std::make_unique<Mailbox>(std::move(transport))),
       rank_(transport_->rank()),
       size_(transport_->size()),
       max_tag_(transport_->max_tag()),
       goodbye_(size_, false),
       lost_s_(size_, 0.0),
+      least_(least),
       told_(size_),
       controls_(size_),
       heard_(size_, 0),

@@ -48,7 +48,8 @@ struct EngineStats {
 
 class Engine final : private Outbox {
  public:
-  explicit Engine(std::unique_ptr<Transport> transport);
+  // With `least` workers may be lost from the first moment on, see survive().
+  explicit Engine(std::unique_ptr<Transport> transport, int least = 0);
   ~Engine() override;
 
   int rank() const { return rank_; }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -76,6 +77,24 @@ def test_workers_that_share_cores_are_told() -> None:
 def test_bad_jobs(workers: int, script: list[str]) -> None:
     with pytest.raises(ConfigError, match=r"-n must be|say what to run"):
         launch.command_of("mpirun", launch.MPICH, Job(workers, script))
+
+
+@pytest.mark.parametrize(
+    ("words", "remedy"),
+    [
+        (["--restarts", "-1"], "0 or more"),
+        (["--restarts", "1", "--transport", "mpi"], "leave out --transport mpi"),
+        (
+            ["--restarts", "1", "--rendezvous", "a:1", "--machine", "0/2"],
+            "not built yet for several",
+        ),
+    ],
+)
+def test_who_is_not_started_again(words: list[str], remedy: str) -> None:
+    parser = argparse.ArgumentParser()
+    launch.add(parser.add_subparsers())
+    with pytest.raises(ConfigError, match=remedy):
+        launch.main(parser.parse_args(["run", "-n", "2", *words, "a.py"]))
 
 
 def test_no_mpirun(monkeypatch: pytest.MonkeyPatch) -> None:

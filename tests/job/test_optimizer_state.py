@@ -46,7 +46,7 @@ def test_an_optimizer_with_numbers_of_numpy(monkeypatch: pytest.MonkeyPatch) -> 
     sent: list[torch.Tensor] = []
 
     class Job:
-        rank, size = 0, 1
+        rank, size, outside = 0, 1, ""
 
         def gather(self, data: bytes, _occasion: str) -> list[bytes]:
             return [data]

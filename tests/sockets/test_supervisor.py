@@ -39,19 +39,19 @@ exec(order.read_text())
 SUPERVISE = (
     "import bare, sys; from codedgrad.job.sockets import supervisor as s;"
     "s._OWN_END_S = s._SIGTERM_S = 0.3;"
-    "sys.exit(s.run(sys.argv[1:], 3, {}))"
+    "sys.exit(s.run(sys.argv[2:], 3, {}, int(sys.argv[1])))"
 )
 
 
 class Job:
     """A supervisor in a process of its own, and three workers."""
 
-    def __init__(self, folder: Path, before: Any = None) -> None:
+    def __init__(self, folder: Path, before: Any = None, restarts: int = 0) -> None:
         """Start it; `before` is called in its process, before the program begins."""
         self.folder = folder
-        command = [sys.executable, "-c", SUPERVISE, sys.executable, "-c", WORKER]
+        command = [sys.executable, "-c", SUPERVISE, str(restarts)]
         self.process = subprocess.Popen(
-            [*command, str(folder)],
+            [*command, sys.executable, "-c", WORKER, str(folder)],
             cwd=ROOT,
             env=environment.without_launcher()
             | {"OMPI_X": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
@@ -179,6 +179,47 @@ def test_a_marked_worker_is_outlived(tmp_path: Path, death: str, words: str) -> 
         then(job, rank, "mark.rename(mark.with_name(f'left.{rank}')); sys.exit(0)")
     said = f"codedgrad run: worker 0 ended {words}; worker(s) [1, 2] go on"
     assert job.end() == (supervisor.LOST, f"{said}\n")
+
+
+@pytest.mark.parametrize(
+    ("second", "status", "words"),
+    [
+        ("os._exit(3)", supervisor.LOST, "with status 3, before it had come back"),
+        ("wait()", supervisor.LOST, "(SIGTERM), before it had come back"),
+        ("mark.with_name('entered.0.1').touch(); leave()", 0, "is started again"),
+    ],
+)
+def test_a_marked_worker_is_started_again(
+    tmp_path: Path, second: str, status: int, words: str
+) -> None:
+    job = Job(tmp_path, restarts=1)
+    mark_all(job)
+    leave = "mark.rename(mark.with_name(f'left.{rank}')); sys.exit(0)"
+    then(
+        job,
+        0,
+        "process = mark.with_name('process.0').read_text()\n"
+        f"def leave(): {leave}\n"
+        "def wait(): (folder / 'waits').touch(); time.sleep(60)\n"
+        f"if process == '1': {second}\n"
+        "os.kill(os.getpid(), signal.SIGKILL)",
+    )
+    gone(job, 0)
+    if second == "wait()":
+        job.wait_for((tmp_path / "waits").exists)
+    else:
+        time.sleep(0.5)  # the second process has ended, too
+    for rank in (2, 1):
+        then(job, rank, leave)
+    found, said = job.end()
+    assert found == status, said
+    first, *others = said.splitlines()
+    assert first.endswith(
+        "worker 0 ended by signal 9 (SIGKILL); worker(s) [1, 2] go on"
+    )
+    assert others[0] == "codedgrad run: worker 0 is started again"
+    assert words in others[-1]
+    assert len(others) <= 2  # it is started once
 
 
 def test_those_who_cannot_go_on_end_with_the_first_status(tmp_path: Path) -> None:

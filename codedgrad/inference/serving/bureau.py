@@ -57,6 +57,8 @@ class Bureau:
         ended: Callable[[Query], None],
     ) -> None:
         """Open the post between all workers. Collective."""
+        if job.outside:
+            raise ConfigError(f"it cannot open a predictor: {job.outside}")
         self.job = job
         self._ended = ended
         self._count = itertools.count()

@@ -33,7 +33,7 @@ class SocketChannel:
     """
 
     def __init__(self, world: World, name: str, ranks: Sequence[int]) -> None:
-        self._world, self._name, self._ranks = world, name, list(ranks)
+        self.world, self._name, self._ranks = world, name, list(ranks)
         self.rank: int = self._ranks.index(world.rank)
         self.size: int = len(self._ranks)
         self._made: dict[str, int] = {}  # channels from this one, by their kind
@@ -52,8 +52,8 @@ class SocketChannel:
 
     def split_by_machine(self) -> SocketChannel:
         """Return a channel of those processes whose cards name this machine."""
-        cards = self._world.cards
-        here = cards[self._world.rank].machine
+        cards = self.world.cards
+        here = cards[self.world.rank].machine
         return self._another(
             "machine", [r for r in self._ranks if cards[r].machine == here]
         )
@@ -66,14 +66,14 @@ class SocketChannel:
         """Return an engine over connections of its own."""
         from codedgrad.job import _engine
 
-        fds = self._world.connect(f"{self._name}, engine", self._ranks)
+        fds = self.world.connect(f"{self._name}, engine", self._ranks)
         return _engine.Engine.over_sockets(self.rank, fds, max_tag)
 
     def start_transport(self) -> Any:
         """Return a transport over connections of its own."""
         from codedgrad.job import _engine
 
-        fds = self._world.connect(f"{self._name}, messages", self._ranks)
+        fds = self.world.connect(f"{self._name}, messages", self._ranks)
         return _engine.sockets_transport(self.rank, fds)
 
     def allgather(self, number: int) -> list[int]:
@@ -107,14 +107,14 @@ class SocketChannel:
 
     def mark_survivor(self) -> bool:
         """Let the supervisor know, if there is one; return True."""
-        if self._world.marks is not None:
-            self._world.marks.set(self._world.rank)
+        if self.world.marks is not None:
+            self.world.marks.set(self.world.rank)
         return True
 
     def unmark_survivor(self, lost: Sequence[int], *, well: bool) -> None:
         """Let the supervisor know, if there is one."""
-        if self._world.marks is not None:
-            self._world.marks.clear(self._world.rank, lost, well=well)
+        if self.world.marks is not None:
+            self.world.marks.clear(self.world.rank, lost, well=well)
 
     def reads_cuda_memory(self) -> bool:
         """Return False: sockets take the memory of the processor."""
@@ -122,7 +122,7 @@ class SocketChannel:
 
     def abort(self, status: int) -> None:
         """End this process at once; whoever started it ends the others."""
-        self._world.clean_up()
+        self.world.clean_up()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
@@ -131,7 +131,7 @@ class SocketChannel:
         if self._joined is None:
             from codedgrad.job import _engine
 
-            fds = self._world.connect(self._name, self._ranks)
+            fds = self.world.connect(self._name, self._ranks)
             self._joined = Mesh(_engine.sockets_transport(self.rank, fds))
         return self._joined
 
@@ -140,4 +140,4 @@ class SocketChannel:
         kind = f"{kind} {ranks}"
         self._made[kind] = self._made.get(kind, 0) + 1
         name = f"{self._name}, {kind} #{self._made[kind]}"
-        return SocketChannel(self._world, name, ranks)
+        return SocketChannel(self.world, name, ranks)

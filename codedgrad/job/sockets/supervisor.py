@@ -23,6 +23,7 @@ from codedgrad.errors import ConfigError
 from codedgrad.job import environment
 from codedgrad.job.environment import SocketJob
 from codedgrad.job.sockets import proof
+from codedgrad.job.sockets.desk import Desk
 from codedgrad.job.sockets.marks import Marks
 from codedgrad.job.sockets.reception import Reception
 
@@ -51,10 +52,15 @@ class Supervisor:
         command: what each worker runs.
         jobs: what each is told of the job.
         defaults: environment variables that they get where the user has not set them.
+        restarts: how often a worker that the others outlive is started again.
     """
 
     def __init__(
-        self, command: Sequence[str], jobs: list[SocketJob], defaults: dict[str, str]
+        self,
+        command: Sequence[str],
+        jobs: list[SocketJob],
+        defaults: dict[str, str],
+        restarts: int = 0,
     ) -> None:
         self._workers: dict[int, subprocess.Popen[bytes]] = {}  # those that run
         self._status = 0
@@ -62,6 +68,10 @@ class Supervisor:
         self._lost: dict[int, int] = {}  # the statuses of workers that the job outlives
         self._ends: list[tuple[float, signal.Signals]] = []  # what is sent when
         self._command, self._jobs, self._defaults = command, jobs, defaults
+        self._restarts = restarts
+        self._desk = Desk(Path(jobs[0].folder))
+        self._process = dict.fromkeys((job.rank for job in jobs), 0)  # by worker
+        self._keeper: subprocess.Popen[bytes] | None = None
 
     def run(self) -> int:
         """Run all workers; return the status of the one that failed first.
@@ -73,7 +83,7 @@ class Supervisor:
             for number in _PASSED_ON
             if signal.getsignal(number) is not signal.SIG_IGN  # by nohup, or `&`
         }
-        keeper = subprocess.Popen(
+        keeper = self._keeper = subprocess.Popen(
             ["/bin/sh", "-c", _KEEPER],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
@@ -82,7 +92,8 @@ class Supervisor:
             bufsize=0,
         )
         try:
-            self._start(keeper)
+            for job in self._jobs:
+                self._start(job)
             self._wait()
         finally:
             self._send(signal.SIGKILL)
@@ -94,16 +105,33 @@ class Supervisor:
             return LOST
         return self._status
 
-    def _start(self, keeper: subprocess.Popen[bytes]) -> None:
+    def _start(self, job: SocketJob) -> None:
+        assert self._keeper is not None
+        if self._restarts:
+            self._desk.start(job.rank, self._process[job.rank])
         try:
-            for job in self._jobs:
-                worker = _start(self._command, job, self._defaults)
-                self._workers[job.rank] = worker
-                _tell(keeper, str(worker.pid))
+            worker = _start(self._command, job, self._defaults)
         except OSError as error:
             raise ConfigError(
                 f"{self._command[0]} cannot be started: {error}"
             ) from None
+        self._workers[job.rank] = worker
+        _tell(self._keeper, str(worker.pid))
+
+    def _start_again(self, rank: int) -> None:
+        """Start another process in the place of a worker, as often as that may be."""
+        if self._process[rank] == self._restarts:
+            return
+        self._process[rank] += 1
+        self._say(f"worker {rank} is started again")
+        try:
+            self._start(next(job for job in self._jobs if job.rank == rank))
+        except ConfigError as error:
+            self._say(f"{error}; it stays lost")
+
+    def _is_in(self, rank: int) -> bool:
+        """Return whether a worker is in the job: a new process may be yet to enter."""
+        return self._desk.has_entered(rank, self._process[rank])
 
     def _wait(self) -> None:
         while self._workers:
@@ -120,23 +148,35 @@ class Supervisor:
     def _ended(self, rank: int, status: int) -> None:
         if self._status != 0:
             return
+        came_back = self._process[rank] > 0 and self._is_in(rank)
+        if came_back:
+            self._lost.pop(rank, None)
         text = f"with status {status}"
         if status < 0:
             text = f"by signal {-status} ({signal.Signals(-status).name})"
             status = 128 - status
-        left = sorted(self._workers)
+        left = sorted(filter(self._is_in, self._workers))
+        if not self._is_in(rank):
+            self._say(f"worker {rank} ended {text}, before it had come back")
+            if left and not self._ends:
+                self._start_again(rank)
+            return
         marked = self._marks.outlived(rank) and all(map(self._marks.outlives, left))
         if marked and left and not self._ends:
             self._lost[rank] = status
-            others = f"; worker(s) {left} go on"
+            self._say(f"worker {rank} ended {text}; worker(s) {left} go on")
+            self._start_again(rank)
         elif status != 0:
             # Where somebody was lost before, the others may have failed because of it.
             self._status = next(iter(self._lost.values()), 0) or status
             others = f"; ending worker(s) {left}" if left else ""
+            self._say(f"worker {rank} ended {text}{others}")
             self._end_all(_OWN_END_S)
-        else:
-            return
-        sys.stderr.write(f"codedgrad run: worker {rank} ended {text}{others}\n")
+        elif not left:  # those who wait to be let in wait in vain
+            self._end_all(0.0)
+
+    def _say(self, text: str) -> None:
+        sys.stderr.write(f"codedgrad run: {text}\n")
 
     def _end_all(self, grace_s: float) -> None:
         if not self._ends:
@@ -206,13 +246,16 @@ def run_on_machines(
             desk.close()
 
 
-def run(command: Sequence[str], workers: int, defaults: dict[str, str]) -> int:
+def run(
+    command: Sequence[str], workers: int, defaults: dict[str, str], restarts: int = 0
+) -> int:
     """Run a job on this machine; return its exit status.
 
     Args:
         command: what each worker runs.
         workers: how many there are.
         defaults: environment variables, where the user has not set them.
+        restarts: how often a worker that the others outlive is started again.
 
     Raises:
         ConfigError: the command cannot be started.
@@ -220,7 +263,7 @@ def run(command: Sequence[str], workers: int, defaults: dict[str, str]) -> int:
     with _folder() as folder:
         job = SocketJob(0, workers, token=proof.new_token(), folder=folder)
         jobs = [replace(job, rank=rank) for rank in range(workers)]
-        return Supervisor(command, jobs, defaults).run()
+        return Supervisor(command, jobs, defaults, restarts).run()
 
 
 def _folder() -> tempfile.TemporaryDirectory[str]:

@@ -21,6 +21,7 @@ from codedgrad.errors import EnvironmentSetupError, WorkerError
 from codedgrad.job import addresses
 from codedgrad.job.sockets import calling, meeting, proof
 from codedgrad.job.sockets.card import Card, machine_name
+from codedgrad.job.sockets.desk import Desk
 from codedgrad.job.sockets.door import Door
 from codedgrad.job.sockets.marks import Marks
 from codedgrad.job.sockets.reception import Guest
@@ -51,13 +52,16 @@ class World:
     def __init__(self, job: SocketJob) -> None:
         self.rank, self.size = job.rank, job.size
         self.marks = Marks(Path(job.folder)) if job.folder else None
-        self._generation = 0
+        self.desk = Desk(Path(job.folder)) if job.folder else None
+        # 1 for a process in the place of a first one; None where there is none ever.
+        self.process = None if self.desk is None else self.desk.process(job.rank)
+        self.generation = 0
         if job.size == 1:
             self.cards = [Card(machine_name())]
             return
         self._folder = _own_folder(job.folder)
         atexit.register(self.clean_up)
-        place = _meeting_of(job)
+        place = self._meeting = _meeting_of(job)
         token = job.token or (proof.new_token() if job.rank == 0 else b"")
         card, listening = self._open(job, token if not job.token else b"")
         # Before others can call, and before this worker has the token of worker 0.
@@ -73,15 +77,31 @@ class World:
 
     def next_name(self) -> str:
         """Return the name of a new job's first channel."""
-        self._generation += 1
-        return f"job {self._generation}"
+        self.generation += 1
+        return f"job {self.generation}"
 
-    def connect(self, mesh: str, ranks: Sequence[int]) -> list[int]:
+    def look_up(self, rank: int) -> None:
+        """Find another process in the place of a worker.
+
+        Raises:
+            EnvironmentSetupError: what it has left is no card.
+        """
+        data = self._meeting.find(rank)
+        try:
+            if data is not None:
+                self.cards[rank] = Card.decode(data, rank)
+        except ValueError as error:
+            raise EnvironmentSetupError(str(error)) from None
+
+    def connect(
+        self, mesh: str, ranks: Sequence[int], wait_s: float = _JOIN_S
+    ) -> list[int]:
         """Connect this worker with the others of a mesh. Collective over them.
 
         Args:
             mesh: its name; each is used once.
             ranks: its workers.
+            wait_s: until all of them have come.
 
         Returns:
             A socket for each of the ranks, -1 for this one; they are the caller's.
@@ -90,7 +110,7 @@ class World:
             WorkerError: one of them has gone, or did not come.
             EnvironmentSetupError: one of them does not take this worker.
         """
-        until = time.monotonic() + _JOIN_S
+        until = time.monotonic() + wait_s
         found: dict[int, socket.socket] = {}
         try:
             for rank in ranks:
