@@ -63,6 +63,7 @@ class Served:
 
 @pytest.fixture(scope="module")
 def served() -> Iterator[Served]:
+    before = codedgrad.is_initialized()
     codedgrad.init()
     torch.manual_seed(0)
     model = Model()
@@ -82,7 +83,8 @@ def served() -> Iterator[Served]:
     thread.join(20)
     batcher.stop()
     predictor.close()
-    codedgrad.shutdown()
+    if not before:
+        codedgrad.shutdown()
 
 
 def test_queries_are_answered_in_their_order(served: Served) -> None:

@@ -341,3 +341,37 @@ def test_wrong_arguments_are_told() -> None:
             codedgrad.CodedPredictor(net, **wrong)
     with pytest.raises(ConfigError, match="torch module"):
         codedgrad.CodedPredictor(len)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("at", [0, 0.02])
+def test_a_stand_in_learns_from_exact_answers(at: float) -> None:
+    class Learns(StandIn):
+        def __init__(self) -> None:
+            super().__init__(0.2)
+            self.seen: list[bool] = []
+
+        def agreed(self, values: Tensor, exact: Tensor) -> Tensor:
+            return (values == exact).all(dim=1).double()
+
+        def observe(self, doubts: Tensor, agreed: Tensor) -> None:
+            assert doubts.tolist() == pytest.approx([0.2] * len(agreed))
+            self.seen += agreed.bool().tolist()
+            if len(self.seen) >= 4:  # it is always wrong
+                self.threshold = -1.0
+
+    net, stand_in, x = model(2), Learns(), torch.zeros(1, 6)
+    everybody = ";".join(
+        f"slow:worker={w},factor={100 if at else 1}" for w in range(codedgrad.size())
+    )
+    with codedgrad.CodedPredictor(
+        net, stand_in, policy=codedgrad.deadline(at), faults=everybody
+    ) as predictor:
+        count = 0
+        while not predictor(x).exact:
+            count += 1
+            assert count < 1000
+            if count % 16 == 0:  # let the audit end, as under a lower load
+                time.sleep(0.25 if at else 0.01)
+        assert not any(stand_in.seen)
+        assert len(stand_in.seen) >= 4
+        assert count >= 64

@@ -12,7 +12,7 @@ import logging
 import math
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
@@ -28,8 +28,6 @@ from codedgrad.inference.serving.served import Served
 from codedgrad.job.faults import Injector
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from torch import nn
 
     from codedgrad.inference.serving.query import Query
@@ -45,6 +43,16 @@ _NAP_S = 1e-3
 _numbers = itertools.count()
 
 
+class User(Protocol):
+    """Whoever the bureau works for."""
+
+    def ended(self, query: Query) -> None:
+        """Called once for each query, before those who wait hear of it."""
+
+    def computed(self, query: Query, value: Any) -> None:
+        """Called when the model's value is known, and those who wait have it."""
+
+
 class Bureau:
     """The two threads of a worker, and its queries that are under way."""
 
@@ -54,11 +62,11 @@ class Bureau:
         model: nn.Module,
         patience: float | None,
         faults: Faults | None,
-        ended: Callable[[Query], None],
+        user: User,
     ) -> None:
         """Open the post between all workers. Collective."""
         self.job = job
-        self._ended = ended
+        self._user = user
         self._count = itertools.count()
         self._lock = threading.Lock()
         self._open: dict[int, Query] = {}
@@ -97,6 +105,10 @@ class Bureau:
             self._open[query.number] = query
         query.then = self._end
         return True
+
+    def audit(self, query: Query) -> None:
+        """Let this worker compute a query that is answered."""
+        self._hands.add(query)
 
     def compute(self, query: Query, *, here: bool = False) -> None:
         """Let this worker compute a query, and others help when it is late.
@@ -146,14 +158,17 @@ class Bureau:
             self._open.pop(query.number, None)
         for helper in list(query.asked):
             self._post.send(helper, messages.FORGET, messages.forget(query.number))
+        if query.needless:
+            self._hands.drop(query)
         self.counts.ended(query.answer, self.job.rank)
         if query.answer is not None and query.answer.exact:
             self._seen.answered(query.answer.who)
-        self._ended(query)
+        self._user.ended(query)
 
     def _answer(self, query: Query, value: Any, who: int) -> None:
         none = torch.zeros(query.rows, dtype=torch.float64)
         query.take(Answer(value, True, none, who, query.seconds()))
+        self._user.computed(query, value)
 
     # ---- what the hands have computed; see `hands.Results` ----
 

@@ -11,6 +11,7 @@ again later, from its start.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -42,6 +43,11 @@ class Ask:
         """Begin a query that is not answered."""
         self.owner, self.number, self.draws, self.data = owner, number, draws, data
         self.done = False
+
+    @property
+    def needless(self) -> bool:
+        """Whether a pass for it may be left."""
+        return self.done
 
 
 class Results(Protocol):
@@ -108,6 +114,11 @@ class Hands:
             self._own.append(query)
             self._there.notify()
 
+    def drop(self, query: Query) -> None:
+        """Forget a query of this worker's own that is not begun."""
+        with self._there, contextlib.suppress(ValueError):
+            self._own.remove(query)
+
     def compute_here(self, query: Query) -> None:
         """Compute a query of this worker's own in the thread of the caller."""
         with self._there:
@@ -157,7 +168,8 @@ class Hands:
                     self._compute(task)
 
     def _compute(self, query: Query) -> None:
-        if query.done:
+        if query.needless:
+            query.over = True
             return
         begin = time.monotonic()
         try:
@@ -169,6 +181,8 @@ class Hands:
             self.abandoned += 1
         except BaseException as error:  # noqa: BLE001 (whoever waits for it gets it)
             query.fail(error)
+        finally:
+            query.over = True
 
     def _help(self, ask: Ask) -> None:
         if ask.done:
@@ -204,7 +218,7 @@ class Hands:
 
     def needless(self, task: Query | Ask) -> bool:
         """Return whether the pass for a task is to be left."""
-        if task.done or self._stopped:
+        if task.needless or self._stopped:
             return True
         return isinstance(task, Ask) and bool(self._own or self._callers)
 

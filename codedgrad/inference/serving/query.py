@@ -63,6 +63,9 @@ class Query:
         guessed: whether the stand-in was asked.
         asked: the workers that were asked for help.
         next_ask_s: when the next one is asked.
+        audited: it is computed although the stand-in has answered, so that the answer
+            can be compared.
+        over: nobody computes it here any more.
         then: called once when it is done, before those who wait hear of it.
     """
 
@@ -77,6 +80,7 @@ class Query:
         self.guessed = False
         self.asked: list[int] = []
         self.next_ask_s = math.inf
+        self.audited = self.over = False
         self.then: Callable[[Query], None] | None = None
         self._lock = threading.Lock()
         self._done = threading.Event()
@@ -87,6 +91,11 @@ class Query:
     def done(self) -> bool:
         """Whether it is answered, or has failed: whoever computes it may stop."""
         return self._answer is not None or self._error is not None
+
+    @property
+    def needless(self) -> bool:
+        """Whether a pass for it may be left."""
+        return self.done and not self.audited
 
     @property
     def answer(self) -> Answer | None:
@@ -119,7 +128,7 @@ class Query:
 
     def wait(self, timeout_s: float) -> bool:
         """Wait until it is done; returns whether it is."""
-        return self._done.wait(None if timeout_s == math.inf else max(0.0, timeout_s))
+        return self._done.wait(max(0.0, timeout_s))
 
     def outcome(self) -> Answer:
         """Return the answer of a query that is done.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import threading
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -40,6 +41,10 @@ class Second:
         if isinstance(stand_in, nn.Module):
             stand_in.eval()
         self.errors = 0
+        self._learns = all(
+            callable(getattr(stand_in, name, None)) for name in ("agreed", "observe")
+        )
+        self._lock = threading.Lock()
         self._said: set[str] = set()
 
     def threshold(self) -> float:
@@ -60,6 +65,26 @@ class Second:
             )
         return value
 
+    @property
+    def learns(self) -> bool:
+        """Whether exact answers teach it; see `compare`."""
+        return self._learns
+
+    def compare(self, guess: Guess, exact: Any) -> None:
+        """Let a stand-in that can learn see the model's answers to a batch.
+
+        It has `agreed(values, exact)`, which returns how far each answer is the
+        model's, and `observe(doubts, agreed)`.
+        """
+        if not self._learns:
+            return
+        stand_in: Any = self._stand_in
+        try:
+            with self._lock, torch.no_grad():
+                stand_in.observe(guess.doubts, stand_in.agreed(guess.values, exact))
+        except Exception as error:  # noqa: BLE001 (answers are given as before)
+            self._note(error, "the stand-in could not learn from an exact answer")
+
     def guess(self, inputs: tuple[Any, ...], rows: int) -> Guess | None:
         """Return what it says of a batch; None: nothing that can be used."""
         try:
@@ -67,14 +92,18 @@ class Second:
                 values, doubts = self._stand_in(*inputs)
             doubts = _doubts(doubts, rows)
             trusted = (doubts <= self.threshold()) & _finite(values, rows)
-        except Exception as error:  # the model itself answers
-            self.errors += 1
-            text = f"{type(error).__name__}: {error}"
-            if text not in self._said and len(self._said) < 100:
-                self._said.add(text)
-                log.exception("the stand-in gave no answer; the model answers")
+        except Exception as error:  # noqa: BLE001 (the model itself answers)
+            self._note(error, "the stand-in gave no answer; the model answers")
             return None
         return Guess(values, doubts, trusted)
+
+    def _note(self, error: Exception, what: str) -> None:
+        """Count an error, and log each one once."""
+        self.errors += 1
+        text = f"{type(error).__name__}: {error}"
+        if text not in self._said and len(self._said) < 100:
+            self._said.add(text)
+            log.error("%s: %s", what, text, exc_info=error)
 
 
 def _doubts(doubts: Any, rows: int) -> Tensor:
