@@ -109,7 +109,22 @@ def test_the_usual_time_is_that_of_the_fastest_worker() -> None:
     seen.note(SHAPE, 1, 0.05)
     assert seen.usual_s(SHAPE) == 0.05
     assert seen.knows_others(SHAPE)
-    assert seen.usual_s(shape_of((torch.zeros(2, 4),))) is None
+    assert seen.usual_s(shape_of((torch.zeros(2, 4, 5),))) is None
+
+
+def test_a_new_shape_takes_as_long_as_the_nearest_one() -> None:
+    seen = Seen(0)
+    for rows, seconds in ((2, 0.1), (10, 0.4)):
+        for worker in (0, 1):
+            seen.note(shape_of((torch.zeros(rows, 3),)), worker, seconds)
+    for rows, wanted in ((1, 0.1), (4, 0.2), (9, 0.4), (20, 0.8)):
+        shape = shape_of((torch.zeros(rows, 3),))
+        assert seen.usual_s(shape) == pytest.approx(wanted)
+        assert seen.knows_others(shape)
+    assert seen.usual_s(shape_of((torch.zeros(2, 3).half(),))) is None
+    for length in range(1000):  # it forgets the oldest ones
+        seen.note(shape_of((torch.zeros(1, length),)), 0, 0.1)
+    assert seen.passes(shape_of((torch.zeros(1, 999),))) == 1
 
 
 def test_the_first_helper_is_asked_past_the_patience() -> None:
