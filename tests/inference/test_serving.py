@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -94,6 +94,19 @@ def test_a_learned_deadline_follows_a_slower_model() -> None:
         in_time = learned.seconds >= 0.05
         learned.note(0.05, learned.seconds, exact=in_time)
     assert 0.04 < learned.seconds < 0.06
+
+
+def test_many_that_are_late_together_move_a_deadline_once() -> None:
+    learned = Deadline(0.99)
+    for _ in range(20):
+        learned.note(0.01, learned.seconds, exact=True)
+    at_s = learned.seconds
+    for _ in range(64):
+        learned.note(at_s, at_s, exact=False)
+    assert at_s < learned.seconds < 1.2 * at_s
+    for _ in range(1000):  # one after the other: it has an end
+        learned.note(learned.seconds, learned.seconds, exact=False)
+    assert learned.seconds <= 0.1 + 1e-9
 
 
 # ---- whom to ask, and when ----
@@ -224,9 +237,24 @@ def test_a_stand_in_is_trusted_up_to_its_threshold() -> None:
     guess = Second(Says(values, doubts)).guess((torch.zeros(4),), 4)
     assert guess is not None
     assert guess.trusted.tolist() == [True, False, False, False]
-    nested = rows_of({"a": (values, "text")}, torch.tensor([1]))
-    assert nested["a"][0].tolist() == [[2.0]]
-    assert nested["a"][1] == "text"
+
+
+class Named(NamedTuple):
+    logits: Tensor
+    labels: list[str]
+
+
+def test_outputs_are_divided_by_rows_or_not_at_all() -> None:
+    values, labels = torch.arange(4.0)[:, None], ["a", "b", "c", "d"]
+    one = torch.tensor([1])
+    found = rows_of({"x": Named(values, labels), "y": [values.numpy()]}, one, 4)
+    assert isinstance(found["x"], Named)
+    assert found["x"].logits.tolist() == [[1.0]]
+    assert found["x"].labels == ["b"]
+    assert found["y"][0].tolist() == [[1.0]]
+    for other in (values[None], torch.zeros(()), 3, labels[:3], {"n": 4}, "abcd"):
+        with pytest.raises(ConfigError, match="cannot be divided"):
+            rows_of(other, one, 4)
 
 
 @pytest.mark.parametrize(

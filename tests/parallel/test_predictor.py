@@ -375,3 +375,63 @@ def test_a_stand_in_learns_from_exact_answers(at: float) -> None:
         assert not any(stand_in.seen)
         assert len(stand_in.seen) >= 4
         assert count >= 64
+
+
+def test_a_model_that_writes_into_its_inputs_is_computed_here() -> None:
+    net, last = nn.Sequential(nn.ReLU(inplace=True), model()), codedgrad.size() - 1
+    slow = f"slow:worker={last},factor=5"
+    with codedgrad.CodedPredictor(net, patience=0, faults=slow) as predictor:
+        for x in queries(6):
+            assert torch.equal(predictor(x.clone()).value, plain(net, x.clone()))
+
+
+def test_inputs_that_change_before_they_are_computed_are_told() -> None:
+    net = model()
+    with codedgrad.CodedPredictor(net, patience=None, faults="") as predictor:
+        x = torch.ones(1, 6)
+        first, second = predictor.submit(torch.zeros(1, 6)), predictor.submit(x)
+        x += 1
+        with pytest.raises(ConfigError, match="were changed"):
+            predictor.result(second)
+        assert predictor.result(first).exact
+
+
+def test_modes_are_put_back_with_shared_layers_and_two_predictors() -> None:
+    class Shared(nn.Module):
+        threshold = 0.5
+
+        def __init__(self, layer: nn.Module) -> None:
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return self.layer(x), torch.zeros(len(x))
+
+    net = model(2)
+    net[1].eval()
+    stand_in = Shared(net[0])
+    modes = [m.training for m in (*net.modules(), stand_in)]
+    x = queries(1)[0]
+    policy = codedgrad.deadline(30)
+    first = codedgrad.CodedPredictor(net, stand_in, policy=policy, faults="")
+    second = codedgrad.CodedPredictor(net, faults="")
+    assert not stand_in.training
+    first.close()
+    assert torch.equal(second(x).value, plain(net, x))
+    second.close()
+    assert modes == [m.training for m in (*net.modules(), stand_in)]
+
+
+def test_an_interrupted_caller_leaves_nothing_behind() -> None:
+    class Interrupted(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            if x.sum() < 0:
+                raise KeyboardInterrupt
+            return x
+
+    with codedgrad.CodedPredictor(Interrupted(), max_pending=1, faults="") as predictor:
+        for _ in range(3):
+            with pytest.raises(KeyboardInterrupt):
+                predictor(-torch.ones(1, 6))
+        assert predictor(torch.ones(1, 6)).exact
+        assert predictor.stats()["pending"] == 0

@@ -24,13 +24,12 @@ from codedgrad.inference.serving.hedging import Hedging, Helpers
 from codedgrad.inference.serving.post import Post
 from codedgrad.inference.serving.query import Answer
 from codedgrad.inference.serving.seen import Seen
-from codedgrad.inference.serving.served import Served
 from codedgrad.job.faults import Injector
+from codedgrad.job.waiting import Waiting
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from codedgrad.inference.serving.query import Query
+    from codedgrad.inference.serving.served import Served
     from codedgrad.job.faults import Faults
     from codedgrad.job.runtime import Runtime
 
@@ -59,7 +58,7 @@ class Bureau:
     def __init__(
         self,
         job: Runtime,
-        model: nn.Module,
+        served: Served,
         patience: float | None,
         faults: Faults | None,
         user: User,
@@ -78,7 +77,7 @@ class Bureau:
         if patience is not None and job.size > 1:
             self._hedging = Hedging(self._seen, patience)
         self._helpers = Helpers(job.rank, job.size)
-        self._served = Served(model)
+        self._served = served
         injector = Injector(faults, job.rank) if faults else None
         self._hands = Hands(self._served, self, job.rank, injector)
         self._channel = job.channel.duplicate()
@@ -99,6 +98,8 @@ class Bureau:
     def admit(self, query: Query, most: int) -> bool:
         """Take a query, if fewer than `most` are under way."""
         with self._lock:
+            if self.closed:
+                raise ConfigError("the predictor is closed; make another one")
             if len(self._open) >= most:
                 self.counts.refused += 1
                 return False
@@ -135,6 +136,9 @@ class Bureau:
         """Ask another worker to compute a query, too."""
         if self._hedging is None or query.done or self._post.failure:
             return
+        if not query.fresh():
+            self._no_help(query, "their inputs were changed, perhaps by the model")
+            return
         query.next_ask_s = time.monotonic() + self._hedging.again_s(query.shape)
         helper = self._helpers.choose(query.asked)
         if helper is None:
@@ -143,14 +147,21 @@ class Bureau:
             data = messages.ask(query.number, self._served.draws, query.inputs)
         except (ConfigError, RuntimeError, TypeError, ValueError) as error:
             self._helpers.replied(helper)
-            query.next_ask_s = math.inf
-            self._say(f"nobody can help with these queries: {error}")
+            self._no_help(query, str(error))
+            return
+        if not query.fresh():  # while they were read
+            self._helpers.replied(helper)
+            self._no_help(query, "their inputs were changed, perhaps by the model")
             return
         query.asked.append(helper)
         self.counts.asked += 1
         self._post.send(helper, messages.ASK, data)
         if query.number not in self._open:  # `_end` may have missed this ask
             self._post.send(helper, messages.FORGET, messages.forget(query.number))
+
+    def _no_help(self, query: Query, why: str) -> None:
+        query.next_ask_s = math.inf
+        self._say(f"nobody can help with these queries: {why}")
 
     def _end(self, query: Query) -> None:
         """Tell all who compute a query that it is done, and count it."""
@@ -241,6 +252,13 @@ class Bureau:
 
     # ---- what is known, and the end ----
 
+    @property
+    def problem(self) -> str:
+        """Why this worker answers no more queries, or takes no help; "" if it does."""
+        if not self._hands.working:
+            return "nobody computes queries any more"
+        return self._post.failure
+
     def stats(self) -> dict[str, float]:
         """Return the counts by name."""
         return {
@@ -255,9 +273,10 @@ class Bureau:
 
     def close(self) -> None:
         """End with all other workers. Collective."""
-        if self.closed:
-            return
-        self.closed = True
+        with self._lock:
+            if self.closed:
+                return
+            self.closed = True
         try:
             self._close()
         finally:
@@ -266,8 +285,10 @@ class Bureau:
         self._channel.free()
 
     def _close(self) -> None:
-        while self._open:  # each has an end: this worker computes it itself
+        waiting = Waiting(self.job, "for queries that are under way", quiet_s=5.0)
+        while self._open and self._hands.working:  # each is computed here
             self.job.check()
+            waiting.tick([])
             time.sleep(_NAP_S)
         occasion = "to close a predictor"
         self.job.gather(b"", occasion)
@@ -281,7 +302,8 @@ class Bureau:
 
     def stop(self, timeout_s: float) -> bool:
         """End on this worker alone; see `codedgrad.job.runtime.Part`."""
-        self.closed = True
+        with self._lock:
+            self.closed = True
         well = self._hands.stop(timeout_s)
         for query in list(self._open.values()):
             query.fail(CodedGradError("the predictor ended before this query did"))

@@ -18,6 +18,7 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Any, Protocol
 
+from codedgrad.errors import ConfigError
 from codedgrad.step.boundaries import Abandoned
 
 if TYPE_CHECKING:
@@ -99,6 +100,11 @@ class Hands:
         """Begin to compute what comes."""
         self._thread.start()
 
+    @property
+    def working(self) -> bool:
+        """Whether what is added will be computed."""
+        return self._thread.is_alive() and not self._stopped
+
     def stop(self, timeout_s: float) -> bool:
         """End after the present module; returns whether the thread has ended."""
         with self._there:
@@ -161,11 +167,14 @@ class Hands:
 
     def _run(self) -> None:
         while (task := self._next()) is not None:
-            with self._turn:
-                if isinstance(task, Ask):
-                    self._help(task)
-                else:
-                    self._compute(task)
+            try:
+                with self._turn:
+                    if isinstance(task, Ask):
+                        self._help(task)
+                    else:
+                        self._compute(task)
+            except Exception:  # of what takes the results; the next task is another
+                log.exception("a pass for a query ended badly")
 
     def _compute(self, query: Query) -> None:
         if query.needless:
@@ -173,6 +182,7 @@ class Hands:
             return
         begin = time.monotonic()
         try:
+            _check_fresh(query)
             number = (self._rank, query.number)
             value = self._pass(query.inputs, query, number, self._served.draws)
             self._usual_s = time.monotonic() - begin
@@ -202,7 +212,7 @@ class Hands:
             if not again:
                 self._results.not_helped(ask, "")
         except BaseException as error:  # noqa: BLE001 (its owner computes it, too)
-            self._results.not_helped(ask, f"{type(error).__name__}: {error}")
+            self._results.not_helped(ask, _text(error))
 
     def _pass(
         self,
@@ -221,6 +231,21 @@ class Hands:
         if task.needless or self._stopped:
             return True
         return isinstance(task, Ask) and bool(self._own or self._callers)
+
+
+def _check_fresh(query: Query) -> None:
+    if not query.fresh():
+        raise ConfigError(
+            "the inputs of a query were changed before it was computed; give submit() "
+            "tensors that stay as they are"
+        )
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:  # noqa: BLE001 (its own text raises)
+        return type(error).__name__
 
 
 class _Watch:

@@ -7,12 +7,12 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from torch import Tensor
+
 from codedgrad.errors import CodedGradError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from torch import Tensor
 
     from codedgrad.inference.serving.seen import Shape
 
@@ -81,6 +81,7 @@ class Query:
         self.asked: list[int] = []
         self.next_ask_s = math.inf
         self.audited = self.over = False
+        self._versions = _versions(inputs)
         self.then: Callable[[Query], None] | None = None
         self._lock = threading.Lock()
         self._done = threading.Event()
@@ -101,6 +102,10 @@ class Query:
     def answer(self) -> Answer | None:
         """The answer, if there is one."""
         return self._answer
+
+    def fresh(self) -> bool:
+        """Return whether the inputs are as they came; a model may write into them."""
+        return _versions(self.inputs) == self._versions
 
     def seconds(self) -> float:
         """Return the seconds since it came."""
@@ -141,3 +146,19 @@ class Query:
         if self._answer is None:
             raise CodedGradError(f"query {self.number} has no answer yet; wait for it")
         return self._answer
+
+
+def _versions(inputs: Any) -> list[int]:
+    found = tensors_of(inputs)
+    return [-1 if one.is_inference() else one._version for one in found]
+
+
+def tensors_of(value: Any) -> list[Tensor]:
+    """Return the tensors of a nested value, in order."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, (list, tuple)):
+        return [tensor for one in value for tensor in tensors_of(one)]
+    return []

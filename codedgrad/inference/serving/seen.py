@@ -16,6 +16,7 @@ Shape = tuple[Any, ...]
 _SHAPES, _TIMES = 256, 32  # kept: shapes, and times of a worker for a shape
 _LOOKED_AT = 32  # shapes, for one that was not seen
 _WARM_UP = 20  # exact answers until a quantile is trusted
+_MOST = 10.0  # a deadline is at most so many times the longest exact answer seen
 _STEP = 0.1  # of the logarithm of a deadline, per answer
 _RECENT = 8  # answers by which a worker judges whether it is slow itself
 
@@ -121,6 +122,7 @@ class Deadline:
         self._quantile = quantile
         self._lock = threading.Lock()
         self._first: list[float] = []
+        self._last: deque[float] = deque(maxlen=_SHAPES)  # exact ones
         self.seconds = math.inf
 
     def note(self, seconds: float, at_s: float, *, exact: bool) -> None:
@@ -128,11 +130,19 @@ class Deadline:
         with self._lock:
             if len(self._first) < _WARM_UP:
                 self._first.append(seconds)
+                self._last.append(seconds)
                 if len(self._first) == _WARM_UP:
                     place = min(int(self._quantile * _WARM_UP), _WARM_UP - 1)
                     self.seconds = sorted(self._first)[place]
                 return
+            if exact:
+                self._last.append(seconds)
+            in_time = exact and seconds <= at_s
+            # Many that were late together say it once: the deadline has moved since.
+            if at_s > self.seconds if in_time else at_s < self.seconds:
+                return
             if at_s == math.inf:  # it came before there was a deadline
                 return
-            in_time = exact and seconds <= at_s
-            self.seconds *= math.exp(_STEP * (self._quantile - in_time))
+            moved = self.seconds * math.exp(_STEP * (self._quantile - in_time))
+            most = _MOST * max(self._last, default=math.inf)
+            self.seconds = min(moved, max(most, self.seconds if in_time else 0.0))
