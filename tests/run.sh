@@ -266,6 +266,8 @@ bench_busy() { # OUT
     --out "$out/dropin.json"
   check "bench_evaluate" mpi 2 "$CG_PYTHON" benchmarks/bench_evaluate.py --toy \
     --out "$out/evaluate.json"
+  check "bench_serving" mpi 2 "$CG_PYTHON" benchmarks/bench_serving.py --toy \
+    --out "$out/serving.json"
   check "calm steps" mpi 2 "$CG_PYTHON" launch/calm.py --turns 1 --out "$out/calm.json"
   check "bench_gpu" mpi 2 "$CG_PYTHON" benchmarks/bench_gpu.py --device cpu --toy \
     --out "$out/gpu.json"
@@ -295,7 +297,7 @@ bench() {
   check "benchmarks wrote JSON" "$CG_PYTHON" -c \
     'import json, sys; [json.load(open(f))["results"] for f in sys.argv[1:]]' \
     "$out/exchange.json" "$out/sleep.json" "$out/digits.json" "$out/overlap.json" \
-    "$out/evaluate.json" \
+    "$out/evaluate.json" "$out/serving.json" \
     "$out/stall.json" "$out/overhead.json" "$out/faults.json" "$out/gpu.json" \
     "$out/scaling-2.json" "$out/pass.json" "$out/scaling_model.json" \
     "$out/cluster/step-digits-2.json" \

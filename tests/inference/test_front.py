@@ -42,6 +42,8 @@ class Model(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         self.batches.append(len(x))
         self.go.wait(20)
+        if (x == 666).any():
+            raise IndexError("index 666 is out of range")
         return self.layer(x)
 
 
@@ -63,6 +65,7 @@ class Served:
 
 @pytest.fixture(scope="module")
 def served() -> Iterator[Served]:
+    before = codedgrad.is_initialized()
     codedgrad.init()
     torch.manual_seed(0)
     model = Model()
@@ -82,7 +85,8 @@ def served() -> Iterator[Served]:
     thread.join(20)
     batcher.stop()
     predictor.close()
-    codedgrad.shutdown()
+    if not before:
+        codedgrad.shutdown()
 
 
 def test_queries_are_answered_in_their_order(served: Served) -> None:
@@ -108,6 +112,14 @@ def test_requests_that_come_together_share_a_batch(served: Served) -> None:
     assert sum(served.model.batches) == 4
 
 
+def test_one_bad_query_is_not_the_error_of_others(served: Served) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        bodies = [{"inputs": [[one, 2.0]]} for one in (1.0, 666.0, 3.0, 4.0)]
+        found = list(pool.map(lambda body: served.ask("/predict", body), bodies))
+    assert [status for status, _ in found] == [200, 500, 200, 200]
+    assert "666" in found[1][1]["error"]
+
+
 def test_unlike_queries_are_grouped(served: Served) -> None:
     status, told = served.ask("/predict", {"inputs": [[1.0, 2.0], [[1.0, 2.0]] * 2]})
     assert status == 200
@@ -124,6 +136,8 @@ def test_nan_is_null(served: Served) -> None:
     ("body", "words"),
     [
         (b"x", "no JSON"),
+        (b"[" * 100_000, "no JSON"),
+        ({"inputs": [[1.0, 2.0]] * 9}, "at most 8 queries"),
         ({"rows": [1]}, "no list of inputs"),
         ({"inputs": []}, "empty"),
         ({"inputs": [[1.0, 2.0]], "model": "a"}, "model"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -96,6 +96,19 @@ def test_a_learned_deadline_follows_a_slower_model() -> None:
     assert 0.04 < learned.seconds < 0.06
 
 
+def test_many_that_are_late_together_move_a_deadline_once() -> None:
+    learned = Deadline(0.99)
+    for _ in range(20):
+        learned.note(0.01, learned.seconds, exact=True)
+    at_s = learned.seconds
+    for _ in range(64):
+        learned.note(at_s, at_s, exact=False)
+    assert at_s < learned.seconds < 1.2 * at_s
+    for _ in range(1000):  # one after the other: it has an end
+        learned.note(learned.seconds, learned.seconds, exact=False)
+    assert learned.seconds <= 0.1 + 1e-9
+
+
 # ---- whom to ask, and when ----
 
 
@@ -109,7 +122,22 @@ def test_the_usual_time_is_that_of_the_fastest_worker() -> None:
     seen.note(SHAPE, 1, 0.05)
     assert seen.usual_s(SHAPE) == 0.05
     assert seen.knows_others(SHAPE)
-    assert seen.usual_s(shape_of((torch.zeros(2, 4),))) is None
+    assert seen.usual_s(shape_of((torch.zeros(2, 4, 5),))) is None
+
+
+def test_a_new_shape_takes_as_long_as_the_nearest_one() -> None:
+    seen = Seen(0)
+    for rows, seconds in ((2, 0.1), (10, 0.4)):
+        for worker in (0, 1):
+            seen.note(shape_of((torch.zeros(rows, 3),)), worker, seconds)
+    for rows, wanted in ((1, 0.1), (4, 0.2), (9, 0.4), (20, 0.8)):
+        shape = shape_of((torch.zeros(rows, 3),))
+        assert seen.usual_s(shape) == pytest.approx(wanted)
+        assert seen.knows_others(shape)
+    assert seen.usual_s(shape_of((torch.zeros(2, 3).half(),))) is None
+    for length in range(1000):  # it forgets the oldest ones
+        seen.note(shape_of((torch.zeros(1, length),)), 0, 0.1)
+    assert seen.passes(shape_of((torch.zeros(1, 999),))) == 1
 
 
 def test_the_first_helper_is_asked_past_the_patience() -> None:
@@ -209,9 +237,24 @@ def test_a_stand_in_is_trusted_up_to_its_threshold() -> None:
     guess = Second(Says(values, doubts)).guess((torch.zeros(4),), 4)
     assert guess is not None
     assert guess.trusted.tolist() == [True, False, False, False]
-    nested = rows_of({"a": (values, "text")}, torch.tensor([1]))
-    assert nested["a"][0].tolist() == [[2.0]]
-    assert nested["a"][1] == "text"
+
+
+class Named(NamedTuple):
+    logits: Tensor
+    labels: list[str]
+
+
+def test_outputs_are_divided_by_rows_or_not_at_all() -> None:
+    values, labels = torch.arange(4.0)[:, None], ["a", "b", "c", "d"]
+    one = torch.tensor([1])
+    found = rows_of({"x": Named(values, labels), "y": [values.numpy()]}, one, 4)
+    assert isinstance(found["x"], Named)
+    assert found["x"].logits.tolist() == [[1.0]]
+    assert found["x"].labels == ["b"]
+    assert found["y"][0].tolist() == [[1.0]]
+    for other in (values[None], torch.zeros(()), 3, labels[:3], {"n": 4}, "abcd"):
+        with pytest.raises(ConfigError, match="cannot be divided"):
+            rows_of(other, one, 4)
 
 
 @pytest.mark.parametrize(

@@ -3,57 +3,14 @@
 from __future__ import annotations
 
 import random
-import time
 from typing import Any
 
 import pytest
 import torch
+from sleeping import SLEEP_S, StandIn, model, plain, queries
 from torch import Tensor, nn
 
 import codedgrad
-from codedgrad.errors import ConfigError, MismatchError, OverloadError
-
-SLEEP_S = 1e-3
-
-
-class Sleeping(nn.Module):
-    """A layer that takes a while, and no core."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.Linear(6, 6)
-        self.seconds = SLEEP_S
-
-    def forward(self, x: Tensor) -> Tensor:
-        time.sleep(self.seconds)
-        return self.layer(x).tanh()
-
-
-def model(layers: int = 4) -> nn.Module:
-    torch.manual_seed(1)
-    return nn.Sequential(*(Sleeping() for _ in range(layers)))
-
-
-def queries(count: int, seed: int = 0) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(100 * seed + codedgrad.rank())
-    return [torch.randn(1 + i % 3, 6, generator=generator) for i in range(count)]
-
-
-def plain(net: nn.Module, x: Tensor) -> Any:
-    with torch.no_grad():
-        return net(x)
-
-
-class StandIn:
-    """Doubts what its first feature says; it takes no time."""
-
-    def __init__(self, doubt: float, threshold: float = 0.5) -> None:
-        self.doubt, self.threshold = doubt, threshold
-        self.calls = 0
-
-    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        self.calls += 1
-        return torch.full((len(x), 6), 7.0), torch.full((len(x),), self.doubt)
 
 
 def test_answers_have_the_bits_of_the_model() -> None:
@@ -259,85 +216,3 @@ def test_a_quantile_is_learned() -> None:
         while sum(late) < 5:
             assert len(late) < 500
             late.append(not predictor(x).exact)
-
-
-# ---- bad input ----
-
-
-def test_workers_whose_weights_differ_are_told() -> None:
-    net = model(1)
-    if codedgrad.size() > 1 and codedgrad.rank() == codedgrad.size() - 1:
-        with torch.no_grad():
-            net[0].layer.bias[0] += 1e-6
-    if codedgrad.size() == 1:
-        codedgrad.CodedPredictor(net).close()
-        return
-    with pytest.raises(MismatchError, match=r"worker \d has weights"):
-        codedgrad.CodedPredictor(net)
-
-
-def test_a_queue_that_is_full_refuses_and_loses_nothing() -> None:
-    net, asked = model(), queries(4)
-    wanted = [plain(net, x) for x in asked]
-    net[0].seconds = 0.1
-    with codedgrad.CodedPredictor(
-        net, max_pending=3, patience=None, faults=""
-    ) as predictor:
-        taken = [predictor.submit(x) for x in asked[:3]]
-        with pytest.raises(OverloadError, match="max_pending=3"):
-            predictor.submit(asked[3])
-        found = [predictor.result(query).value for query in taken]
-        assert torch.equal(predictor(asked[3]).value, wanted[3])
-        assert predictor.stats()["refused"] == 1
-    assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=False))
-
-
-def test_errors_and_nan_are_those_of_the_model() -> None:
-    net = model(1)
-    with codedgrad.CodedPredictor(net, faults="") as predictor:
-        with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
-            predictor(torch.ones(2, 5))
-        nan = torch.full((2, 6), float("nan"))
-        assert predictor(nan).value.isnan().all()
-        assert predictor(nan).exact
-        x = queries(1)[0]
-        assert torch.equal(predictor(x).value, plain(net, x))
-        with pytest.raises(ConfigError, match="different numbers of queries"):
-            predictor(torch.ones(2, 6), torch.ones(3, 6))
-        with pytest.raises(ConfigError, match="stack those of one shape"):
-            predictor([torch.ones(6), torch.ones(5)])
-
-
-def test_a_model_that_changes_is_refused() -> None:
-    net = model(1)
-    x = queries(1)[0]
-    predictor = codedgrad.CodedPredictor(net, faults="")
-    predictor(x)
-    net.train()
-    with pytest.raises(ConfigError, match="training mode"):
-        predictor(x)
-    net.eval()
-    with torch.no_grad():
-        net[0].layer.weight.zero_()
-    with pytest.raises(ConfigError, match=r"'0\.layer\.weight' of the model changed"):
-        predictor(x)
-    predictor.close()
-    assert net.training
-    with pytest.raises(ConfigError, match="closed"):
-        predictor(x)
-
-
-def test_wrong_arguments_are_told() -> None:
-    net = model(1)
-    for wrong, words in (
-        ({"policy": codedgrad.deadline(1.0)}, "needs a stand_in"),
-        ({"policy": "exact"}, r"codedgrad.exact\(\)"),
-        ({"patience": -1}, "patience"),
-        ({"max_pending": 0}, "max_pending"),
-        ({"stand_in": 3}, "stand_in is called"),
-        ({"stand_in": lambda x: x}, "threshold"),
-    ):
-        with pytest.raises(ConfigError, match=words):
-            codedgrad.CodedPredictor(net, **wrong)
-    with pytest.raises(ConfigError, match="torch module"):
-        codedgrad.CodedPredictor(len)  # type: ignore[arg-type]

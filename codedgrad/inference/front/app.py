@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from codedgrad.job.runtime import Runtime
 
 _MOST_BYTES = 64 << 20  # of a request
+_BODY_S = 10.0  # for it to come
 _WORDS = {"inputs", "dtype"}
 
 
@@ -72,9 +73,16 @@ class Front:
     async def predict(self, request: Request) -> Response:
         """Answer the queries of a request."""
         try:
-            rows = rows_of_body(await _body(request), self._dtype)
+            rows = rows_of_body(
+                await asyncio.wait_for(_body(request), _BODY_S),
+                self._dtype,
+                self._batcher.most,
+            )
         except ConfigError as error:
             return _error(400, error)
+        except asyncio.TimeoutError:
+            text = f"the request did not come within {_BODY_S:g} s; send it at once"
+            return _error(408, ConfigError(text))
         loop = asyncio.get_running_loop()
         futures: list[asyncio.Future[Answer]] = [loop.create_future() for _ in rows]
 
@@ -97,12 +105,14 @@ class Front:
         """Say whether this worker answers queries."""
         del request
         job = self._job
-        failed = bool(job.engine.failed)
+        problem = self._predictor.problem
+        failed = bool(job.engine.failed or problem)
         body = {
             "status": "failed" if failed else "ok",
             "worker": job.rank,
             "workers": job.size,
             "lost": sorted(job.engine.lost()),
+            "problem": job.engine.failure if job.engine.failed else problem,
             "policy": str(self._predictor.policy),
         }
         return JSONResponse(body, 503 if failed else 200)
@@ -125,7 +135,9 @@ async def _body(request: Request) -> bytes:
     return bytes(found)
 
 
-def rows_of_body(body: bytes, dtype: torch.dtype | None = None) -> list[Tensor]:
+def rows_of_body(
+    body: bytes, dtype: torch.dtype | None = None, most: int = 256
+) -> list[Tensor]:
     """Return the queries of a request, one tensor each.
 
     Raises:
@@ -134,7 +146,7 @@ def rows_of_body(body: bytes, dtype: torch.dtype | None = None) -> list[Tensor]:
     wanted = 'wanted {"inputs": [query, query, ...]}, one list of numbers per query'
     try:
         told = json.loads(body)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"the body is no JSON ({error}); {wanted}") from error
     if not isinstance(told, dict) or not isinstance(told.get("inputs"), list):
         raise ConfigError(f"the body has no list of inputs; {wanted}")
@@ -142,6 +154,11 @@ def rows_of_body(body: bytes, dtype: torch.dtype | None = None) -> list[Tensor]:
         raise ConfigError(f"the body has {unknown}; known are {sorted(_WORDS)}")
     if not told["inputs"]:
         raise ConfigError(f"the list of inputs is empty; {wanted}")
+    if len(told["inputs"]) > most:
+        raise ConfigError(
+            f"a request has at most {most} queries, got {len(told['inputs'])}; send "
+            f"several requests"
+        )
     if "dtype" in told:
         dtype = dtype_named(str(told["dtype"]))
     return [_row(i, one, dtype) for i, one in enumerate(told["inputs"])]
@@ -171,7 +188,7 @@ def body_of(answers: list[Answer]) -> dict[str, Any]:
 
 def _plain(value: Any, *, first: bool = False) -> Any:
     if isinstance(value, Tensor):
-        value = value[0] if first and value.dim() else value
+        value = value[0] if first and value.dim() and len(value) == 1 else value
         return _plain(value.tolist())
     if isinstance(value, float) and not math.isfinite(value):
         return None

@@ -71,6 +71,11 @@ class Batcher:
         self._thread.start()
 
     @property
+    def most(self) -> int:
+        """The most queries that are taken and not answered."""
+        return self._settings.queue
+
+    @property
     def under_way(self) -> int:
         """How many queries were taken and are not answered."""
         return self._under_way
@@ -151,23 +156,43 @@ class Batcher:
             return [self._queue.popleft() for _ in range(min(most, len(self._queue)))]
 
     def _answer(self, group: list[_Waiting]) -> None:
+        try:
+            left = self._together(group)
+            for one in left:  # what is wrong with one query is not the others' error
+                self._together([one])
+        finally:
+            self._free.release()
+
+    def _together(self, group: list[_Waiting]) -> list[_Waiting]:
+        """Answer some queries as one batch; returns those that have to be alone."""
         told: set[int] = set()
         try:
             batch = torch.stack([one.row for one in group])
             for rows, answer in self._predictor.parts(self._predictor.submit(batch)):
                 for place, number in enumerate(rows.tolist()):
+                    found = _of_row(answer, place, len(rows))
                     told.add(number)
-                    group[number].hear(_of_row(answer, place))
-        except BaseException as error:  # noqa: BLE001 (each client gets it)
-            for number, one in enumerate(group):
-                if number not in told:
-                    one.hear(error)
-        finally:
-            self._free.release()
+                    _tell(group[number], found)
+        except BaseException as error:  # noqa: BLE001 (its client gets it)
+            left = [one for i, one in enumerate(group) if i not in told]
+            if len(group) > 1:
+                return left
+            for one in left:
+                _tell(one, error)
+        return []
 
 
-def _of_row(answer: Answer, place: int) -> Answer:
+def _tell(one: _Waiting, outcome: Answer | BaseException) -> None:
+    try:
+        one.hear(outcome)
+    except Exception:  # of one client; the others are told theirs
+        log.exception("an answer could not be handed back")
+
+
+def _of_row(answer: Answer, place: int, rows: int) -> Answer:
     """Return the answer of one query of a batch."""
+    if rows == 1:  # all of it is this one's
+        return answer
     row = torch.tensor([place])
-    value = rows_of(answer.value, row)
+    value = rows_of(answer.value, row, rows)
     return answer._replace(value=value, doubt=answer.doubt[row])

@@ -31,6 +31,8 @@ _EXAMPLES = """\
 codedgrad.CodedPredictor of your own. Whoever reaches the port may ask; there is no
 password and no encryption, so another host than this one belongs behind a proxy."""
 
+_END_S = 15  # for the requests that are under way when a signal comes
+
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add `serve` to the command line."""
@@ -87,7 +89,12 @@ def run(args: argparse.Namespace) -> int:
     port = args.port and args.port + job.place.local_rank
     with listening(args.host, port) as door:
         app = Front(predictor, batcher, job, dtype).app()
-        config = uvicorn.Config(app, log_level="warning", lifespan="off")
+        config = uvicorn.Config(
+            app,
+            log_level="warning",
+            lifespan="off",
+            timeout_graceful_shutdown=_END_S,
+        )
         host, number = door.getsockname()[:2]
         print(f"worker {job.rank} answers at http://{host}:{number}", flush=True)
         asyncio.run(_serve(uvicorn.Server(config), door))

@@ -12,7 +12,7 @@ import logging
 import math
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
@@ -24,15 +24,12 @@ from codedgrad.inference.serving.hedging import Hedging, Helpers
 from codedgrad.inference.serving.post import Post
 from codedgrad.inference.serving.query import Answer
 from codedgrad.inference.serving.seen import Seen
-from codedgrad.inference.serving.served import Served
 from codedgrad.job.faults import Injector
+from codedgrad.job.waiting import Waiting
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from torch import nn
-
     from codedgrad.inference.serving.query import Query
+    from codedgrad.inference.serving.served import Served
     from codedgrad.job.faults import Faults
     from codedgrad.job.runtime import Runtime
 
@@ -45,22 +42,32 @@ _NAP_S = 1e-3
 _numbers = itertools.count()
 
 
+class User(Protocol):
+    """Whoever the bureau works for."""
+
+    def ended(self, query: Query) -> None:
+        """Called once for each query, before those who wait hear of it."""
+
+    def computed(self, query: Query, value: Any) -> None:
+        """Called when the model's value is known, and those who wait have it."""
+
+
 class Bureau:
     """The two threads of a worker, and its queries that are under way."""
 
     def __init__(
         self,
         job: Runtime,
-        model: nn.Module,
+        served: Served,
         patience: float | None,
         faults: Faults | None,
-        ended: Callable[[Query], None],
+        user: User,
     ) -> None:
         """Open the post between all workers. Collective."""
         if job.outside:
             raise ConfigError(f"it cannot open a predictor: {job.outside}")
         self.job = job
-        self._ended = ended
+        self._user = user
         self._count = itertools.count()
         self._lock = threading.Lock()
         self._open: dict[int, Query] = {}
@@ -72,7 +79,7 @@ class Bureau:
         if patience is not None and job.size > 1:
             self._hedging = Hedging(self._seen, patience)
         self._helpers = Helpers(job.rank, job.size)
-        self._served = Served(model)
+        self._served = served
         injector = Injector(faults, job.rank) if faults else None
         self._hands = Hands(self._served, self, job.rank, injector)
         self._channel = job.channel.duplicate()
@@ -93,12 +100,18 @@ class Bureau:
     def admit(self, query: Query, most: int) -> bool:
         """Take a query, if fewer than `most` are under way."""
         with self._lock:
+            if self.closed:
+                raise ConfigError("the predictor is closed; make another one")
             if len(self._open) >= most:
                 self.counts.refused += 1
                 return False
             self._open[query.number] = query
         query.then = self._end
         return True
+
+    def audit(self, query: Query) -> None:
+        """Let this worker compute a query that is answered."""
+        self._hands.add(query)
 
     def compute(self, query: Query, *, here: bool = False) -> None:
         """Let this worker compute a query, and others help when it is late.
@@ -125,6 +138,9 @@ class Bureau:
         """Ask another worker to compute a query, too."""
         if self._hedging is None or query.done or self._post.failure:
             return
+        if not query.fresh():
+            self._no_help(query, "their inputs were changed, perhaps by the model")
+            return
         query.next_ask_s = time.monotonic() + self._hedging.again_s(query.shape)
         helper = self._helpers.choose(query.asked)
         if helper is None:
@@ -133,8 +149,11 @@ class Bureau:
             data = messages.ask(query.number, self._served.draws, query.inputs)
         except (ConfigError, RuntimeError, TypeError, ValueError) as error:
             self._helpers.replied(helper)
-            query.next_ask_s = math.inf
-            self._say(f"nobody can help with these queries: {error}")
+            self._no_help(query, str(error))
+            return
+        if not query.fresh():  # while they were read
+            self._helpers.replied(helper)
+            self._no_help(query, "their inputs were changed, perhaps by the model")
             return
         query.asked.append(helper)
         self.counts.asked += 1
@@ -142,20 +161,27 @@ class Bureau:
         if query.number not in self._open:  # `_end` may have missed this ask
             self._post.send(helper, messages.FORGET, messages.forget(query.number))
 
+    def _no_help(self, query: Query, why: str) -> None:
+        query.next_ask_s = math.inf
+        self._say(f"nobody can help with these queries: {why}")
+
     def _end(self, query: Query) -> None:
         """Tell all who compute a query that it is done, and count it."""
         with self._lock:
             self._open.pop(query.number, None)
         for helper in list(query.asked):
             self._post.send(helper, messages.FORGET, messages.forget(query.number))
+        if query.needless:
+            self._hands.drop(query)
         self.counts.ended(query.answer, self.job.rank)
         if query.answer is not None and query.answer.exact:
             self._seen.answered(query.answer.who)
-        self._ended(query)
+        self._user.ended(query)
 
     def _answer(self, query: Query, value: Any, who: int) -> None:
         none = torch.zeros(query.rows, dtype=torch.float64)
         query.take(Answer(value, True, none, who, query.seconds()))
+        self._user.computed(query, value)
 
     # ---- what the hands have computed; see `hands.Results` ----
 
@@ -228,6 +254,13 @@ class Bureau:
 
     # ---- what is known, and the end ----
 
+    @property
+    def problem(self) -> str:
+        """Why this worker answers no more queries, or takes no help; "" if it does."""
+        if not self._hands.working:
+            return "nobody computes queries any more"
+        return self._post.failure
+
     def stats(self) -> dict[str, float]:
         """Return the counts by name."""
         return {
@@ -242,9 +275,10 @@ class Bureau:
 
     def close(self) -> None:
         """End with all other workers. Collective."""
-        if self.closed:
-            return
-        self.closed = True
+        with self._lock:
+            if self.closed:
+                return
+            self.closed = True
         try:
             self._close()
         finally:
@@ -253,8 +287,10 @@ class Bureau:
         self._channel.free()
 
     def _close(self) -> None:
-        while self._open:  # each has an end: this worker computes it itself
+        waiting = Waiting(self.job, "for queries that are under way", quiet_s=5.0)
+        while self._open and self._hands.working:  # each is computed here
             self.job.check()
+            waiting.tick([])
             time.sleep(_NAP_S)
         occasion = "to close a predictor"
         self.job.gather(b"", occasion)
@@ -268,7 +304,8 @@ class Bureau:
 
     def stop(self, timeout_s: float) -> bool:
         """End on this worker alone; see `codedgrad.job.runtime.Part`."""
-        self.closed = True
+        with self._lock:
+            self.closed = True
         well = self._hands.stop(timeout_s)
         for query in list(self._open.values()):
             query.fail(CodedGradError("the predictor ended before this query did"))

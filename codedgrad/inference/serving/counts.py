@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import math
+import threading
 from collections import deque
 from typing import TYPE_CHECKING
 
@@ -25,7 +26,7 @@ _NAMES = (
 
 
 class Counts:
-    """Counts of one worker; each is changed by one thread at a time."""
+    """Counts of one worker."""
 
     def __init__(self) -> None:
         """Begin at zero."""
@@ -33,10 +34,15 @@ class Counts:
         self.refused = self.asked = self.helped_others = 0
         self.seconds = 0.0
         self.by_bound = [0] * len(BOUNDS_S)  # answers within each of BOUNDS_S, alone
+        self._lock = threading.Lock()
         self._last: deque[float] = deque(maxlen=_LAST)
 
     def ended(self, answer: Answer | None, rank: int) -> None:
         """Count a query that is done; None: it has failed."""
+        with self._lock:
+            self._count(answer, rank)
+
+    def _count(self, answer: Answer | None, rank: int) -> None:
         if answer is None:
             self.failed += 1
             return
@@ -53,7 +59,8 @@ class Counts:
     def to_dict(self) -> dict[str, float]:
         """Return the counts by name, and quantiles of the last answers in seconds."""
         found: dict[str, float] = {name: getattr(self, name) for name in _NAMES}
-        last = sorted(self._last)
+        with self._lock:
+            last = sorted(self._last)
         for name, share in (("p50_s", 0.5), ("p99_s", 0.99), ("p999_s", 0.999)):
             place = min(int(share * len(last)), len(last) - 1)
             found[name] = last[place] if last else math.nan

@@ -11,12 +11,14 @@ again later, from its start.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
 from collections import deque
 from typing import TYPE_CHECKING, Any, Protocol
 
+from codedgrad.errors import ConfigError
 from codedgrad.step.boundaries import Abandoned
 
 if TYPE_CHECKING:
@@ -42,6 +44,11 @@ class Ask:
         """Begin a query that is not answered."""
         self.owner, self.number, self.draws, self.data = owner, number, draws, data
         self.done = False
+
+    @property
+    def needless(self) -> bool:
+        """Whether a pass for it may be left."""
+        return self.done
 
 
 class Results(Protocol):
@@ -93,6 +100,11 @@ class Hands:
         """Begin to compute what comes."""
         self._thread.start()
 
+    @property
+    def working(self) -> bool:
+        """Whether what is added will be computed."""
+        return self._thread.is_alive() and not self._stopped
+
     def stop(self, timeout_s: float) -> bool:
         """End after the present module; returns whether the thread has ended."""
         with self._there:
@@ -107,6 +119,11 @@ class Hands:
         with self._there:
             self._own.append(query)
             self._there.notify()
+
+    def drop(self, query: Query) -> None:
+        """Forget a query of this worker's own that is not begun."""
+        with self._there, contextlib.suppress(ValueError):
+            self._own.remove(query)
 
     def compute_here(self, query: Query) -> None:
         """Compute a query of this worker's own in the thread of the caller."""
@@ -150,17 +167,22 @@ class Hands:
 
     def _run(self) -> None:
         while (task := self._next()) is not None:
-            with self._turn:
-                if isinstance(task, Ask):
-                    self._help(task)
-                else:
-                    self._compute(task)
+            try:
+                with self._turn:
+                    if isinstance(task, Ask):
+                        self._help(task)
+                    else:
+                        self._compute(task)
+            except Exception:  # of what takes the results; the next task is another
+                log.exception("a pass for a query ended badly")
 
     def _compute(self, query: Query) -> None:
-        if query.done:
+        if query.needless:
+            query.over = True
             return
         begin = time.monotonic()
         try:
+            _check_fresh(query)
             number = (self._rank, query.number)
             value = self._pass(query.inputs, query, number, self._served.draws)
             self._usual_s = time.monotonic() - begin
@@ -169,6 +191,8 @@ class Hands:
             self.abandoned += 1
         except BaseException as error:  # noqa: BLE001 (whoever waits for it gets it)
             query.fail(error)
+        finally:
+            query.over = True
 
     def _help(self, ask: Ask) -> None:
         if ask.done:
@@ -188,7 +212,7 @@ class Hands:
             if not again:
                 self._results.not_helped(ask, "")
         except BaseException as error:  # noqa: BLE001 (its owner computes it, too)
-            self._results.not_helped(ask, f"{type(error).__name__}: {error}")
+            self._results.not_helped(ask, _text(error))
 
     def _pass(
         self,
@@ -204,9 +228,24 @@ class Hands:
 
     def needless(self, task: Query | Ask) -> bool:
         """Return whether the pass for a task is to be left."""
-        if task.done or self._stopped:
+        if task.needless or self._stopped:
             return True
         return isinstance(task, Ask) and bool(self._own or self._callers)
+
+
+def _check_fresh(query: Query) -> None:
+    if not query.fresh():
+        raise ConfigError(
+            "the inputs of a query were changed before it was computed; give submit() "
+            "tensors that stay as they are"
+        )
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:  # noqa: BLE001 (its own text raises)
+        return type(error).__name__
 
 
 class _Watch:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import os
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from codedgrad.errors import ConfigError, OverloadError
+from codedgrad.errors import CodedGradError, ConfigError, OverloadError
 from codedgrad.inference.compare import weights_of
 from codedgrad.inference.serving.bureau import Bureau
 from codedgrad.inference.serving.policy import Policy
@@ -16,6 +17,7 @@ from codedgrad.inference.serving.policy import exact as exact_policy
 from codedgrad.inference.serving.query import Answer, Query
 from codedgrad.inference.serving.second import Second, rows_of
 from codedgrad.inference.serving.seen import Deadline, shape_of
+from codedgrad.inference.serving.served import Served
 from codedgrad.job import agreement, likeness, runtime
 from codedgrad.step import start
 
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
     from codedgrad.job.faults import Faults
 
+_AUDIT = 16  # of so many answers of the stand-in one is compared with the model's
 _TICK_S = 1.0  # between two looks whether the job has failed
 
 
@@ -90,13 +93,19 @@ class CodedPredictor:
             "model.state_dict())) with the same arguments on every worker.",
         )
         self._most = max_pending
-        self._numbers = 0
+        self._process = os.getpid()
+        self._guesses = 0
+        self._audited: Query | None = None
         self._learned = None
         if self._policy.quantile is not None:
             self._learned = Deadline(self._policy.quantile)
-        self._bureau = Bureau(
-            job, model, patience, start.faults_of(faults, job.size), self._ended
-        )
+        slowness = start.faults_of(faults, job.size)
+        served = Served(model, stand_in)
+        try:
+            self._bureau = Bureau(job, served, patience, slowness, self)
+        except BaseException:
+            served.restore()
+            raise
 
     def _check(self, model: Any, patience: Any, max_pending: Any) -> None:
         if not isinstance(model, nn.Module):
@@ -128,8 +137,12 @@ class CodedPredictor:
         if not self._policy.exact:
             return self.result(self.submit(*inputs))
         query = self._admit(inputs)
-        self._bureau.compute(query, here=True)
-        self._wait(query)
+        try:
+            self._bureau.compute(query, here=True)
+            self._wait(query)
+        except BaseException as error:
+            query.fail(error)
+            raise
         return query.outcome()
 
     def submit(self, *inputs: Any) -> Query:
@@ -162,8 +175,11 @@ class CodedPredictor:
                 "autocast is on where the query comes from, and would be off on the "
                 "worker that helps; put it into the model's forward"
             )
-        if bureau.closed:
-            raise ConfigError("the predictor is closed; make another one")
+        if os.getpid() != self._process:
+            raise ConfigError(
+                "this process was forked from the one that made the predictor, and has "
+                "none of its threads; ask there"
+            )
         bureau.job.check()
         query = Query(bureau.number(), inputs, rows, shape_of(inputs), self.deadline_s)
         if not bureau.admit(query, self._most):
@@ -176,6 +192,8 @@ class CodedPredictor:
     def _begin(self, query: Query) -> None:
         bureau = self._bureau
         if query.at_s == 0.0 and self._guess_all(query):
+            if query.audited:
+                bureau.audit(query)
             return
         bureau.compute(query)
         if not self._policy.replicates:
@@ -195,7 +213,7 @@ class CodedPredictor:
             Exception: what the model has raised.
             WorkerError: the job has failed.
         """
-        if not query.wait(query.at_s - query.seconds()):
+        if not self._wait(query, query.at_s):
             self._guess_all(query)
         self._wait(query)
         return query.outcome()
@@ -209,11 +227,11 @@ class CodedPredictor:
             Exception: as `result`.
         """
         rest = torch.arange(query.rows)
-        if not query.wait(query.at_s - query.seconds()) and not self._guess_all(query):
+        if not self._wait(query, query.at_s) and not self._guess_all(query):
             guess = query.guess
             if guess is not None and bool(guess.trusted.any()):
                 early, rest = rest[guess.trusted], rest[~guess.trusted]
-                value = rows_of(guess.values, early)
+                value = rows_of(guess.values, early, query.rows)
                 doubts = guess.doubts[early]
                 rank = self._bureau.job.rank
                 yield early, Answer(value, False, doubts, rank, query.seconds())
@@ -222,18 +240,26 @@ class CodedPredictor:
         if len(rest) == query.rows:
             yield rest, found
         else:
-            value, doubts = rows_of(found.value, rest), found.doubt[rest]
+            value = rows_of(found.value, rest, query.rows)
+            doubts = found.doubt[rest]
             yield rest, found._replace(value=value, doubt=doubts)
 
-    def _wait(self, query: Query) -> None:
+    def _wait(self, query: Query, at_s: float = math.inf) -> bool:
+        """Wait until a query is done, or until its second `at_s`; returns the first."""
         job = self._bureau.job
-        while not query.wait(_TICK_S):
+        while not query.wait(min(_TICK_S, at_s - query.seconds())):
+            if query.seconds() >= at_s:
+                return False
             if job.engine.failed:
                 query.fail(job.error())
+            elif self._bureau.closed and self._bureau.problem:
+                query.fail(CodedGradError(f"no answer: {self._bureau.problem}"))
+        return True
 
     def _look(self, query: Query) -> None:
         if self._second is not None and not query.guessed:
-            query.guess = self._second.guess(query.inputs, query.rows)
+            if query.fresh():  # else the model has written into them
+                query.guess = self._second.guess(query.inputs, query.rows)
             query.guessed = True
 
     def _guess_all(self, query: Query) -> bool:
@@ -242,11 +268,30 @@ class CodedPredictor:
         guess = query.guess
         if guess is None or not bool(guess.trusted.all()):
             return False
+        self._audit(query)
         rank, seconds = self._bureau.job.rank, query.seconds()
         query.take(Answer(guess.values, False, guess.doubts, rank, seconds))
         return True
 
-    def _ended(self, query: Query) -> None:
+    def _audit(self, query: Query) -> None:
+        """Choose some of those that the stand-in answers, to be computed yet.
+
+        Only so can a stand-in that errs be found out: what is computed in time says
+        little of queries that come when nothing is.
+        """
+        if self._second is None or not self._second.learns:
+            return
+        self._guesses += 1
+        free = self._audited is None or self._audited.over
+        if self._guesses % _AUDIT == 0 and free:
+            self._audited, query.audited = query, True
+
+    def computed(self, query: Query, value: Any) -> None:
+        """Let the stand-in learn from the model's answer."""
+        if self._second is not None and query.guess is not None:
+            self._second.compare(query.guess, value)
+
+    def ended(self, query: Query) -> None:
         """Learn from a query that is done."""
         if self._learned is not None and query.answer is not None:
             answer = query.answer
@@ -265,6 +310,11 @@ class CodedPredictor:
     def policy(self) -> Policy:
         """The policy."""
         return self._policy
+
+    @property
+    def problem(self) -> str:
+        """Why this worker answers no more, or takes no help; "" if all is well."""
+        return self._bureau.problem
 
     def stats(self) -> dict[str, float]:
         """Return what was counted since the begin, and quantiles of the last answers.

@@ -7,12 +7,12 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from torch import Tensor
+
 from codedgrad.errors import CodedGradError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from torch import Tensor
 
     from codedgrad.inference.serving.seen import Shape
 
@@ -63,6 +63,9 @@ class Query:
         guessed: whether the stand-in was asked.
         asked: the workers that were asked for help.
         next_ask_s: when the next one is asked.
+        audited: it is computed although the stand-in has answered, so that the answer
+            can be compared.
+        over: nobody computes it here any more.
         then: called once when it is done, before those who wait hear of it.
     """
 
@@ -77,6 +80,8 @@ class Query:
         self.guessed = False
         self.asked: list[int] = []
         self.next_ask_s = math.inf
+        self.audited = self.over = False
+        self._versions = _versions(inputs)
         self.then: Callable[[Query], None] | None = None
         self._lock = threading.Lock()
         self._done = threading.Event()
@@ -89,9 +94,18 @@ class Query:
         return self._answer is not None or self._error is not None
 
     @property
+    def needless(self) -> bool:
+        """Whether a pass for it may be left."""
+        return self.done and not self.audited
+
+    @property
     def answer(self) -> Answer | None:
         """The answer, if there is one."""
         return self._answer
+
+    def fresh(self) -> bool:
+        """Return whether the inputs are as they came; a model may write into them."""
+        return _versions(self.inputs) == self._versions
 
     def seconds(self) -> float:
         """Return the seconds since it came."""
@@ -119,7 +133,7 @@ class Query:
 
     def wait(self, timeout_s: float) -> bool:
         """Wait until it is done; returns whether it is."""
-        return self._done.wait(None if timeout_s == math.inf else max(0.0, timeout_s))
+        return self._done.wait(max(0.0, timeout_s))
 
     def outcome(self) -> Answer:
         """Return the answer of a query that is done.
@@ -132,3 +146,19 @@ class Query:
         if self._answer is None:
             raise CodedGradError(f"query {self.number} has no answer yet; wait for it")
         return self._answer
+
+
+def _versions(inputs: Any) -> list[int]:
+    found = tensors_of(inputs)
+    return [-1 if one.is_inference() else one._version for one in found]
+
+
+def tensors_of(value: Any) -> list[Tensor]:
+    """Return the tensors of a nested value, in order."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, (list, tuple)):
+        return [tensor for one in value for tensor in tensors_of(one)]
+    return []

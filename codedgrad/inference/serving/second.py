@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 import math
+import threading
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from codedgrad.errors import ConfigError
-from codedgrad.inference.serving.query import Guess
+from codedgrad.inference.serving.query import Guess, tensors_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,9 +39,11 @@ class Second:
             )
         self._stand_in = stand_in
         self.threshold()
-        if isinstance(stand_in, nn.Module):
-            stand_in.eval()
         self.errors = 0
+        self._learns = all(
+            callable(getattr(stand_in, name, None)) for name in ("agreed", "observe")
+        )
+        self._lock = threading.Lock()
         self._said: set[str] = set()
 
     def threshold(self) -> float:
@@ -60,6 +64,26 @@ class Second:
             )
         return value
 
+    @property
+    def learns(self) -> bool:
+        """Whether exact answers teach it; see `compare`."""
+        return self._learns
+
+    def compare(self, guess: Guess, exact: Any) -> None:
+        """Let a stand-in that can learn see the model's answers to a batch.
+
+        It has `agreed(values, exact)`, which returns how far each answer is the
+        model's, and `observe(doubts, agreed)`.
+        """
+        if not self._learns:
+            return
+        stand_in: Any = self._stand_in
+        try:
+            with self._lock, torch.no_grad():
+                stand_in.observe(guess.doubts, stand_in.agreed(guess.values, exact))
+        except Exception as error:  # noqa: BLE001 (answers are given as before)
+            self._note(error, "the stand-in could not learn from an exact answer")
+
     def guess(self, inputs: tuple[Any, ...], rows: int) -> Guess | None:
         """Return what it says of a batch; None: nothing that can be used."""
         try:
@@ -67,14 +91,18 @@ class Second:
                 values, doubts = self._stand_in(*inputs)
             doubts = _doubts(doubts, rows)
             trusted = (doubts <= self.threshold()) & _finite(values, rows)
-        except Exception as error:  # the model itself answers
-            self.errors += 1
-            text = f"{type(error).__name__}: {error}"
-            if text not in self._said and len(self._said) < 100:
-                self._said.add(text)
-                log.exception("the stand-in gave no answer; the model answers")
+        except Exception as error:  # noqa: BLE001 (the model itself answers)
+            self._note(error, "the stand-in gave no answer; the model answers")
             return None
         return Guess(values, doubts, trusted)
+
+    def _note(self, error: Exception, what: str) -> None:
+        """Count an error, and log each one once."""
+        self.errors += 1
+        text = f"{type(error).__name__}: {error}"
+        if text not in self._said and len(self._said) < 100:
+            self._said.add(text)
+            log.error("%s: %s", what, text, exc_info=error)
 
 
 def _doubts(doubts: Any, rows: int) -> Tensor:
@@ -108,23 +136,36 @@ def _finite(values: Any, rows: int) -> Tensor:
     return fine
 
 
-def tensors_of(value: Any) -> list[Tensor]:
-    """Return the tensors of a nested value, in order."""
-    if isinstance(value, Tensor):
-        return [value]
-    if isinstance(value, dict):
-        value = list(value.values())
-    if isinstance(value, (list, tuple)):
-        return [tensor for one in value for tensor in tensors_of(one)]
-    return []
+def rows_of(value: Any, which: Tensor, rows: int) -> Any:
+    """Return some rows of a batch's output.
 
+    Args:
+        value: tensors, arrays or lists with one entry for each query, or containers
+            of these.
+        which: the numbers of the rows.
+        rows: how many the batch has.
 
-def rows_of(value: Any, rows: Tensor) -> Any:
-    """Return some rows of all tensors of a nested value."""
-    if isinstance(value, Tensor):
-        return value[rows.to(value.device)]
+    Raises:
+        ConfigError: something in it is not by rows, so nobody knows whose it is.
+    """
+    if isinstance(value, Tensor) and value.dim() and len(value) == rows:
+        return value[which.to(value.device)]
+    if isinstance(value, np.ndarray) and value.ndim and len(value) == rows:
+        return value[which.numpy()]
     if isinstance(value, dict):
-        return type(value)((k, rows_of(v, rows)) for k, v in value.items())
+        return type(value)((k, rows_of(v, which, rows)) for k, v in value.items())
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(rows_of(v, which, rows) for v in value))
     if type(value) in (list, tuple):
-        return type(value)(rows_of(v, rows) for v in value)
-    return value
+        if any(
+            isinstance(one, (Tensor, np.ndarray, dict, list, tuple)) for one in value
+        ):
+            return type(value)(rows_of(v, which, rows) for v in value)
+        if len(value) == rows:
+            return type(value)(value[i] for i in which.tolist())
+    shape = getattr(value, "shape", None)
+    what = type(value).__qualname__ + ("" if shape is None else f" {tuple(shape)}")
+    raise ConfigError(
+        f"the output cannot be divided among its {rows} queries: it holds a {what}, "
+        f"wanted tensors, arrays or lists whose first dimension counts the queries"
+    )

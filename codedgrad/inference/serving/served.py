@@ -5,10 +5,11 @@ from __future__ import annotations
 import random
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import torch
 from numpy.random import mtrand
-from torch import Tensor
+from torch import Tensor, nn
 
 from codedgrad.data.seeding import own_rng, seed_pass
 from codedgrad.errors import ConfigError
@@ -16,10 +17,10 @@ from codedgrad.inference.guard import Guard
 from codedgrad.inference.work import boundaries_of
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from codedgrad.step.boundaries import Visitor
 
+# By module: how many predictors are open that use it, and its mode before the first.
+_openings: WeakKeyDictionary[nn.Module, tuple[int, bool]] = WeakKeyDictionary()
 _SERVING = 0x5E12E  # tells the random numbers of queries from a training's
 
 
@@ -31,12 +32,17 @@ class Served:
             query follow from its owner and its number.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        """Put the model into eval mode and attach the hooks."""
+    def __init__(self, model: nn.Module, *others: Any) -> None:
+        """Put the model, and others that are modules, into eval mode; add the hooks."""
         self._model = model
-        self._modules = list(model.modules())
-        self._modes = [(m, m.training) for m in self._modules]
-        model.eval()
+        roots = [model, *(one for one in others if isinstance(one, nn.Module))]
+        self._modules = list(dict.fromkeys(m for one in roots for m in one.modules()))
+        for module in self._modules:
+            count, mode = _openings.get(module, (0, module.training))
+            _openings[module] = count + 1, mode
+        for one in roots:
+            one.eval()
+        self._closed = False
         self._guard = Guard([model])
         self._open = ExitStack()
         self._boundaries = self._open.enter_context(boundaries_of([model]))
@@ -46,10 +52,16 @@ class Served:
 
     def restore(self) -> None:
         """Take the hooks off, and put the modes back."""
+        if self._closed:
+            return
+        self._closed = True
         self._open.close()
-        for module, mode in self._modes:
-            module.training = mode
-        self._modes = []
+        for module in self._modules:
+            count, mode = _openings.pop(module)
+            if count > 1:
+                _openings[module] = count - 1, mode
+            else:
+                module.training = mode
 
     def here(self, value: Any) -> Any:
         """Return a value of another worker with its tensors on the model's device."""
