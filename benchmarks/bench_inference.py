@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from codedgrad.inference.search import Search, design
 
 PARTS = ("size", "train", "codes", "seconds", "write")
 COSTS = {"1/4": 1 / 4, "1/8": 1 / 8, "1/16": 1 / 16}
+STEPS = {"1/4": 3000, "1/8": 3000, "1/16": 6000}  # small networks learn longer
 CODE_STEPS = 600  # of everything that is trained for the table of codes
 QUERIES = 64  # at once, where seconds are measured
 ERROR = 0.005  # that trusted answers may have
@@ -44,6 +46,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder for models")
     parser.add_argument("--part", choices=PARTS)
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
+    parser.add_argument("--costs", nargs="+", choices=COSTS, default=list(COSTS))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=Path, help="JSON file to write")
     parser.add_argument("--page", type=Path, help="page to write")
@@ -112,10 +115,11 @@ def train(name: str, seed: int, args: argparse.Namespace) -> None:
         torch.save(model.state_dict(), folder / "model.pt")
     model = read(task, folder)
     sizes = json.loads((args.work / "sizes.json").read_text())[name]
-    for label, cost in COSTS.items():
+    for label in args.costs:
+        cost, steps = COSTS[label], STEPS[label]
         begin = time.perf_counter()
         training = Distillation(
-            steps=50 if args.toy else 3000,
+            steps=50 if args.toy else steps,
             timed=QUERIES,
             seed=seed,
             width=sizes[label][0],
@@ -259,7 +263,7 @@ def compare(name: str, seed: int, args: argparse.Namespace) -> None:
         for one in found.candidates
     ]
     text = {"task": name, "budget": 1 / 4, "steps": training.steps, "why": found.why}
-    text |= {"rows": rows, "left_out": found.left_out}
+    text |= {"rows": rows, "left_out": found.left_out, "load": os.getloadavg()[0]}
     (args.work / f"codes-{name}.json").write_text(json.dumps(text))
 
 

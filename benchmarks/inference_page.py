@@ -227,7 +227,13 @@ def codes(found: list[dict[str, Any]]) -> str:
                 "chosen" * row["chosen"],
             ]
             lines.append(f"| {' | '.join(cells)} |")
-        tables.append("\n".join([*lines, "", f"Why: {one['why']}."]))
+        words = [f"Why: {one['why']}."]
+        words += [f"Left out: {text}." for text in one["left_out"]]
+        words.append(
+            f"The machine's load was {one['load']:.1f} when this was done: times are "
+            f"rough if that is more than 1."
+        )
+        tables.append("\n".join([*lines, "", *words]))
     return "\n\n".join(tables)
 
 
