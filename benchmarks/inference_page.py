@@ -38,7 +38,9 @@ bound, which takes them as such, is somewhat too small there.
 
 ## After the digits are turned by 90 degrees
 
-Every exact answer is observed. *Falls back*: answers until nothing is trusted.
+Every exact answer is observed. *Falls back*: answers until nothing is trusted. The
+promise is agreement with the model, whatever the label is: where it never falls back,
+what is trusted still agrees.
 
 {turned_head}
 {turned}
