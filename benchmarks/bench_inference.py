@@ -272,7 +272,7 @@ def timed(name: str, seed: int, args: argparse.Namespace) -> None:
     folder, task = args.work / f"{name}-{seed}", TASKS[name]
     model = read(task, folder)
     x = task.data(seed, toy=True).test[0]
-    for label in COSTS:
+    for label in args.costs:
         stem = folder / label.replace("/", "-")
         made = StandIn.load(stem.with_suffix(".pt"), model)
         row = json.loads(stem.with_suffix(".json").read_text())
