@@ -2,15 +2,16 @@
 
     python benchmarks/bench_inference.py --work FOLDER --out FILE.json --page FILE.md
 
-`--part size` chooses widths by measured seconds, which `train` takes; the last part
-reads models and stand-ins from FOLDER, so both can be run on a quiet machine and the
-long part anywhere. README.md defines the figures.
+Parts leave what they find in FOLDER. `size` chooses widths by measured seconds, which
+`train` takes, and `seconds` measures what was trained: both take seconds, on a quiet
+machine. README.md defines the figures.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,9 @@ from codedgrad.inference.learned.stages import through
 from codedgrad.inference.learned.subject import subject_of
 from codedgrad.inference.search import Search, design
 
+PARTS = ("size", "train", "codes", "seconds", "write")
 COSTS = {"1/4": 1 / 4, "1/8": 1 / 8, "1/16": 1 / 16}
+STEPS = {"1/4": 3000, "1/8": 3000, "1/16": 6000}  # small networks learn longer
 CODE_STEPS = 600  # of everything that is trained for the table of codes
 QUERIES = 64  # at once, where seconds are measured
 ERROR = 0.005  # that trusted answers may have
@@ -41,8 +44,9 @@ def main() -> None:
     """Train, or time and write."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, required=True, help="folder for models")
-    parser.add_argument("--part", choices=("size", "train", "codes", "seconds"))
+    parser.add_argument("--part", choices=PARTS)
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
+    parser.add_argument("--costs", nargs="+", choices=COSTS, default=list(COSTS))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=Path, help="JSON file to write")
     parser.add_argument("--page", type=Path, help="page to write")
@@ -51,23 +55,33 @@ def main() -> None:
     torch.set_num_threads(1)
     args.work.mkdir(parents=True, exist_ok=True)
     seeds = 1 if args.toy else args.seeds
-    if args.part in ("size", None):
+    parts = (args.part,) if args.part else PARTS
+    models = [(name, seed) for name in args.tasks for seed in range(seeds)]
+    if "size" in parts:
         size(args)
-    if args.part in ("train", None):
-        for name in args.tasks:
-            for seed in range(seeds):
-                train(name, seed, args)
-    if args.part in ("codes", None):
-        for name in args.tasks:
-            compare(name, args)
-    if args.part in ("size", "train", "codes"):
-        return
-    rows = [row for n in args.tasks for s in range(seeds) for row in timed(n, s, args)]
+    for part, work in (("train", train), ("codes", compare), ("seconds", timed)):
+        if part in parts:
+            for name, seed in models:
+                work(name, seed, args)
+    if "write" in parts:
+        write(models, args)
+
+
+def write(models: list[tuple[str, int]], args: argparse.Namespace) -> None:
+    """Write the JSON and the page from what the other parts have left."""
+
+    def read(path: Path) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(path.read_text())
+        return found
+
+    rows = [
+        read(args.work / f"{name}-{seed}" / f"{label.replace('/', '-')}.json")
+        for name, seed in models
+        for label in COSTS
+    ]
     results = {
         "stand_ins": rows,
-        "codes": [
-            json.loads((args.work / f"codes-{n}.json").read_text()) for n in args.tasks
-        ],
+        "codes": [read(args.work / f"codes-{name}.json") for name in args.tasks],
         "split": [split(k) for k in (2, 4, 8)],
     }
     harness.write(args.out, "inference", results)
@@ -101,10 +115,11 @@ def train(name: str, seed: int, args: argparse.Namespace) -> None:
         torch.save(model.state_dict(), folder / "model.pt")
     model = read(task, folder)
     sizes = json.loads((args.work / "sizes.json").read_text())[name]
-    for label, cost in COSTS.items():
+    for label in args.costs:
+        cost, steps = COSTS[label], STEPS[label]
         begin = time.perf_counter()
         training = Distillation(
-            steps=50 if args.toy else 3000,
+            steps=50 if args.toy else steps,
             timed=QUERIES,
             seed=seed,
             width=sizes[label][0],
@@ -219,8 +234,10 @@ def answers(
     return values, doubts, made.agreed(values, exact)
 
 
-def compare(name: str, args: argparse.Namespace) -> None:
-    """Search at a quarter of extra time, four queries a group, and write the table."""
+def compare(name: str, seed: int, args: argparse.Namespace) -> None:
+    """Search at a quarter of extra time, four queries a group; one seed's table."""
+    if seed:
+        return
     task = TASKS[name]
     data = task.data(0, args.toy)
     model = read(task, args.work / f"{name}-0")
@@ -246,25 +263,24 @@ def compare(name: str, args: argparse.Namespace) -> None:
         for one in found.candidates
     ]
     text = {"task": name, "budget": 1 / 4, "steps": training.steps, "why": found.why}
-    text |= {"rows": rows, "left_out": found.left_out}
+    text |= {"rows": rows, "left_out": found.left_out, "load": os.getloadavg()[0]}
     (args.work / f"codes-{name}.json").write_text(json.dumps(text))
 
 
-def timed(name: str, seed: int, args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Return the rows of one model, with seconds measured now."""
+def timed(name: str, seed: int, args: argparse.Namespace) -> None:
+    """Measure the seconds of one model's stand-ins."""
     folder, task = args.work / f"{name}-{seed}", TASKS[name]
     model = read(task, folder)
     x = task.data(seed, toy=True).test[0]
-    rows = []
-    for label in COSTS:
+    for label in args.costs:
         stem = folder / label.replace("/", "-")
         made = StandIn.load(stem.with_suffix(".pt"), model)
         row = json.loads(stem.with_suffix(".json").read_text())
         with torch.no_grad():
             row["measured"] = cost_of(made, model, x[:QUERIES])
             row["measured_one"] = cost_of(made, model, x[:1])
-        rows.append(row)
-    return rows
+        stem.with_suffix(".json").write_text(json.dumps(row))
+        print(name, seed, label, row["measured"], row["measured_one"], flush=True)
 
 
 def split(k: int) -> dict[str, Any]:

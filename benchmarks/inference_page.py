@@ -19,7 +19,8 @@ interval of the mean (Student's t).
 generated, likewise. Both models are easy to imitate, and larger than their tasks need.
 The stand-in's time is that of 64 queries at once on one core, doubts included, over the
 model's; for one query at a time the calls themselves are most of it, and a stand-in is
-worth less.
+worth less. Stand-ins are trained for 3,000 steps of 128 samples, at 1/16 for 6,000;
+*made in* is that on a busy machine.
 
 ## Agreement with the model at equal measured time
 
@@ -38,7 +39,9 @@ bound, which takes them as such, is somewhat too small there.
 
 ## After the digits are turned by 90 degrees
 
-Every exact answer is observed. *Falls back*: answers until nothing is trusted.
+Every exact answer is observed. *Falls back*: answers until nothing is trusted. The
+promise is agreement with the model, whatever the label is: where it never falls back,
+what is trusted still agrees.
 
 {turned_head}
 {turned}
@@ -227,7 +230,13 @@ def codes(found: list[dict[str, Any]]) -> str:
                 "chosen" * row["chosen"],
             ]
             lines.append(f"| {' | '.join(cells)} |")
-        tables.append("\n".join([*lines, "", f"Why: {one['why']}."]))
+        words = [f"Why: {one['why']}."]
+        words += [f"Left out: {text}." for text in one["left_out"]]
+        words.append(
+            f"The machine's load was {one['load']:.1f} when this was done: times are "
+            f"rough if that is more than 1."
+        )
+        tables.append("\n".join([*lines, "", *words]))
     return "\n\n".join(tables)
 
 

@@ -63,6 +63,7 @@ class Mixed(Learned):
         super().__init__(nn.Sequential(*stages), k)
         channels, width = shape
         self.depth, self.trunk = depth, trunk
+        self.name = f"mixed after {depth} stages"
         self._stages = frozen(stages[:depth])
         scale = torch.linspace(0.5, 1.5, k)[:, None, None]
         self.mixers = nn.Parameter(torch.eye(channels).repeat(k, 1, 1) * scale / k)

@@ -188,11 +188,17 @@ def mixing_codes(bench: Bench) -> Iterator[Candidate]:
             return codes.Mixed(subject.stages, depth, k, net, sizes)
 
         makers.append((mixed, features, width, k - 1))
+    slow = []
     for make, features, outputs, others in makers:
-        yield from _trained(make, (features, outputs), bench, others)
+        try:
+            yield _trained(make, (features, outputs), bench, others)
+        except ConfigError as error:
+            slow.append(str(error))
     yield _measured(codes.SystematicBerrut(model, k, k + 1), bench, others=k - 1)
     yield _measured(codes.Berrut(model, k, k + 1), bench, others=k)
     yield _measured(codes.Splines(model, k, k + 1), bench, others=k)
+    if slow:
+        raise ConfigError("; ".join(slow))
 
 
 def _trained(
@@ -200,7 +206,7 @@ def _trained(
     shape: tuple[tuple[int, ...], int],
     bench: Bench,
     others: int,
-) -> Iterator[Candidate]:
+) -> Candidate:
     """Make the widest code that fits, train it, and measure it."""
     features, outputs = shape
     groups = bench.some[:, None].expand(-1, bench.search.k, *bench.some.shape[1:])
@@ -213,15 +219,19 @@ def _trained(
     given, limit = bench.search.training.width, bench.budget * bench.search.k
     best: nn.Sequential | None
     if given is not None:
-        best, _ = build(given)
+        (best, _), least = build(given), 0.0
     else:
-        best, _ = widest(build, bench.unit, 0.9 * limit, bench.subject.device)
+        best, least = widest(build, bench.unit, 0.9 * limit, bench.subject.device)
     if best is None:
-        return
+        name = make(nn.Identity()).name
+        raise ConfigError(
+            f"{name}: even the narrowest takes {100 * least / bench.search.k:.1f} % "
+            f"extra time"
+        )
     code = make(best.train())
     codes.fit(code, bench.fitted, bench.search.training)
     best.eval()
-    yield _measured(code, bench, others)
+    return _measured(code, bench, others)
 
 
 def _measured(code: codes.QueryCode, bench: Bench, others: int) -> Candidate:
