@@ -7,11 +7,12 @@ seen at every pass, and values written past torch (`p.data`), seen now and then.
 
 from __future__ import annotations
 
+import operator
 import time
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from codedgrad.inference.compare import weights_of
-from codedgrad.ops import objects
 
 if TYPE_CHECKING:
     from torch import nn
@@ -39,7 +40,7 @@ class Weights:
             for name, buffer in module._buffers.items():
                 if name not in module._non_persistent_buffers_set:
                     self._single.append((module._buffers, name, buffer))
-        self._held = objects.values_of(self._dicts)
+        self._held = _values(self._dicts)
         begin = time.monotonic()
         self._digest = weights_of([model])
         self._look_s = time.monotonic() - begin
@@ -70,6 +71,11 @@ class Weights:
         self._looks_s += self._look_s
 
     def _same_objects(self) -> bool:
-        if not objects.values_are(self._dicts, self._held):
+        now = _values(self._dicts)
+        if len(now) != len(self._held) or not all(map(operator.is_, now, self._held)):
             return False
         return all(held.get(name) is one for held, name, one in self._single)
+
+
+def _values(dicts: list[Any]) -> list[Any]:
+    return list(chain.from_iterable([one.values() for one in dicts]))
