@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import random
+import threading
 import time
 
+import numpy as np
 import pytest
 import torch
 from sleeping import StandIn, model, plain, queries
@@ -184,3 +187,82 @@ def test_an_interrupted_caller_leaves_nothing_behind() -> None:
                 predictor(-torch.ones(1, 6))
         assert predictor(torch.ones(1, 6)).exact
         assert predictor.stats()["pending"] == 0
+
+
+def test_weights_that_change_past_torch_are_told() -> None:
+    def replaced(net: nn.Module) -> None:
+        net[0].layer.weight = nn.Parameter(torch.zeros(6, 6))
+
+    def assigned(net: nn.Module) -> None:
+        state = {name: torch.zeros_like(t) for name, t in net.state_dict().items()}
+        net.load_state_dict(state, assign=True)
+
+    def another(net: nn.Module) -> None:
+        net[0].layer = nn.Linear(6, 6)
+
+    x = torch.ones(1, 6)
+    for change in (replaced, assigned, another):
+        net = model(1)
+        with codedgrad.CodedPredictor(net, faults="") as predictor:
+            assert predictor(x).exact
+            change(net)
+            with pytest.raises(ConfigError, match="replaced, added or removed"):
+                predictor(x)
+
+
+def test_values_written_by_data_are_found_soon() -> None:
+    net, x = model(1), torch.ones(1, 6)
+    with codedgrad.CodedPredictor(net, patience=None, faults="") as predictor:
+        for _ in range(3):
+            predictor(x)
+        net[0].layer.weight.data.zero_()
+        with pytest.raises(ConfigError, match=r"written past torch"):
+            predictor(x)  # the fourth
+        with pytest.raises(ConfigError, match=r"written past torch"):
+            predictor(x)
+
+
+def test_a_model_that_draws_for_some_inputs_is_seeded_then() -> None:
+    class Sometimes(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            if x.sum() < 0:
+                noise = torch.rand(len(x), 6) + random.random()
+                return x + noise + float(np.random.rand())  # noqa: NPY002
+            return x
+
+    found = []
+    for _ in range(2):
+        with codedgrad.CodedPredictor(Sometimes(), faults="") as predictor:
+            predictor(torch.ones(1, 6))
+            before = torch.get_rng_state(), random.getstate(), np.random.get_state()  # noqa: NPY002
+            found.append(predictor(-torch.ones(1, 6)).value)
+            after = torch.get_rng_state(), random.getstate(), np.random.get_state()  # noqa: NPY002
+            assert torch.equal(before[0], after[0])
+            assert before[1] == after[1]
+            assert (before[2][1] == after[2][1]).all()
+            assert before[2][2] == after[2][2]
+        torch.rand(3)
+        random.random()
+    assert torch.equal(found[0], found[1])
+
+
+def test_the_pass_under_way_ends_before_modes_are_put_back() -> None:
+    class Looks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.begun, self.modes = threading.Event(), list[bool]()
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.begun.set()
+            time.sleep(1.5)
+            self.modes.append(self.training)
+            return x
+
+    net = Looks()
+    predictor = codedgrad.CodedPredictor(net, patience=None, faults="")
+    query = predictor.submit(torch.ones(1, 6))
+    assert net.begun.wait(20)
+    predictor.__exit__(ValueError, None, None)
+    assert net.modes == [False]
+    assert net.training
+    assert query.done

@@ -20,11 +20,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from codedgrad.inference.serving.predictor import CodedPredictor
-    from codedgrad.inference.serving.query import Answer
+    from codedgrad.inference.serving.query import Answer, Query
 
 log = logging.getLogger("codedgrad")
 
 _IN_FLIGHT = 8  # batches
+_ROOM_S = 60.0  # that a batch waits for one of the predictor's places
+_NAP_S = 1e-3
 
 
 class Settings(NamedTuple):
@@ -168,7 +170,7 @@ class Batcher:
         told: set[int] = set()
         try:
             batch = torch.stack([one.row for one in group])
-            for rows, answer in self._predictor.parts(self._predictor.submit(batch)):
+            for rows, answer in self._predictor.parts(self._submit(batch)):
                 for place, number in enumerate(rows.tolist()):
                     found = _of_row(answer, place, len(rows))
                     told.add(number)
@@ -180,6 +182,17 @@ class Batcher:
             for one in left:
                 _tell(one, error)
         return []
+
+    def _submit(self, batch: Tensor) -> Query:
+        """Submit what was taken; wait while others have the predictor's places."""
+        until = time.monotonic() + _ROOM_S
+        while True:
+            try:
+                return self._predictor.submit(batch)
+            except OverloadError:
+                if time.monotonic() > until:
+                    raise
+            time.sleep(_NAP_S)
 
 
 def _tell(one: _Waiting, outcome: Answer | BaseException) -> None:

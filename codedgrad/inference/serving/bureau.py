@@ -22,7 +22,7 @@ from codedgrad.inference.serving.counts import Counts
 from codedgrad.inference.serving.hands import Ask, Hands
 from codedgrad.inference.serving.hedging import Hedging, Helpers
 from codedgrad.inference.serving.post import Post
-from codedgrad.inference.serving.query import Answer
+from codedgrad.inference.serving.query import Answer, tensors_of
 from codedgrad.inference.serving.seen import Seen
 from codedgrad.job.faults import Injector
 from codedgrad.job.waiting import Waiting
@@ -38,6 +38,8 @@ log = logging.getLogger("codedgrad")
 _PART = "predictor"  # the name among the parts of a Runtime
 _DRAIN_S = 10.0  # until what is under way at the end has come
 _STOP_S = 1.0  # for threads that have nothing to do any more
+_PASS_S = 60.0  # for the pass that is under way at the end
+_LOOK_S = 5.0  # between two messages
 _NAP_S = 1e-3
 _numbers = itertools.count()
 
@@ -103,7 +105,7 @@ class Bureau:
             if self.closed:
                 raise ConfigError("the predictor is closed; make another one")
             if len(self._open) >= most:
-                self.counts.refused += 1
+                self.counts.add("refused")
                 return False
             self._open[query.number] = query
         query.then = self._end
@@ -156,7 +158,7 @@ class Bureau:
             self._no_help(query, "their inputs were changed, perhaps by the model")
             return
         query.asked.append(helper)
-        self.counts.asked += 1
+        self.counts.add("asked")
         self._post.send(helper, messages.ASK, data)
         if query.number not in self._open:  # `_end` may have missed this ask
             self._post.send(helper, messages.FORGET, messages.forget(query.number))
@@ -193,11 +195,12 @@ class Bureau:
     def helped(self, ask: Ask, value: Any, seconds: float) -> None:
         """Send the output to the query's owner."""
         try:
-            data = messages.reply(ask.number, messages.VALUE, seconds, value)
+            host = [one.device.type == "cpu" for one in tensors_of(value)]
+            data = messages.reply(ask.number, messages.VALUE, seconds, [value, host])
         except ConfigError as error:
             self.not_helped(ask, str(error))
             return
-        self.counts.helped_others += 1
+        self.counts.add("helped_others")
         self._post.send(ask.owner, messages.REPLY, data)
 
     def not_helped(self, ask: Ask, text: str) -> None:
@@ -215,7 +218,13 @@ class Bureau:
     def hear(self, source: int, kind: int, data: bytes) -> None:
         """Take a message."""
         if kind == messages.ASK:
-            self._hands.help(Ask(source, *messages.read_ask(data)))
+            try:
+                ask = Ask(source, *messages.read_ask(data))
+            except Exception as error:  # its owner counts the replies
+                ask = Ask(source, messages.UNREADABLE, None, b"")
+                self.not_helped(ask, f"an ask cannot be read: {error}")
+                raise
+            self._hands.help(ask)
         elif kind == messages.FORGET:
             self._hands.forget(source, messages.read_forget(data))
         elif kind == messages.REPLY:
@@ -229,7 +238,7 @@ class Bureau:
         if reply.status != messages.VALUE or query is None:
             return
         self._seen.note(query.shape, source, reply.seconds)
-        self._answer(query, self._served.here(reply.value), source)
+        self._answer(query, self._served.here(*reply.value), source)
 
     def lost(self, worker: int, text: str) -> None:
         """Hear that a worker is lost; the others go on."""
@@ -282,7 +291,7 @@ class Bureau:
         try:
             self._close()
         finally:
-            self.stop(_STOP_S)
+            self.leave()
         self.job.parts.pop(self._name, None)
         self._channel.free()
 
@@ -302,6 +311,24 @@ class Bureau:
             time.sleep(_NAP_S)
         self.job.gather(b"", occasion)
 
+    def leave(self) -> None:
+        """End on this worker alone; the pass that is under way is waited for.
+
+        Raises:
+            CodedGradError: it has not ended, so the model is left in eval mode.
+        """
+        self._hands.end()
+        until = time.monotonic() + _PASS_S
+        while not self._hands.idle(_LOOK_S):
+            if time.monotonic() > until:
+                break
+            log.warning("waits for a pass that is under way, to end a predictor")
+        if not self.stop(_STOP_S) and not self._hands.idle(0.0):
+            raise CodedGradError(
+                f"a pass of the model has not ended within {_PASS_S:g} s, so the model "
+                f"is left in eval mode; call train() once nobody computes with it"
+            )
+
     def stop(self, timeout_s: float) -> bool:
         """End on this worker alone; see `codedgrad.job.runtime.Part`."""
         with self._lock:
@@ -310,5 +337,8 @@ class Bureau:
         for query in list(self._open.values()):
             query.fail(CodedGradError("the predictor ended before this query did"))
         well = self._post.stop(timeout_s) and well
+        if not self._hands.idle(timeout_s):
+            log.error("a pass is still under way, so its model is left in eval mode")
+            return False
         self._served.restore()
         return well

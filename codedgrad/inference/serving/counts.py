@@ -42,6 +42,11 @@ class Counts:
         with self._lock:
             self._count(answer, rank)
 
+    def add(self, name: str) -> None:
+        """Count one more of "refused", "asked" or "helped_others"."""
+        with self._lock:
+            setattr(self, name, getattr(self, name) + 1)
+
     def _count(self, answer: Answer | None, rank: int) -> None:
         if answer is None:
             self.failed += 1
@@ -58,8 +63,8 @@ class Counts:
 
     def to_dict(self) -> dict[str, float]:
         """Return the counts by name, and quantiles of the last answers in seconds."""
-        found: dict[str, float] = {name: getattr(self, name) for name in _NAMES}
         with self._lock:
+            found: dict[str, float] = {name: getattr(self, name) for name in _NAMES}
             last = sorted(self._last)
         for name, share in (("p50_s", 0.5), ("p99_s", 0.99), ("p999_s", 0.999)):
             place = min(int(share * len(last)), len(last) - 1)

@@ -105,11 +105,22 @@ class Hands:
         """Whether what is added will be computed."""
         return self._thread.is_alive() and not self._stopped
 
-    def stop(self, timeout_s: float) -> bool:
-        """End after the present module; returns whether the thread has ended."""
+    def end(self) -> None:
+        """Begin no more passes, and leave the present one at its next boundary."""
         with self._there:
             self._stopped = True
             self._there.notify()
+
+    def idle(self, timeout_s: float) -> bool:
+        """Return whether no pass is under way; wait for that."""
+        if not self._turn.acquire(timeout=timeout_s):
+            return False
+        self._turn.release()
+        return True
+
+    def stop(self, timeout_s: float) -> bool:
+        """End after the present module; returns whether the thread has ended."""
+        self.end()
         if self._thread.is_alive():
             self._thread.join(timeout_s)
         return not self._thread.is_alive()
@@ -188,7 +199,8 @@ class Hands:
             self._usual_s = time.monotonic() - begin
             self._results.computed(query, value, self._usual_s)
         except Abandoned:
-            self.abandoned += 1
+            with self._there:
+                self.abandoned += 1
         except BaseException as error:  # noqa: BLE001 (whoever waits for it gets it)
             query.fail(error)
         finally:
@@ -204,8 +216,8 @@ class Hands:
             value = self._pass(inputs, ask, (ask.owner, ask.number), ask.draws)
             self._results.helped(ask, value, time.monotonic() - begin)
         except Abandoned:
-            self.abandoned += 1
             with self._there:
+                self.abandoned += 1
                 again = not ask.done and not self._stopped
                 if again:
                     self._asks.appendleft(ask)

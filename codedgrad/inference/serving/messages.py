@@ -20,6 +20,7 @@ VALUE, NEEDLESS, FAILED = 0, 1, 2  # what a reply has
 _ASK = struct.Struct("<qb")  # number of the query, draws
 _REPLY = struct.Struct("<qbd")  # number, what it has, seconds of the pass
 _FORGET = struct.Struct("<q")
+UNREADABLE = -1  # in place of the number of an ask that cannot be read
 _DRAWS: dict[bool | None, int] = {None: -1, False: 0, True: 1}
 
 

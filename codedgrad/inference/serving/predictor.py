@@ -359,7 +359,7 @@ class CodedPredictor:
         if kind is None:
             self.close()
         else:
-            self._bureau.stop(_TICK_S)
+            self._bureau.leave()
 
 
 def _autocasts() -> bool:

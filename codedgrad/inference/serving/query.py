@@ -81,7 +81,7 @@ class Query:
         self.asked: list[int] = []
         self.next_ask_s = math.inf
         self.audited = self.over = False
-        self._versions = _versions(inputs)
+        self._versions = versions_of(inputs)
         self.then: Callable[[Query], None] | None = None
         self._lock = threading.Lock()
         self._done = threading.Event()
@@ -105,7 +105,7 @@ class Query:
 
     def fresh(self) -> bool:
         """Return whether the inputs are as they came; a model may write into them."""
-        return _versions(self.inputs) == self._versions
+        return versions_of(self.inputs) == self._versions
 
     def seconds(self) -> float:
         """Return the seconds since it came."""
@@ -148,7 +148,8 @@ class Query:
         return self._answer
 
 
-def _versions(inputs: Any) -> list[int]:
+def versions_of(inputs: Any) -> list[int]:
+    """Return the versions of the tensors of a nested value; -1 where there is none."""
     found = tensors_of(inputs)
     return [-1 if one.is_inference() else one._version for one in found]
 

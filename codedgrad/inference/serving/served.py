@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
-import random
+import logging
+import time
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import torch
-from numpy.random import mtrand
 from torch import Tensor, nn
 
 from codedgrad.data.seeding import own_rng, seed_pass
 from codedgrad.errors import ConfigError
 from codedgrad.inference.guard import Guard
+from codedgrad.inference.serving.drawing import Generators
+from codedgrad.inference.serving.query import versions_of
+from codedgrad.inference.serving.weights import Weights
 from codedgrad.inference.work import boundaries_of
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from codedgrad.step.boundaries import Visitor
+
+log = logging.getLogger("codedgrad")
 
 # By module: how many predictors are open that use it, and its mode before the first.
 _openings: WeakKeyDictionary[nn.Module, tuple[int, bool]] = WeakKeyDictionary()
+_FALSE_ALARMS = 8  # of draws that were another thread's, until they are not looked for
 _SERVING = 0x5E12E  # tells the random numbers of queries from a training's
 
 
@@ -29,7 +37,7 @@ class Served:
 
     Attributes:
         draws: whether it draws random numbers; None: not known yet. If so, those of a
-            query follow from its owner and its number.
+            query follow from its owner and its number. It stays True once it is.
     """
 
     def __init__(self, model: nn.Module, *others: Any) -> None:
@@ -44,6 +52,8 @@ class Served:
             one.eval()
         self._closed = False
         self._guard = Guard([model])
+        self._weights = Weights(model)
+        self._false_alarms = 0
         self._open = ExitStack()
         self._boundaries = self._open.enter_context(boundaries_of([model]))
         first = next(model.parameters(), None)
@@ -63,9 +73,14 @@ class Served:
             else:
                 module.training = mode
 
-    def here(self, value: Any) -> Any:
-        """Return a value of another worker with its tensors on the model's device."""
-        return moved(value, self._device)
+    def here(self, value: Any, host: list[bool] | None = None) -> Any:
+        """Return a value of another worker with its tensors on the model's device.
+
+        Args:
+            value: it.
+            host: which of its tensors stay on the host; None: none.
+        """
+        return moved(value, self._device, None if host is None else iter(host))
 
     def compute(
         self,
@@ -91,15 +106,57 @@ class Served:
                 "close the predictor before you train it"
             )
         self._check()
-        if draws is False:
-            value = self._pass(inputs, visitor)
+        begin = time.monotonic()
+        if draws is False and self.draws is not True:
+            value = self._unseeded(inputs, visitor, number)
         else:
-            with own_rng():
-                seed_pass(_SERVING, *number)
-                start = _generators()
-                value = self._pass(inputs, visitor)
-                self.draws = _generators() != start
+            value, _ = self._seeded(inputs, visitor, number)
+        self._weights.passed(time.monotonic() - begin)
         self._check()
+        return value
+
+    def _seeded(
+        self, inputs: tuple[Any, ...], visitor: Visitor, number: tuple[int, int]
+    ) -> tuple[Any, bool]:
+        """Return the output, and whether numbers were drawn for it."""
+        with own_rng():
+            seed_pass(_SERVING, *number)
+            start = Generators()
+            value = self._pass(inputs, visitor)
+            drew = start.moved()
+        self.draws = drew or bool(self.draws)
+        return value, drew
+
+    def _unseeded(
+        self, inputs: tuple[Any, ...], visitor: Visitor, number: tuple[int, int]
+    ) -> Any:
+        """Return the output of a model that has not drawn any numbers yet.
+
+        If some are drawn now, by it or by another thread, it is computed again.
+        """
+        if self._false_alarms >= _FALSE_ALARMS:
+            return self._pass(inputs, visitor)
+        before, versions = Generators(), versions_of(inputs)
+        value = self._pass(inputs, visitor)
+        if not before.moved():
+            return value
+        if versions_of(inputs) != versions:
+            self.draws = True  # the next ones are seeded
+            raise ConfigError(
+                "the model wrote into its inputs while random numbers were drawn, so "
+                "this query cannot be computed again with its own numbers; ask it anew"
+            )
+        again, drew = self._seeded(inputs, visitor, number)
+        if drew:
+            before.put_back()
+            return again
+        self._false_alarms += 1
+        if self._false_alarms == _FALSE_ALARMS:
+            log.warning(
+                "another thread draws random numbers while the predictor computes, so "
+                "whether the model draws some is not looked for any more; if it does "
+                "for some inputs only, answers depend on who computes them"
+            )
         return value
 
     def _pass(self, inputs: tuple[Any, ...], visitor: Visitor) -> Any:
@@ -112,26 +169,28 @@ class Served:
 
     def _check(self) -> None:
         changed = self._guard.changed()
-        if changed:
+        what = ", ".join(map(repr, changed[:4])) or self._weights.changed()
+        if what:
             raise ConfigError(
-                f"{', '.join(map(repr, changed[:4]))} of the model changed while a "
+                f"{what} of the model changed while a "
                 f"predictor answers with it; its forward must leave it as it is, and "
                 f"before it is trained the predictor must be closed"
             )
 
 
-def _generators() -> tuple[Any, ...]:
-    numpy_state = mtrand.get_bit_generator().state["state"]
-    host = torch.default_generator.get_state().numpy().tobytes()
-    return host, numpy_state["key"].tobytes(), numpy_state["pos"], random.getstate()
+def moved(value: Any, device: torch.device, host: Iterator[bool] | None = None) -> Any:
+    """Return a value whose tensors are on a device, nested ones, too.
 
-
-def moved(value: Any, device: torch.device) -> Any:
-    """Return a value whose tensors are on a device, nested ones, too."""
+    Args:
+        value: it.
+        device: where they are to be.
+        host: whether each stays where it is, in the order of `query.tensors_of`.
+    """
     if isinstance(value, Tensor):
-        return value.to(device)
+        stays = host is not None and next(host, False)
+        return value if stays else value.to(device)
     if isinstance(value, dict):
-        return type(value)((k, moved(v, device)) for k, v in value.items())
+        return type(value)((k, moved(v, device, host)) for k, v in value.items())
     if type(value) in (list, tuple):
-        return type(value)(moved(v, device) for v in value)
+        return type(value)(moved(v, device, host) for v in value)
     return value
