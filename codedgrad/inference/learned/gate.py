@@ -5,6 +5,14 @@ and the last one before the upper confidence bound on the trusted answers' mean 
 exceeds `error` is taken: a test in fixed sequence, whose confidence holds for the
 choice as a whole (Angelopoulos et al., Learn then test, 2021).
 
+A stream sees many choices, and each may be wrong. So they share the allowed error:
+number j takes 6 / (pi^2 j^2) of 1 - confidence, which sums to all of it, and the
+confidence holds for all choices together. A narrower choice is taken only where what
+the wider one trusts loses more than `error` in the mean; else it would close by
+chance, as each choice is stricter than the one before. A new one comes only when
+there are as many new answers as the last one rested on, or a full window of them, so
+that they stay few.
+
 Online, late exact answers say what the trusted ones lost. Their evidence against
 "the mean loss is at most `error`" is a product of likelihood ratios that starts anew
 whenever it falls below 1 (Page's CUSUM, 1954), so that without a violation a false
@@ -29,6 +37,7 @@ if TYPE_CHECKING:
 NOTHING = -1.0  # the threshold that trusts nothing
 _ALARM = 1000.0
 _ONE_WRONG = 1.6  # answers that show a small share with one wrong, over with none
+_LEAST = 1e-12  # of the allowed error, for one choice: 1 - it is still a float
 _WORSE = 4.0  # the violation that the evidence is most sensitive to, over `error`
 
 
@@ -39,10 +48,10 @@ class GateSettings:
     Attributes:
         error: the mean loss that trusted answers may have: of logits the share that
             disagrees with the model.
-        confidence: of the bound on it.
+        confidence: with which the bounds hold for all choices of a stream together.
         window: answers with a known loss that are kept. More follow a change later and
             bound a small error better.
-        every: answers after which the threshold is estimated anew.
+        every: the fewest new answers after which the threshold is chosen anew.
     """
 
     error: float = 0.005
@@ -93,6 +102,8 @@ class Gate:
         self._evidence = 1.0
         self._since = 0  # answers seen since the evidence last was 1
         self._waiting = 0
+        self._choices = 0
+        self._rested = 0  # answers that the last choice rested on
 
     def calibrate(self, doubts: np.ndarray, losses: np.ndarray) -> None:
         """Chooses the threshold by answers with a known loss, and keeps these."""
@@ -106,7 +117,7 @@ class Gate:
             self._waiting += 1
             self._keep(doubts[i : i + 1], losses[i : i + 1])
             self._weigh(float(doubts[i]), float(losses[i]))
-            if self._waiting >= self.settings.every:
+            if self._waiting >= max(self.settings.every, self._rested):
                 self._choose()
 
     def _weigh(self, doubt: float, loss: float) -> None:
@@ -123,7 +134,7 @@ class Gate:
             self.threshold = NOTHING
             self._doubts = self._doubts[-self._since :]
             self._losses = self._losses[-self._since :]
-            self._waiting = 0
+            self._waiting = self._rested = 0
         if self._evidence >= _ALARM or self._evidence <= 1:
             self._evidence, self._since = 1.0, 0
 
@@ -133,12 +144,19 @@ class Gate:
         self._losses = np.concatenate([self._losses, losses])[-window:]
 
     def _choose(self) -> None:
-        self._waiting = 0
-        self.threshold = self._largest()
+        self._waiting, self._rested = 0, len(self._losses)
+        self._choices += 1
+        share = 6 / (math.pi * self._choices) ** 2
+        wrong = max((1 - self.settings.confidence) * share, _LEAST)
+        found = self._largest(1 - wrong)
+        trusted = self._losses[self._doubts <= self.threshold]
+        kept = len(trusted) and float(trusted.mean()) <= self.settings.error
+        if found > self.threshold or not kept:
+            self.threshold = found
 
-    def _largest(self) -> float:
+    def _largest(self, confidence: float) -> float:
         """Returns the last threshold of the sequence that the bound allows."""
-        error, confidence = self.settings.error, self.settings.confidence
+        error = self.settings.error
         found = NOTHING
         if error <= 0:
             return found
@@ -166,6 +184,7 @@ class Gate:
             "doubts": self._doubts.tolist(),
             "losses": self._losses.tolist(),
             "evidence": [self._evidence, self._since, self._waiting],
+            "choices": [self._choices, self._rested],
         }
 
 
@@ -177,4 +196,5 @@ def restored(state: dict[str, Any]) -> Gate:
     gate._doubts = np.asarray(state["doubts"], dtype=float)
     gate._losses = np.asarray(state["losses"], dtype=float)
     gate._evidence, gate._since, gate._waiting = state["evidence"]
+    gate._choices, gate._rested = state["choices"]
     return gate

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 class StandIn:

@@ -29,7 +29,27 @@ def test_the_true_error_of_what_is_trusted_is_within_the_bound() -> None:
     # Of doubts up to t the mean loss is t^3 / 4, so t = 0.342 is the largest allowed.
     found = np.array([calibrated(seed).threshold for seed in range(100)])
     assert (found**3 / 4 > 0.01).mean() <= 0.05
-    assert np.median(found) > 0.24
+    assert np.median(found) >= 0.24
+
+
+def test_the_confidence_holds_for_all_choices_of_a_stream() -> None:
+    """Everything has one doubt, and loses a little more than is allowed.
+
+    A choice that is new every 100 answers at the full confidence opens in a third of
+    such streams.
+    """
+    settings, runs, opened = GateSettings(error=0.02, window=1000, every=100), 60, 0
+    for seed in range(runs):
+        rng = np.random.default_rng(seed)
+        gate = Gate([1.0], settings)
+        losses = (rng.random(6000) < 0.0205).astype(float)
+        gate.calibrate(np.full(1000, 0.5), losses[:1000])
+        was_open = gate.threshold > NOTHING
+        for i in range(1000, 6000, 100):
+            gate.observe(np.full(100, 0.5), losses[i : i + 100])
+            was_open |= gate.threshold > NOTHING
+        opened += was_open
+    assert opened <= 0.05 * runs + 3  # two deviations of the count
 
 
 @pytest.mark.parametrize("count", [0, 50])
@@ -47,7 +67,7 @@ def test_a_calm_gate_rarely_falls_back() -> None:
     for _ in range(200):
         gate.observe(*answers(rng, 100))
     assert gate.alarms <= 1
-    assert gate.threshold > 0.2
+    assert gate.threshold >= 0.16
     assert gate.seen == 20_000
 
 
@@ -65,9 +85,9 @@ def test_it_falls_back_after_a_shift_and_trusts_again_what_it_may() -> None:
         gate.observe(*answers(rng, 100, worse=100.0))
     # Of doubts up to t the mean loss is now 25 t^3.
     assert gate.threshold == NOTHING or 25 * gate.threshold**3 <= 0.01
-    for _ in range(120):
+    for _ in range(240):
         gate.observe(*answers(rng, 100))
-    assert gate.threshold > 0.2
+    assert gate.threshold >= 0.2
 
 
 def test_one_at_a_time_or_many_at_once_is_the_same() -> None:
