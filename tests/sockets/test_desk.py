@@ -51,6 +51,7 @@ def test_an_answer_says_how_to_enter_or_why_not() -> None:
         ranks=[0, 1],
         donor=0,
         link=[1e-4, 1e-3],
+        within=60.0,
     )
     assert rejoin.read(entry.encode()) == entry
     with pytest.raises(ConfigError, match="another script"):
