@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -126,3 +127,12 @@ def test_an_engine_that_talks_to_nobody_ends_at_once() -> None:
     engine.stop(0.0)
     for other in others:
         other.close()
+
+
+def test_lines_have_a_limit() -> None:
+    mine, theirs = pair()
+    mine.limit(time.monotonic() + 0.1)
+    with pytest.raises(WorkerError, match="worker 2 is not to be heard"):
+        mine.hear(2)
+    mine.close()
+    theirs.close()
