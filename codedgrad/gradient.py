@@ -128,6 +128,7 @@ class CodedGradient:
             self._comeback.begin_steps()
             self._comeback.look(self, sampler)
             for shards in steps:
+                self._comeback.before_step()
                 yield shards
                 self._comeback.look(self, sampler)
 

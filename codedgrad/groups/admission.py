@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,8 @@ from codedgrad.job import rejoin
 from codedgrad.job.rejoin import Entry
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from codedgrad.groups.comeback import Comeback, Training
     from codedgrad.job.runtime import Runtime
     from codedgrad.job.sockets.desk import Asker
@@ -18,8 +21,6 @@ if TYPE_CHECKING:
     from codedgrad.job.sockets.world import World
 
 log = logging.getLogger("codedgrad")
-
-LOAD_S = 60.0  # until the state is packed, or loaded
 
 
 class Admission:
@@ -45,6 +46,7 @@ class Admission:
             ranks=sorted({*there, rank}),
             donor=there[0],
             link=None if job.link is None else list(job.link),
+            within=rejoin.within(job.timeout_s),
         )
         lines, problem = self._connect(training, who, entry)
         every = job.gather_from_all(problem.encode(), occasion)
@@ -67,26 +69,33 @@ class Admission:
     def _connect(
         self, training: Training, who: Asker, entry: Entry
     ) -> tuple[Lines | None, str]:
-        """Return the lines, and what has gone wrong, or ""."""
+        """Return the lines, and what has gone wrong, or "".
+
+        All of it ends by the entry's limit, for the others wait for it.
+        """
         assert self._world.desk is not None
-        self._world.desk.answer(who, entry.encode(), self._job.rank)
+        until = time.monotonic() + entry.within
         lines: Lines | None = None
         try:
+            # Where it cannot be written (a full disk), it is a reason like any other.
+            self._world.desk.answer(who, entry.encode(), self._job.rank)
             lines = rejoin.connect(self._job, entry)
             if self._job.rank == entry.donor:
-                return lines, self._give(training, who.rank, lines)
+                lines.limit(until)
+                return lines, self._give(training, who.rank, lines, until)
         except (CodedGradError, OSError) as error:
             return lines, str(error) or type(error).__name__
         return lines, ""
 
-    def _give(self, training: Training, rank: int, lines: Lines) -> str:
+    def _give(self, training: Training, rank: int, lines: Lines, until: float) -> str:
         """Give the state away; return what the new process says of it, or ""."""
         try:
-            data = self._comeback.packed(training)
+            pack = self._comeback.packing(training)
+            data = _result_by(until, pack)
         except Exception as error:  # noqa: BLE001 (an object of the user's)
             return f"the state cannot be packed: {type(error).__name__}: {error}"
         lines.say(rank, data)
-        return lines.hear(rank, LOAD_S).decode()
+        return lines.hear(rank, until - time.monotonic()).decode()
 
     def _go_on(self, training: Training, entry: Entry, lines: Lines) -> None:
         before = training.arrangement
@@ -94,3 +103,31 @@ class Admission:
         before.close(f"to begin step {entry.step} with worker {entry.rank}")
         rejoin.move(self._job, entry, lines, entry.ranks)
         training.go_on(before.anew(entry.step), entry.step)
+
+
+def _result_by(until: float, make: Callable[[], bytes]) -> bytes:
+    """Return what `make` does, which a thread of its own calls, for it may be slow.
+
+    Raises:
+        TimeoutError: it is not there by then; the thread ends some time later.
+    """
+    made: list[bytes | BaseException] = []
+
+    def call() -> None:
+        try:
+            made.append(make())
+        except BaseException as error:  # noqa: BLE001 (raised below)
+            made.append(error)
+
+    begin = time.monotonic()
+    thread = threading.Thread(target=call, name="codedgrad packs", daemon=True)
+    thread.start()
+    thread.join(max(until - begin, 0.0))
+    if not made:
+        raise TimeoutError(
+            f"it has taken more than {time.monotonic() - begin:.1f} s, and all others "
+            f"wait for it; raise codedgrad.init(timeout_s=...), of which half is given"
+        )
+    if isinstance(made[0], BaseException):
+        raise made[0]
+    return made[0]

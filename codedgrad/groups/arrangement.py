@@ -245,10 +245,17 @@ class Arrangement:
     # ---- workers that come back ----
 
     def describe_again(self) -> list[tuple[str, str]]:
-        """Returns what `described` of the next laying out would be; this one ends."""
+        """Returns what `described` of the next laying out would be.
+
+        This one stays as it is: it may go on, and look later whether it still fits.
+        """
         plan, subject = self._plan, self._subject
+        before = self.code, self._key, self._generation
         self.code = code_of_state(plan.code, subject.learned, plan.settings.run)
-        return self._describe(self._lay_out())
+        try:
+            return self._describe(self._lay_out())
+        finally:
+            self.code, self._key, self._generation = before
 
     def anew(self, step: int) -> Arrangement:
         """Returns the arrangement over the job's new engine, as at a start. Collective.

@@ -26,15 +26,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from codedgrad.data import ShardSampler
-from codedgrad.errors import CodedGradError, ConfigError
-from codedgrad.groups.admission import LOAD_S, Admission
+from codedgrad.errors import CodedGradError, ConfigError, WorkerError
+from codedgrad.groups.admission import Admission
 from codedgrad.job import rejoin
 from codedgrad.job.rejoin import Entry
 from codedgrad.job.sockets.desk import Asker
 from codedgrad.step import carried
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from codedgrad.data import Source
     from codedgrad.groups.arrangement import Arrangement
@@ -100,6 +100,7 @@ class Comeback:
         self._loop: _Loop | None = None
         self._passes = 0  # loops over steps in this epoch
         self._looked: int | None = None  # before which step, the last time
+        self._given = bytearray()  # the state that this process has entered with
 
     def track(self, things: dict[str, Any]) -> None:
         """Carry these over, too."""
@@ -134,6 +135,16 @@ class Comeback:
     def end(self) -> None:
         """End the loop over epochs."""
         self._loop = None
+
+    def before_step(self) -> None:
+        """Undo what ran since this process entered: the head of an epoch.
+
+        The others had run that before they gave the state away; it may draw random
+        numbers, or change a rate or a mode.
+        """
+        if self._given:
+            data, self._given = self._given, bytearray()
+            carried.put(carried.decode(data), self._subject, self._tracked)
 
     def look(self, training: Training, source: Source) -> None:
         """Look whether somebody asks, before a step. Collective, and waits for nobody.
@@ -216,7 +227,10 @@ class Comeback:
         """Write down that a process is not let in, and whether it may ask again."""
         assert world.desk is not None
         text = f"worker {who.rank} cannot come back: {why}. The job goes on without it"
-        world.desk.answer(who, rejoin.refuse(text, again=again), self._job.rank)
+        try:
+            world.desk.answer(who, rejoin.refuse(text, again=again), self._job.rank)
+        except OSError as error:  # it asks until it gives up; the others go on
+            log.warning("worker %d cannot be answered: %s", who.rank, error)
         if self._job.rank == min(
             set(range(self._job.size)) - {*self._job.losses.ranks}
         ):
@@ -244,7 +258,10 @@ class Comeback:
         training.go_on(training.arrangement.anew(entry.step), entry.step)
         self._looked = entry.step
         assert world.desk is not None
-        world.desk.enter(job.rank, entry.process)
+        try:
+            world.desk.enter(job.rank, entry.process)
+        except OSError as error:  # the others have it already
+            log.warning("the supervisor is not told that it has entered: %s", error)
         log.info(
             "worker %d has entered in step %d, with %.1f MB from worker %d, in %.2f s",
             *(job.rank, entry.step, size / 1e6, entry.donor),
@@ -262,11 +279,13 @@ class Comeback:
             NotNow: the others have not let it in.
         """
         lines: Lines | None = None
+        begin = time.monotonic()
         try:
             lines = rejoin.connect(self._job, entry)
-            data = lines.hear(entry.donor, LOAD_S)
-            problem = self._load(training, data)
-            lines.say(entry.donor, problem.encode())
+            data = lines.hear(entry.donor, entry.within)
+            problem = self._load(training, data) or _too_slow(entry, begin)
+            with contextlib.suppress(WorkerError):  # no yes comes then, from nobody
+                lines.say(entry.donor, problem.encode())
             there = lines.hear_yes(self._job.timeout_s)
         except BaseException as error:
             if lines is not None:
@@ -289,20 +308,39 @@ class Comeback:
         try:
             state = carried.decode(data)
             carried.load(state, self._subject, self._tracked, self._loop.source)
+            self._given = data
             self._subject.learned.update(state["coded"].get("travelling", ()))
             theirs = [tuple(pair) for pair in state["described"]]
             return _difference(theirs, training.arrangement.describe_again())
         except Exception as error:  # noqa: BLE001 (whatever it is, the others go on)
             return f"the state cannot be loaded: {type(error).__name__}: {error}"
 
-    def packed(self, training: Training) -> bytes:
-        """Return the state that a process gets that comes back."""
+    def packing(self, training: Training) -> Callable[[], bytes]:
+        """Return what packs the state for a process that comes back; it may be slow."""
         assert self._loop is not None
         coded, source = training.state_dict(), self._loop.source
-        state = carried.pack(self._subject, self._tracked, source, coded)
-        described = training.arrangement.described
-        state["described"] = [[str(name), str(value)] for name, value in described]
-        return carried.encode(state)
+        # All lay out again with that process, so what counts is what they are now.
+        described = training.arrangement.describe_again()
+        subject, tracked = self._subject, dict(self._tracked)
+
+        def pack() -> bytes:
+            state = carried.pack(subject, tracked, source, coded)
+            state["described"] = [[str(name), str(value)] for name, value in described]
+            return carried.encode(state)
+
+        return pack
+
+
+def _too_slow(entry: Entry, begin: float) -> str:
+    """Returns that the others have not waited for it, if they have not, or ""."""
+    took = time.monotonic() - begin
+    if took < entry.within:
+        return ""
+    return (
+        f"taking over the state took {took:.1f} s, and the others have waited "
+        f"{entry.within:.1f} s; raise codedgrad.init(timeout_s=...), of which half is "
+        f"given"
+    )
 
 
 def _script() -> Pairs:

@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("codedgrad")
 
-CONNECT_S = 5.0  # until all workers have connected; they are all there
+_CONNECT_S = 5.0  # until all workers have connected; they are all there
+_ENTRY_S = 60.0  # until the state is packed, sent and loaded
 _STOP_S = 30.0  # until the engine before has sent all that it still has to send
 _NAP_S = 0.02
 _SAY_S = 10.0
@@ -103,6 +104,7 @@ class Entry(NamedTuple):
         ranks: all workers from then on.
         donor: the worker that gives it the state.
         link: the cost of a message, as the others have measured it; None: nobody has.
+        within: seconds for all of it: connections, packing, sending and loading.
     """
 
     rank: int
@@ -112,6 +114,7 @@ class Entry(NamedTuple):
     ranks: list[int]
     donor: int
     link: list[float] | None
+    within: float
 
     @property
     def mesh(self) -> str:
@@ -121,6 +124,15 @@ class Entry(NamedTuple):
     def encode(self) -> str:
         """Return the text that is written down."""
         return json.dumps(self._asdict())
+
+
+def within(timeout_s: float) -> float:
+    """Return how long the others may be kept by one that enters, in seconds.
+
+    They wait for the donor meanwhile, each for `timeout_s` at most: a process that is
+    too slow is not let in, long before the job would end.
+    """
+    return min(_ENTRY_S, timeout_s / 2)
 
 
 def connect(job: Runtime, entry: Entry) -> Lines:
@@ -134,7 +146,8 @@ def connect(job: Runtime, entry: Entry) -> Lines:
     assert world is not None
     for rank in entry.ranks:
         world.look_up(rank)
-    return Lines(world.connect(entry.mesh, entry.ranks, CONNECT_S), entry.ranks)
+    wait_s = min(_CONNECT_S, entry.within)
+    return Lines(world.connect(entry.mesh, entry.ranks, wait_s), entry.ranks)
 
 
 def move(job: Runtime, entry: Entry, lines: Lines, there: Sequence[int]) -> None:
@@ -159,7 +172,7 @@ def move(job: Runtime, entry: Entry, lines: Lines, there: Sequence[int]) -> None
     job.channel = SocketChannel(world, f"after the {entry.mesh}", range(job.size))
     if job.outside:
         before.stop(0.0)
-    elif not before.stop(_STOP_S):
+    elif not before.stop(min(_STOP_S, job.timeout_s / 2)):
         log.warning("the engine before was not left by all; its memory is kept")
     job.losses = Losses(w for w in range(job.size) if w not in entry.ranks)
     job.link = None if entry.link is None else Link(*entry.link)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from codedgrad.errors import ConfigError
-from codedgrad.step import live
+from codedgrad.step import live, same
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
     from codedgrad.data import Source
     from codedgrad.step.subject import Subject
+
+
+_NUMPY = "numpy's, by codedgrad"  # the key of what is one of numpy's arrays or numbers
 
 
 def check_tracked(tracked: Mapping[str, Any]) -> None:
@@ -124,7 +127,7 @@ def decode(data: bytearray) -> dict[str, Any]:
             f"what is tracked holds something else than tensors, numbers, texts and "
             f"containers of these ({told[:200]})"
         ) from None
-    return dict(found)
+    return dict(_restored(found))
 
 
 def load(
@@ -150,32 +153,63 @@ def load(
         here, there = thing.state_dict(), state["tracked"][name]
         if isinstance(here, dict) and isinstance(there, dict):
             _compare(f"entries of {name}", list(here), list(there))
+    put(state, subject, tracked)
+    for name, thing in tracked.items():
+        same.check(name, thing.state_dict(), state["tracked"][name])
+    source.load_state_dict(state["source"])
+
+
+def put(state: dict[str, Any], subject: Subject, tracked: Mapping[str, Any]) -> None:
+    """Put what a state holds, beside the place in the data, where it belongs."""
     with torch.no_grad():
-        for name, tensor in mine.items():
-            tensor.copy_(theirs[name])
+        for name, tensor in _tensors(subject).items():
+            tensor.copy_(state["tensors"][name])
             grad = state["grads"].get(name)
             tensor.grad = None if grad is None else grad.to(tensor.device)
     for module, training in zip(subject.modules, state["training"], strict=True):
         module.training = training
     for name, thing in tracked.items():
         thing.load_state_dict(state["tracked"][name])
-    source.load_state_dict(state["source"])
     _set_generators(state["random"])
 
 
 def _plain(value: Any) -> Any:
-    """Return a state with Python's numbers and torch's tensors in place of numpy's.
+    """Return a state with torch's tensors in place of numpy's arrays and numbers.
 
-    torch reads back nothing else, for safety. Counters of a schedule stay counters.
+    torch reads back nothing else, for safety; `_restored` makes numpy's of them again.
+    Counters of a schedule stay counters.
     """
     if isinstance(value, dict):
-        items = {_plain(key): _plain(item) for key, item in value.items()}
+        items = {_key(key): _plain(item) for key, item in value.items()}
         return Counter(items) if isinstance(value, Counter) else items
     if type(value) in (list, tuple):
         return type(value)(map(_plain, value))
-    if isinstance(value, np.generic):
-        return value.item()
-    return torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+    if isinstance(value, np.ndarray | np.generic):
+        array = np.asarray(value)
+        raw = torch.from_numpy(np.frombuffer(array.tobytes(), np.uint8).copy())
+        kind = "number" if isinstance(value, np.generic) else "array"
+        if array.dtype.hasobject or array.dtype.names:
+            raise ConfigError(f"an array of {array.dtype} cannot be carried")
+        return {_NUMPY: kind, "dtype": array.dtype.str, "shape": array.shape, "": raw}
+    return value
+
+
+def _key(key: Any) -> Any:
+    return key.item() if isinstance(key, np.generic) else key
+
+
+def _restored(value: Any) -> Any:
+    """Return what `_plain` was given, but for the kinds of dictionaries."""
+    if isinstance(value, dict):
+        if _NUMPY in value:
+            data = value[""].numpy().tobytes()
+            array = np.frombuffer(data, value["dtype"]).reshape(value["shape"]).copy()
+            return array[()] if value[_NUMPY] == "number" else array
+        items = {key: _restored(item) for key, item in value.items()}
+        return Counter(items) if isinstance(value, Counter) else items
+    if type(value) in (list, tuple):
+        return type(value)(map(_restored, value))
+    return value
 
 
 def _tensors(subject: Subject) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -51,6 +52,7 @@ def test_an_answer_says_how_to_enter_or_why_not() -> None:
         ranks=[0, 1],
         donor=0,
         link=[1e-4, 1e-3],
+        within=60.0,
     )
     assert rejoin.read(entry.encode()) == entry
     with pytest.raises(ConfigError, match="another script"):
@@ -125,3 +127,12 @@ def test_an_engine_that_talks_to_nobody_ends_at_once() -> None:
     engine.stop(0.0)
     for other in others:
         other.close()
+
+
+def test_lines_have_a_limit() -> None:
+    mine, theirs = pair()
+    mine.limit(time.monotonic() + 0.1)
+    with pytest.raises(WorkerError, match="worker 2 is not to be heard"):
+        mine.hear(2)
+    mine.close()
+    theirs.close()

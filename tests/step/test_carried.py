@@ -15,6 +15,7 @@ from torch.utils.data import TensorDataset
 
 from codedgrad.data import ShardSampler
 from codedgrad.errors import ConfigError
+from codedgrad.groups.comeback import Comeback
 from codedgrad.step import carried, live
 from codedgrad.step.subject import Subject
 
@@ -115,3 +116,52 @@ def test_objects_are_refused() -> None:
     side.schedule.gamma = object()  # type: ignore[assignment]
     with pytest.raises(ConfigError, match="something else than tensors"):
         side.load(side.packed())
+
+
+class Held:
+    """Something of the user's own, which keeps another dtype where it is told to."""
+
+    def __init__(self, value: Any, cast: Any = None) -> None:
+        self.value, self.cast = value, cast
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"value": self.value}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.value = self.cast(state["value"]) if self.cast else state["value"]
+
+
+def test_what_loading_changes_is_named() -> None:
+    there, here = Side(0), Side(1)
+    there.tracked["own"] = Held([torch.ones(2, dtype=torch.float64)])
+    here.tracked["own"] = Held(None, lambda value: [value[0].float()])
+    with pytest.raises(ConfigError, match=r"own\['value'\]\[0\] is .*float32 here"):
+        here.load(there.packed())
+
+
+def test_numbers_of_numpy_stay_what_they_are() -> None:
+    there, here = Side(0), Side(1)
+    value = [np.float32(0.1), np.arange(6.0).reshape(2, 3), float("nan"), -0.0]
+    there.tracked["own"], here.tracked["own"] = Held(value), Held(None)
+    here.load(there.packed())
+    found = here.tracked["own"].value
+    assert type(found[0]) is np.float32
+    assert found[0] == value[0]
+    assert np.array_equal(found[1], np.arange(6.0).reshape(2, 3))
+
+
+def test_the_head_of_the_epoch_is_undone() -> None:
+    side = Side(0)
+    data = side.packed()
+    comeback = Comeback.__new__(Comeback)
+    comeback._subject, comeback._tracked = side.subject, side.tracked
+    comeback._given = data
+    expected = torch.get_rng_state()
+    torch.randperm(5)
+    side.optimizer.param_groups[0]["lr"] = 7.0
+    comeback.before_step()
+    assert torch.equal(torch.get_rng_state(), expected)
+    assert side.optimizer.param_groups[0]["lr"] == 0.1
+    torch.randperm(5)
+    comeback.before_step()  # only once
+    assert not torch.equal(torch.get_rng_state(), expected)

@@ -6,8 +6,10 @@ What is said on them is a length of 64 bits and so many bytes. Each wait ends.
 from __future__ import annotations
 
 import contextlib
+import math
 import socket
 import struct
+import time
 from typing import TYPE_CHECKING
 
 from codedgrad.errors import WorkerError
@@ -34,8 +36,11 @@ class Lines:
             for rank, fd in zip(ranks, fds, strict=True)
             if fd >= 0
         }
-        for line in self._lines.values():
-            line.settimeout(_IDLE_S)
+        self._until = math.inf
+
+    def limit(self, until: float) -> None:
+        """Let all that is said and heard end by this `time.monotonic()`."""
+        self._until = until
 
     def say(self, rank: int, data: bytes) -> None:
         """Send bytes to a worker.
@@ -47,6 +52,7 @@ class Lines:
             for piece in (struct.pack("<Q", len(data)), data):
                 left = memoryview(piece)
                 while left:
+                    self._wait(rank, _IDLE_S)
                     left = left[self._lines[rank].send(left[:_PIECE_BYTES]) :]
         except OSError as error:
             raise _gone(rank, error) from None
@@ -61,12 +67,9 @@ class Lines:
         Raises:
             WorkerError: it has gone, or says nothing any more.
         """
-        line = self._lines[rank]
         try:
-            line.settimeout(wait_s)
-            head = self._take(rank, 8)
-            line.settimeout(_IDLE_S)
-            return self._take(rank, int(struct.unpack("<Q", head)[0]))
+            head = self._take(rank, 8, wait_s)
+            return self._take(rank, int(struct.unpack("<Q", head)[0]), _IDLE_S)
         except OSError as error:
             raise _gone(rank, error) from None
 
@@ -121,9 +124,17 @@ class Lines:
             line.close()
         self._lines.clear()
 
-    def _take(self, rank: int, size: int) -> bytearray:
+    def _wait(self, rank: int, wait_s: float) -> None:
+        """Let the next call on a line wait so long, or until the limit."""
+        left = self._until - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("it has taken too long in all")
+        self._lines[rank].settimeout(min(wait_s, left))
+
+    def _take(self, rank: int, size: int, wait_s: float) -> bytearray:
         heard = bytearray()  # it grows with what comes, whatever was announced
         while len(heard) < size:
+            self._wait(rank, wait_s)
             data = self._lines[rank].recv(min(_PIECE_BYTES, size - len(heard)))
             if not data:
                 raise ConnectionResetError("it has hung up")
