@@ -7,9 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from torch import nn
 
-import codedgrad
 from codedgrad.groups import admission
 from codedgrad.job import rejoin
 from codedgrad.job.rejoin import Entry
@@ -38,13 +36,3 @@ def test_an_answer_that_cannot_be_written_is_a_reason() -> None:
     )
     found = one._connect(nothing, Asker(1, 1, 1), entry)
     assert found == (None, "no space left")
-
-
-def test_what_has_changed_since_the_start_is_told() -> None:
-    codedgrad.init()
-    model = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.2))
-    with codedgrad.CodedGradient(model) as coded:
-        model[1].p = 0.1
-        told = [value for _, value in coded._arrangement.describe_again()]
-        assert "Dropout(p=0.1, inplace=False)" in told
-        assert coded._arrangement.fits()
