@@ -14,7 +14,7 @@ from torch import Tensor
 
 from codedgrad.data.seeding import own_rng
 from codedgrad.groups.arrangement import Arrangement, plan_of
-from codedgrad.groups.comeback import Comeback
+from codedgrad.groups.returning import Returning
 from codedgrad.job import agreement, runtime
 from codedgrad.job.settings import Keywords, Settings, combine
 from codedgrad.step import live, mistakes, start
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from codedgrad.monitor.report import StepReport
 
 
-class CodedGradient:
+class CodedGradient(Returning):
     """The gradient of the whole batch, without waiting for stragglers.
 
     With c_g samples in micro-batch g and C in the step, `backward` leaves
@@ -102,9 +102,7 @@ class CodedGradient:
         self._reporter = start.reporter_into(plan.log, plan.seat.worker)
         self._account = Account(plan.code, plan.patience, self._reporter)
         self._step, self._weighed = 0, False  # did a repeated step weigh?
-        self._comeback = Comeback(
-            self._runtime, self._subject, self._arrangement.described
-        )
+        self._begin_comebacks()
         self.report: StepReport | None = None
         self.metrics: dict[str, float] = {}
         live.enter(self._subject)
@@ -125,59 +123,7 @@ class CodedGradient:
             whole, own = own_is_whole(self._settings.run), self._arrangement.own_spans
             code = self.code
             steps = sampler.steps(code.parts, code.shards, whole=whole, own=own)
-            self._comeback.begin_steps()
-            self._comeback.look(self, sampler)
-            for shards in steps:
-                self._comeback.before_step()
-                yield shards
-                self._comeback.look(self, sampler)
-
-    def track(self, **things: Any) -> None:
-        """Name what a worker that comes back is given beside the model.
-
-            coded.track(optimizer=optimizer, scheduler=schedule, scaler=scaler)
-
-        Args:
-            **things: objects with `state_dict()` and `load_state_dict(state)`, whose
-                states hold tensors, numbers, texts and containers of these.
-
-        Raises:
-            ConfigError: an object has no such methods.
-        """
-        with start.failing_together(self._runtime, "could not track something"):
-            self._comeback.track(things)
-
-    def epochs(self, sampler: Source, count: int) -> Iterator[int]:
-        """Yields the epochs from the sampler's on, and sets each on the sampler.
-
-            for epoch in coded.epochs(sampler, 20):
-                for shards in coded.steps(sampler):
-                    ...
-
-        A sampler that was loaded from a checkpoint begins with its epoch. A process
-        that takes the place of a lost worker (`codedgrad run --restarts`,
-        docs/faults.md) enters the job here: it waits until the others let it in, takes
-        over their state, and goes on in their epoch. Between this loop and the one over
-        steps nothing may be collective.
-
-        Args:
-            sampler: of the data.
-            count: of all epochs, those before the first one included.
-
-        Raises:
-            ConfigError: the others do not let this process in; the message says why.
-        """
-        with start.failing_together(self._runtime, "could not begin its epochs"):
-            mistakes.check_source(sampler)
-            self._comeback.begin(self, sampler, count)
-        try:
-            for epoch in range(sampler.epoch, count):
-                sampler.set_epoch(epoch)
-                self._comeback.begin_epoch()
-                yield epoch
-            sampler.set_epoch(count)
-        finally:
-            self._comeback.end()
+            yield from self._comeback.between(self, sampler, steps)
 
     def backward(self, loss_fn: Callable[..., Any], shards: StepShards) -> Tensor:
         """Compute, exchange and decode one step; add the mean gradient to `p.grad`.
@@ -253,24 +199,9 @@ class CodedGradient:
         return self._reporter.record
 
     @property
-    def step(self) -> int:
-        """The number of the next step."""
-        return self._step
-
-    @property
     def nonfinite(self) -> int:
         """Number of micro-batches with NaN or Inf that were let through here."""
         return self._passes.nonfinite.count
-
-    @property
-    def arrangement(self) -> Arrangement:
-        """The present laying out of the model's rows; not for users."""
-        return self._arrangement
-
-    def go_on(self, arrangement: Arrangement, step: int) -> None:
-        """Go on with this laying out, and with this step; not for users."""
-        self._take(arrangement)
-        self._step = step
 
     # ---- checkpoints and the end ----
 

@@ -34,9 +34,9 @@ from codedgrad.job.sockets.desk import Asker
 from codedgrad.step import carried
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
-    from codedgrad.data import Source
+    from codedgrad.data import Source, StepShards
     from codedgrad.groups.arrangement import Arrangement
     from codedgrad.job.runtime import Runtime
     from codedgrad.job.sockets.lines import Lines
@@ -128,9 +128,19 @@ class Comeback:
         """Begin an epoch of the loop."""
         self._passes = 0
 
-    def begin_steps(self) -> None:
-        """Begin a loop over steps."""
+    def between(
+        self, training: Training, source: Source, steps: Iterator[StepShards]
+    ) -> Iterator[StepShards]:
+        """Yield steps, and look before each whether somebody asks.
+
+        At the end of an epoch nobody comes in: what follows the steps there, of a
+        schedule say, is not for a process that has made none.
+        """
         self._passes += 1
+        for shards in steps:
+            self.look(training, source)
+            self.before_step()
+            yield shards
 
     def end(self) -> None:
         """End the loop over epochs."""
@@ -158,7 +168,7 @@ class Comeback:
         if self._loop is None or self._loop.source is not source:
             return
         before, window = self._looked, training.arrangement.window
-        if before is not None and step < before + window:
+        if before is not None and before <= step < before + window:
             return
         self._looked = step
         world = rejoin.world_of(job.channel)
@@ -318,6 +328,7 @@ class Comeback:
     def packing(self, training: Training) -> Callable[[], bytes]:
         """Return what packs the state for a process that comes back; it may be slow."""
         assert self._loop is not None
+        self._subject.refresh()  # not in the thread that packs, beside the training
         coded, source = training.state_dict(), self._loop.source
         # All lay out again with that process, so what counts is what they are now.
         described = training.arrangement.describe_again()

@@ -87,10 +87,14 @@ class Boundaries:
 
     def __enter__(self) -> None:
         """Begin a pass."""
+        self.begin_again()
+        self._visit = self._next
+
+    def begin_again(self) -> None:
+        """Learn nothing from what this pass has computed so far, a rehearsal say."""
         self._count = 0
         if not self._chosen:
             self._visits, self._begin = [], time.monotonic()
-        self._visit = self._next
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         """End a pass, and learn from one that was not left early."""

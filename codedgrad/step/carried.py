@@ -86,12 +86,11 @@ def pack(
     """Return the state of this worker.
 
     Args:
-        subject: the model.
+        subject: the model, as `refresh` has found it.
         tracked: what the user tracks, by name.
         source: of the data.
         coded: the state of the CodedGradient.
     """
-    subject.refresh()
     tensors = _tensors(subject)
     return {
         "tensors": {name: tensor.detach() for name, tensor in tensors.items()},

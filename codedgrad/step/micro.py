@@ -75,9 +75,10 @@ def wider(
     It is the micro-batch with a neighbour of its shard, or the shard with a neighbour,
     where this can be read here.
     """
+    width = span[1] - span[0]
     end = span[0] // micro * micro + micro if micro > 1 else len(shards.sizes)
-    begin = max(0, min(span[0], end - 2))
-    both = begin, begin + 2
+    begin = max(0, min(span[0], end - 2 * width))
+    both = begin, begin + 2 * width
     sampler = shards.sampler
     here = sampler.helpable and getattr(sampler, "readable_here", False)
     one = shards.samples(*span) * getattr(sampler, "rows", 1) == 1

@@ -357,6 +357,7 @@ class Passes:
         if self._first:
             self._first = False
             self._rehearsal.look(context, at.span, batch, place)
+            self._boundaries.begin_again()
             # What a backward of the loss function's own has left there is no gradient.
             objects.assign_all(self._payload.layout.parameters, "grad", None)
         returned = self._batches.call(context.loss_fn, batch)

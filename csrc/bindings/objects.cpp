@@ -56,9 +56,13 @@ bool asks_usually(PyTypeObject* type) {
 }
 
 // Python's number of all that a type and those above it are, which changes with them
-// and is never given twice; 0 where it has none at the moment.
+// and is never given twice; 0 where it has none at the moment, and in Python 3.10, whose
+// sys._clear_type_cache() begins the numbers anew.
 unsigned version_of(PyTypeObject* type) {
-#if PY_VERSION_HEX < 0x030D0000
+#if PY_VERSION_HEX < 0x030B0000
+  (void)type;
+  return 0;
+#elif PY_VERSION_HEX < 0x030D0000
   if (!PyType_HasFeature(type, Py_TPFLAGS_VALID_VERSION_TAG)) return 0;
 #endif
   return type->tp_version_tag;

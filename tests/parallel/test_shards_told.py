@@ -44,6 +44,18 @@ def test_a_loss_of_shards_is_told_once(
     assert said == (["1"] + ["0"] * (n - 1) if n > 1 else ["0"])
 
 
+@pytest.mark.parametrize("kind", [mean_of_long, summed])
+def test_a_shard_of_one_sample_is_told_with_the_default_code(
+    kind: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    n = codedgrad.size()
+    sampler = codedgrad.ShardSampler(data(), n)
+    with caplog.at_level(logging.WARNING, "codedgrad"):
+        of_shards(kind, caplog, sampler=sampler, code=codes.spread(n))
+    texts = " ".join(everywhere(caplog.text))
+    assert ("another function of a" in texts) == (n > 1)
+
+
 @pytest.mark.parametrize("same_bits", [False, True])
 @pytest.mark.parametrize("kind", [F.cross_entropy, weighted, noisy])
 def test_a_mean_of_shards_is_not_told(
