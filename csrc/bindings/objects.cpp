@@ -56,8 +56,8 @@ bool asks_usually(PyTypeObject* type) {
 }
 
 // Python's number of all that a type and those above it are, which changes with them
-// and is never given twice; 0 where it has none at the moment, and in Python 3.10, whose
-// sys._clear_type_cache() begins the numbers anew.
+// and is never given twice; 0 where it has none at the moment, and in Python 3.10,
+// whose sys._clear_type_cache() begins the numbers anew.
 unsigned version_of(PyTypeObject* type) {
 #if PY_VERSION_HEX < 0x030B0000
   (void)type;
